@@ -1,0 +1,1 @@
+"""The command line: the twin of the Python face."""

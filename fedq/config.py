@@ -1,0 +1,90 @@
+"""Where things are: ``fedq.toml`` and the environment become one frozen Config.
+
+Roots are found upward from the working directory: the nearest ``fedq.toml`` says where queue
+and devices lie (relative to itself); without one they are ``./queue`` and ``./devices``.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedq.errors import UsageError
+
+FILE = "fedq.toml"
+KEYS = ("queue", "devices", "home", "user", "durability")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Absolute roots and who asks.
+
+    Attributes:
+        queue: root of the pairs; holds ``.fedq`` when it is there.
+        devices: root of the private homes of devices on this machine.
+        home: the requester's private folder: key, trust, outbox.
+        user: the requester's name, before its key.
+        durability: ``full`` (fsync before "sent") or ``none``.
+    """
+
+    queue: Path
+    devices: Path
+    home: Path
+    user: str
+    durability: str = "full"
+
+
+def find(
+    *,
+    queue: str | os.PathLike[str] | None = None,
+    devices: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    cwd: Path | None = None,
+) -> Config:
+    """The Config for this call: arguments, then FEDQ_* variables, then fedq.toml, then defaults."""
+    cwd = (cwd or Path.cwd()).absolute()
+    file = next((d / FILE for d in (cwd, *cwd.parents) if (d / FILE).is_file()), None)
+    written = _read(file) if file else {}
+    base = file.parent if file else cwd
+
+    def pick(key: str, given: str | os.PathLike[str] | None, default: str) -> str:
+        if given is not None:
+            return str(cwd / given)
+        if environ.get(f"FEDQ_{key.upper()}"):
+            return str(cwd / environ[f"FEDQ_{key.upper()}"])
+        return str(base / Path(written.get(key, default)).expanduser())
+
+    home = pick("home", None, str(Path(environ.get("HOME", "~")).expanduser() / ".fedq"))
+    durability = environ.get("FEDQ_DURABILITY") or written.get("durability", "full")
+    if durability not in ("full", "none"):
+        raise UsageError(f"durability is 'full' or 'none', not {durability!r}")
+    return Config(
+        queue=Path(os.path.normpath(pick("queue", queue, "queue"))),
+        devices=Path(os.path.normpath(pick("devices", devices, "devices"))),
+        home=Path(os.path.normpath(home)),
+        user=user_name(environ.get("FEDQ_USER") or written.get("user") or getpass.getuser()),
+        durability=durability,
+    )
+
+
+def user_name(text: str) -> str:
+    """A name fit for a directory: letters, digits, ``_``, at most 40 of them."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", text)[:40] or "user"
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        written = tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: {error}") from None
+    unknown = sorted(written.keys() - set(KEYS))
+    if unknown:
+        raise UsageError(f"{file}: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(KEYS)}")
+    if not all(isinstance(v, str) for v in written.values()):
+        raise UsageError(f"{file}: every value is text")
+    return written

@@ -1,0 +1,52 @@
+"""Ids and digests.
+
+An id is 32 lower-case hex digits and opaque: nobody reads time or order out of it. A new one
+is 48 bits of milliseconds and 80 random bits; a derived one is cut from SHA-256 of its parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable
+
+ID = re.compile(r"[0-9a-f]{32}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+NewId = Callable[[], str]
+"""How fresh ids are made; tests give a counter."""
+
+
+def new_id() -> str:
+    """A fresh id, unique by 80 random bits."""
+    return f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}" + os.urandom(10).hex()
+
+
+def derive(domain: str, *parts: str | int) -> str:
+    """The id that these parts always give; parts are length-prefixed, so none can imitate another."""
+    return digest(*(str(p).encode() for p in (domain, *parts)))[:32]
+
+
+def derive_seed(seed: int, action: int) -> int:
+    """The seed of one action: 63 bits of SHA-256(seed, action)."""
+    return int(digest(b"seed", str(seed).encode(), str(action).encode())[:16], 16) >> 1
+
+
+def digest(*parts: bytes) -> str:
+    """SHA-256 of length-prefixed parts, as 64 hex digits."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def is_id(text: object) -> bool:
+    return isinstance(text, str) and ID.fullmatch(text) is not None
+
+
+def is_name(text: object) -> bool:
+    """Whether this can name a device or requester: it becomes a directory name."""
+    return isinstance(text, str) and NAME.fullmatch(text) is not None

@@ -1,0 +1,196 @@
+"""Bytes of a fedq file: a safetensors file with one JSON body, tensors, and a signature last.
+
+Our own writer and reader: the library's puts no fixed order on names, cannot place a signature
+last, and accepts duplicate keys. Works on buffers of raw bytes, knows no torch and no keys.
+Format: docs/format.md, section 1. Source of the container: the safetensors README.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedq.errors import BadFile
+from fedq.plan.graph import ITEMSIZE, canonical
+
+VERSION = 1
+SIGNATURE = "~fedq.sig"
+SIGNATURE_BYTES = 96
+MAX_HEADER_BYTES = 4 << 20
+MAX_TENSORS = 4096
+MAX_DEPTH = 32
+
+_TO_FILE = {
+    "f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16", "f8_e4m3": "F8_E4M3",
+    "f8_e5m2": "F8_E5M2", "c64": "C64", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8",
+    "u64": "U64", "u32": "U32", "u16": "U16", "u8": "U8", "bool": "BOOL",
+}  # fmt: skip
+_FROM_FILE = {theirs: ours for ours, theirs in _TO_FILE.items()}
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Signer(Protocol):
+    """What signs a file: a key, seen from here."""
+
+    public: bytes
+
+    def sign(self, kind: str, sha256: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A tensor without torch: little-endian, row-major bytes.
+
+    Attributes:
+        dtype: our name, ``f32``.
+        shape: sizes.
+        data: as many bytes as they ask for; not copied.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Buffer
+
+    @property
+    def size_bytes(self) -> int:
+        return ITEMSIZE[self.dtype] * math.prod(self.shape)
+
+
+def encode(kind: str, body: Mapping[str, Any], tensors: Mapping[str, RawTensor], signer: Signer) -> list[Buffer]:
+    """A signed file as chunks, to be written one after the other; tensor data is not copied.
+
+    Tensors are laid out by falling element size, so that each starts aligned; their order in
+    the file means nothing, the body names them.
+    """
+    order = sorted(tensors, key=lambda name: -ITEMSIZE[tensors[name].dtype])
+    header: dict[str, Any] = {"__metadata__": {"fedq": canonical(body).decode()}}
+    start = 0
+    for name in order:
+        tensor = tensors[name]
+        end = start + tensor.size_bytes
+        header[name] = {"dtype": _TO_FILE[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+        start = end
+    header[SIGNATURE] = {"dtype": "U8", "shape": [SIGNATURE_BYTES], "data_offsets": [start, start + SIGNATURE_BYTES]}
+    head = canonical(header)
+    head += b" " * (-len(head) % 8)
+    if len(head) > MAX_HEADER_BYTES or len(tensors) > MAX_TENSORS:
+        raise BadFile(
+            f"too large for one file: header {len(head)} bytes of {MAX_HEADER_BYTES}, "
+            f"{len(tensors)} tensors of {MAX_TENSORS}"
+        )
+    chunks: list[Buffer] = [struct.pack("<Q", len(head)) + head]
+    chunks += [tensors[name].data for name in order if tensors[name].size_bytes]
+    chunks.append(signer.public)
+    return [*chunks, signer.sign(kind, sha256(chunks))]
+
+
+def sha256(chunks: Iterable[Buffer]) -> bytes:
+    import hashlib
+
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
+    return sha.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that was read: its body, and its tensors by name, as views into the buffer."""
+
+    body: dict[str, Any]
+    tensors: Mapping[str, RawTensor]
+
+
+def decode(raw: Buffer) -> File:
+    """Read a file whose signature was checked; strict: BadFile for any other layout.
+
+    Args:
+        raw: the whole file, private to the caller; tensors are views into it.
+    """
+    view = memoryview(raw)
+    if len(view) < 8 + SIGNATURE_BYTES:
+        raise BadFile(f"{len(view)} bytes are no fedq file: too short")
+    (size,) = struct.unpack_from("<Q", view)
+    if size > min(MAX_HEADER_BYTES, len(view) - 8):
+        raise BadFile(f"a header of {size} bytes does not fit: truncated, or not a fedq file")
+    header = parse_json(bytes(view[8 : 8 + size]))
+    _need(isinstance(header, dict), "the header is not an object")
+    meta = header.pop("__metadata__", None)
+    _need(isinstance(meta, dict) and meta.keys() == {"fedq"} and isinstance(meta["fedq"], str), "no fedq metadata")
+    _need(len(header) <= MAX_TENSORS + 1, f"more than {MAX_TENSORS} tensors")
+    body = parse_json(meta["fedq"].encode())
+    _need(isinstance(body, dict), "the body is not an object")
+    tensors = _tensors(header, view[8 + size :])
+    signature = tensors.pop(SIGNATURE, None)
+    _need(signature and signature.shape == (SIGNATURE_BYTES,) and signature.dtype == "u8", "no signature")
+    _need(header[SIGNATURE]["data_offsets"][1] == len(view) - 8 - size, "the signature is not last")
+    return File(body, tensors)
+
+
+def _tensors(header: dict[str, Any], data: memoryview) -> dict[str, RawTensor]:
+    tensors, spans = {}, []
+    for name, entry in header.items():
+        _need(isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {name[:40]!r}")
+        dtype, shape, offsets = _FROM_FILE.get(str(entry["dtype"])), entry["shape"], entry["data_offsets"]
+        if dtype is None:
+            raise BadFile(f"malformed file: dtype of tensor {name[:40]!r}")
+        _need(_sizes(shape) and _sizes(offsets) and len(offsets) == 2, f"layout of tensor {name[:40]!r}")
+        start, end = offsets
+        _need(start <= end <= len(data), f"tensor {name[:40]!r} ends outside the file")
+        tensor = RawTensor(dtype, tuple(shape), data[start:end])
+        _need(tensor.size_bytes == end - start, f"size of tensor {name[:40]!r}")
+        tensors[name] = tensor
+        spans.append((start, end))
+    edges = [0, *(edge for span in sorted(spans) for edge in span), len(data)]
+    _need(all(a == b for a, b in zip(edges[::2], edges[1::2], strict=True)), "tensors overlap or leave holes")
+    return tensors
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 64 and all(type(x) is int and 0 <= x < 1 << 62 for x in value)
+
+
+def _need(condition: object, message: str) -> None:
+    if not condition:
+        raise BadFile(f"malformed file: {message}")
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON with duplicate keys, NaN, Infinity and nesting beyond 32 refused."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"malformed JSON: {type(error).__name__}") from None
+    _need(_depth_ok(value), f"nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise BadFile("malformed JSON: a key stands twice")
+    return result
+
+
+def _no_constant(text: str) -> Callable[[], None]:
+    raise BadFile(f"malformed JSON: {text}")
+
+
+def _depth_ok(value: Any) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for v in level
+            if isinstance(v, (list, dict))
+            for child in (v.values() if isinstance(v, dict) else v)
+            if isinstance(child, (list, dict))
+        ]
+        if not level:
+            return True
+    return False

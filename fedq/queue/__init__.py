@@ -1,0 +1,1 @@
+"""Messages through folders; moves bytes, knows no tensor."""

@@ -1,0 +1,1 @@
+"""Keys, seals, policy: who asked, and what may leave."""
