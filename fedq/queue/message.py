@@ -244,8 +244,8 @@ def _verb_from_json(row: Any) -> Verb:
     match row:
         case ["put", str(id_), {"t": str(name), **rest}, {**options}] if not rest and options.keys() <= {"tag"}:
             tag = options.get("tag")
-            _need(tag is None or (isinstance(tag, str) and 0 < len(tag) <= 200), "put's tag")
-            return Put(_id(id_), name, tag)
+            if tag is None or (isinstance(tag, str) and 0 < len(tag) <= 200):
+                return Put(_id(id_), name, tag)
         case ["plan", str(id_), graph, list(tensors), about]:
             _need(len(id_) == 64 and all(c in "0123456789abcdef" for c in id_), "plan's id")
             _need(all(isinstance(t, str) for t in tensors), "plan's tensors")
