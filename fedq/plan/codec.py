@@ -67,26 +67,41 @@ def encode(kind: str, body: Mapping[str, Any], tensors: Mapping[str, RawTensor],
     Tensors are laid out by falling element size, so that each starts aligned; their order in
     the file means nothing, the body names them.
     """
+    entries, data, end = _lay_out(tensors)
+    entries[SIGNATURE] = {"dtype": "U8", "shape": [SIGNATURE_BYTES], "data_offsets": [end, end + SIGNATURE_BYTES]}
+    head = _head({"__metadata__": {"fedq": canonical(body).decode()}, **entries})
+    chunks: list[Buffer] = [head, *data, signer.public]
+    return [*chunks, signer.sign(kind, sha256(chunks))]
+
+
+def unsigned(tensors: Mapping[str, RawTensor]) -> list[Buffer]:
+    """A plain safetensors file, in chunks: for users' own tensors, not for what travels."""
+    entries, data, _ = _lay_out(tensors)
+    return [_head(entries), *data]
+
+
+def _lay_out(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, Any], list[Buffer], int]:
+    """Header entries, data and its length."""
+    if len(tensors) > MAX_TENSORS:
+        raise BadFile(f"too large for one file: {len(tensors)} tensors of {MAX_TENSORS}")
     order = sorted(tensors, key=lambda name: -ITEMSIZE[tensors[name].dtype])
-    header: dict[str, Any] = {"__metadata__": {"fedq": canonical(body).decode()}}
+    entries: dict[str, Any] = {}
     start = 0
     for name in order:
         tensor = tensors[name]
         end = start + tensor.size_bytes
-        header[name] = {"dtype": _TO_FILE[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+        entries[name] = {"dtype": _TO_FILE[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
         start = end
-    header[SIGNATURE] = {"dtype": "U8", "shape": [SIGNATURE_BYTES], "data_offsets": [start, start + SIGNATURE_BYTES]}
+    return entries, [tensors[name].data for name in order if tensors[name].size_bytes], start
+
+
+def _head(header: Mapping[str, Any]) -> bytes:
+    """A header with its length, padded so that the data starts aligned."""
     head = canonical(header)
     head += b" " * (-len(head) % 8)
-    if len(head) > MAX_HEADER_BYTES or len(tensors) > MAX_TENSORS:
-        raise BadFile(
-            f"too large for one file: header {len(head)} bytes of {MAX_HEADER_BYTES}, "
-            f"{len(tensors)} tensors of {MAX_TENSORS}"
-        )
-    chunks: list[Buffer] = [struct.pack("<Q", len(head)) + head]
-    chunks += [tensors[name].data for name in order if tensors[name].size_bytes]
-    chunks.append(signer.public)
-    return [*chunks, signer.sign(kind, sha256(chunks))]
+    if len(head) > MAX_HEADER_BYTES:
+        raise BadFile(f"too large for one file: header {len(head)} bytes of {MAX_HEADER_BYTES}")
+    return struct.pack("<Q", len(head)) + head
 
 
 def sha256(chunks: Iterable[Buffer]) -> bytes:
@@ -112,27 +127,34 @@ def decode(raw: Buffer) -> File:
     Args:
         raw: the whole file, private to the caller; tensors are views into it.
     """
-    view = memoryview(raw)
-    if len(view) < 8 + SIGNATURE_BYTES:
-        raise BadFile(f"{len(view)} bytes are no fedq file: too short")
-    (size,) = struct.unpack_from("<Q", view)
-    if size > min(MAX_HEADER_BYTES, len(view) - 8):
-        raise BadFile(f"a header of {size} bytes does not fit: truncated, or not a fedq file")
-    header = parse_json(bytes(view[8 : 8 + size]))
-    _need(isinstance(header, dict), "the header is not an object")
+    header, data = layout(raw)
     meta = header.pop("__metadata__", None)
     _need(isinstance(meta, dict) and meta.keys() == {"fedq"} and isinstance(meta["fedq"], str), "no fedq metadata")
     _need(len(header) <= MAX_TENSORS + 1, f"more than {MAX_TENSORS} tensors")
     body = parse_json(meta["fedq"].encode())
     _need(isinstance(body, dict), "the body is not an object")
-    tensors = _tensors(header, view[8 + size :])
+    tensors = tensors_of(header, data)
     signature = tensors.pop(SIGNATURE, None)
     _need(signature and signature.shape == (SIGNATURE_BYTES,) and signature.dtype == "u8", "no signature")
-    _need(header[SIGNATURE]["data_offsets"][1] == len(view) - 8 - size, "the signature is not last")
+    _need(header[SIGNATURE]["data_offsets"][1] == len(data), "the signature is not last")
     return File(body, tensors)
 
 
-def _tensors(header: dict[str, Any], data: memoryview) -> dict[str, RawTensor]:
+def layout(raw: Buffer) -> tuple[dict[str, Any], memoryview]:
+    """Header and tensor bytes of any safetensors file."""
+    view = memoryview(raw)
+    if len(view) < 8:
+        raise BadFile(f"{len(view)} bytes are no safetensors file: too short")
+    (size,) = struct.unpack_from("<Q", view)
+    if size > min(MAX_HEADER_BYTES, len(view) - 8):
+        raise BadFile(f"a header of {size} bytes does not fit: truncated, or no safetensors file")
+    header = parse_json(bytes(view[8 : 8 + size]))
+    _need(isinstance(header, dict), "the header is not an object")
+    return header, view[8 + size :]
+
+
+def tensors_of(header: Mapping[str, Any], data: memoryview) -> dict[str, RawTensor]:
+    """The tensors a header describes, as views; every byte belongs to exactly one."""
     tensors, spans = {}, []
     for name, entry in header.items():
         _need(isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {name[:40]!r}")
