@@ -1,0 +1,96 @@
+"""Read what users write: references, durations, shapes, numbers, lists.
+
+Every refusal is a UsageError that quotes the word and gives one that would do.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedq import ids
+from fedq.errors import UsageError
+
+TENSOR_SUFFIXES = (".safetensors", ".npy", ".npz", ".csv")
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d)?")
+_SECONDS = {"ms": 0.001, "s": 1, None: 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_ID = re.compile(r"[0-9a-f]{6,32}")
+
+
+def duration(text: str) -> float:
+    """Seconds: ``10s``, ``90``, ``2h``, ``1d``."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a duration", hint="write 10s, 5min, 2h or 1d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def reference(text: str) -> tuple[str, str]:
+    """``device:tag`` or ``device:id`` as its two parts; a ``#`` before the tag is left out."""
+    device, colon, rest = text.partition(":")
+    rest = rest.removeprefix("#")
+    if not colon or not rest or not ids.is_name(device):
+        raise UsageError(
+            f"{text!r} is not a reference", hint="write DEVICE:TAG or DEVICE:ID, such as device_1:input_data"
+        )
+    return device, rest
+
+
+def could_be_id(text: str) -> bool:
+    """Whether this can be an id or the beginning of one: 6 to 32 hex digits."""
+    return _ID.fullmatch(text) is not None
+
+
+def names(text: str) -> list[str]:
+    """``a,b`` as a list without blanks or repeats."""
+    return list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+
+
+def number(text: str) -> int | float | bool | None:
+    """The number this writes, None if it writes none."""
+    if text in ("true", "True", "false", "False"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def tensor_file(text: str) -> tuple[Path, str | None] | None:
+    """``file.npz`` or ``file.npz:name`` as path and name; None if it names no tensor file."""
+    path, colon, name = text.rpartition(":")
+    if colon and path.endswith(TENSOR_SUFFIXES):
+        return Path(path), name
+    return (Path(text), None) if text.endswith(TENSOR_SUFFIXES) else None
+
+
+def shapes(text: str) -> list[tuple[int, ...]]:
+    """``(-1,1)`` or ``(-1,1), (3,)`` as shapes, one per input; -1 is a free size."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = None
+    if isinstance(value, (tuple, list)):
+        found = [tuple(value)] if all(type(v) is int for v in value) else list(value)
+        if all(isinstance(s, (tuple, list)) and _sizes(s) for s in found):
+            return [tuple(s) for s in found]
+    raise UsageError(f"{text!r} is not a shape", hint='write "(-1,1)", or "(-1,1),(3,)" for two inputs')
+
+
+def _sizes(shape: Sequence[object]) -> bool:
+    return all(type(n) is int and n >= -1 for n in shape)
+
+
+def file_and_name(text: str) -> tuple[Path, str]:
+    """``tour.py:double_abs`` as its two parts."""
+    path, colon, name = text.rpartition(":")
+    if not colon or not path.endswith(".py") or not name.isidentifier():
+        raise UsageError(
+            f"{text!r} is not a name in a Python file", hint="write FILE.py:NAME, such as tour.py:double_abs"
+        )
+    return Path(path), name
