@@ -24,7 +24,7 @@ class FedqError(Exception):
     exit_code: ClassVar[int] = 1
     hint: str | None = None
 
-    def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
+    def __init__(self, message: str, /, *, hint: str | None = None, **fields: Any) -> None:
         super().__init__(message)
         if hint is not None:
             self.hint = hint
@@ -194,7 +194,9 @@ def tree(base: type[FedqError] = FedqError) -> list[type[FedqError]]:
     return [base, *(c for sub in base.__subclasses__() for c in tree(sub))]
 
 
-def from_code(code: str, message: str, **fields: Any) -> FedqError:
+def from_code(code: str, message: str, /, **fields: Any) -> FedqError:
     """The error a reply names, as an exception; an unknown code gives a plain `Failed`."""
     kind = next((c for c in tree() if c.code == code), Failed)
-    return kind(message, **fields)
+    error = kind(message)
+    error.fields = fields
+    return error

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 
 ID = re.compile(r"[0-9a-f]{32}")
+PLAN_ID = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 NewId = Callable[[], str]
 """How fresh ids are made; tests give a counter."""
@@ -47,6 +49,16 @@ def is_id(text: object) -> bool:
     return isinstance(text, str) and ID.fullmatch(text) is not None
 
 
+def is_plan_id(text: object) -> bool:
+    return isinstance(text, str) and PLAN_ID.fullmatch(text) is not None
+
+
 def is_name(text: object) -> bool:
     """Whether this can name a device or requester: it becomes a directory name."""
     return isinstance(text, str) and NAME.fullmatch(text) is not None
+
+
+def is_text(text: object) -> bool:
+    """Whether this can be a tag, token, name or line: 1 to 300 characters that neither control a
+    terminal nor turn the direction of what is printed after them."""
+    return isinstance(text, str) and 0 < len(text) <= 300 and not _UNPRINTABLE.search(text)

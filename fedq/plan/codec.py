@@ -7,15 +7,19 @@ Format: docs/format.md, section 1. Source of the container: the safetensors READ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fedq.errors import BadFile
-from fedq.plan.graph import ITEMSIZE, canonical
+from fedq import ids
+from fedq.errors import BadFile, BadVersion
+from fedq.plan.graphjson import canonical, need
+from fedq.plan.types import ITEMSIZE, MAX_SIZE
 
 VERSION = 1
 SIGNATURE = "~fedq.sig"
@@ -23,6 +27,7 @@ SIGNATURE_BYTES = 96
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 4096
 MAX_DEPTH = 32
+MAX_JSON_ITEMS = 200_000
 
 _TO_FILE = {
     "f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16", "f8_e4m3": "F8_E4M3",
@@ -67,8 +72,10 @@ def encode(kind: str, body: Mapping[str, Any], tensors: Mapping[str, RawTensor],
     Tensors are laid out by falling element size, so that each starts aligned; their order in
     the file means nothing, the body names them.
     """
+    for name in tensors:
+        need(is_tensor_name(name), f"a tensor can not be called {name!r}")
     entries, data, end = _lay_out(tensors)
-    entries[SIGNATURE] = {"dtype": "U8", "shape": [SIGNATURE_BYTES], "data_offsets": [end, end + SIGNATURE_BYTES]}
+    entries[SIGNATURE] = _signature_entry(end)
     head = _head({"__metadata__": {"fedq": canonical(body).decode()}, **entries})
     chunks: list[Buffer] = [head, *data, signer.public]
     return [*chunks, signer.sign(kind, sha256(chunks))]
@@ -90,6 +97,7 @@ def _lay_out(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, Any], list[Buf
     for name in order:
         tensor = tensors[name]
         end = start + tensor.size_bytes
+        need(memoryview(tensor.data).nbytes == tensor.size_bytes, f"tensor {name!r} has not the bytes of its shape")
         entries[name] = {"dtype": _TO_FILE[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
         start = end
     return entries, [tensors[name].data for name in order if tensors[name].size_bytes], start
@@ -105,8 +113,6 @@ def _head(header: Mapping[str, Any]) -> bytes:
 
 
 def sha256(chunks: Iterable[Buffer]) -> bytes:
-    import hashlib
-
     sha = hashlib.sha256()
     for chunk in chunks:
         sha.update(chunk)
@@ -128,16 +134,37 @@ def decode(raw: Buffer) -> File:
         raw: the whole file, private to the caller; tensors are views into it.
     """
     header, data = layout(raw)
-    meta = header.pop("__metadata__", None)
-    _need(isinstance(meta, dict) and meta.keys() == {"fedq"} and isinstance(meta["fedq"], str), "no fedq metadata")
-    _need(len(header) <= MAX_TENSORS + 1, f"more than {MAX_TENSORS} tensors")
-    body = parse_json(meta["fedq"].encode())
-    _need(isinstance(body, dict), "the body is not an object")
-    tensors = tensors_of(header, data)
-    signature = tensors.pop(SIGNATURE, None)
-    _need(signature and signature.shape == (SIGNATURE_BYTES,) and signature.dtype == "u8", "no signature")
-    _need(header[SIGNATURE]["data_offsets"][1] == len(data), "the signature is not last")
+    meta, end = header.pop("__metadata__", None), len(data) - SIGNATURE_BYTES
+    need(isinstance(meta, dict) and meta.keys() == {"fedq"} and isinstance(meta["fedq"], str), "no fedq metadata")
+    need(_is_signature(header.pop(SIGNATURE, None), end), "the signature is not last")
+    need(len(header) <= MAX_TENSORS, f"more than {MAX_TENSORS} tensors")
+    need(all(map(is_tensor_name, header)), "a tensor's name")
+    tensors = tensors_of(header, data[:end])
+    body = parse_json(meta["fedq"])
+    need(isinstance(body, dict), "the body is not an object")
     return File(body, tensors)
+
+
+def _signature_entry(start: int) -> dict[str, Any]:
+    return {"dtype": "U8", "shape": [SIGNATURE_BYTES], "data_offsets": [start, start + SIGNATURE_BYTES]}
+
+
+def _is_signature(entry: Any, start: int) -> bool:
+    same = bool(entry == _signature_entry(start))
+    return same and _sizes(entry["shape"]) and _offsets(entry["data_offsets"])
+
+
+def is_tensor_name(name: object) -> bool:
+    """Whether a tensor that travels can be called so: printable, no ``/`` or ``\\``, and neither
+    ``~...`` nor ``__...__``, which belong to the format."""
+    return ids.is_text(name) and not re.search(r"[/\\]|^~|^__.*__$", str(name))
+
+
+def check_version(body: Mapping[str, Any]) -> None:
+    """BadVersion if the body is of a version this code can not read."""
+    version = body.get("v")
+    if type(version) is not int or version != VERSION:
+        raise BadVersion(f"format version {ascii(version)[:20]} is not {VERSION}")
 
 
 def layout(raw: Buffer) -> tuple[dict[str, Any], memoryview]:
@@ -149,7 +176,7 @@ def layout(raw: Buffer) -> tuple[dict[str, Any], memoryview]:
     if size > min(MAX_HEADER_BYTES, len(view) - 8):
         raise BadFile(f"a header of {size} bytes does not fit: truncated, or no safetensors file")
     header = parse_json(bytes(view[8 : 8 + size]))
-    _need(isinstance(header, dict), "the header is not an object")
+    need(isinstance(header, dict) and view[8] == ord("{"), "the header is not an object")
     return header, view[8 + size :]
 
 
@@ -157,50 +184,66 @@ def tensors_of(header: Mapping[str, Any], data: memoryview) -> dict[str, RawTens
     """The tensors a header describes, as views; every byte belongs to exactly one."""
     tensors, spans = {}, []
     for name, entry in header.items():
-        _need(isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {name[:40]!r}")
-        dtype, shape, offsets = _FROM_FILE.get(str(entry["dtype"])), entry["shape"], entry["data_offsets"]
-        if dtype is None:
-            raise BadFile(f"malformed file: dtype of tensor {name[:40]!r}")
-        _need(_sizes(shape) and _sizes(offsets) and len(offsets) == 2, f"layout of tensor {name[:40]!r}")
+        need(isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {name[:40]!r}")
+        theirs, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        need(isinstance(theirs, str) and theirs in _FROM_FILE, f"dtype of tensor {name[:40]!r}")
+        dtype = _FROM_FILE[theirs]
+        need(_sizes(shape) and _offsets(offsets), f"layout of tensor {name[:40]!r}")
         start, end = offsets
-        _need(start <= end <= len(data), f"tensor {name[:40]!r} ends outside the file")
+        need(start <= end <= len(data), f"tensor {name[:40]!r} ends outside the file")
         tensor = RawTensor(dtype, tuple(shape), data[start:end])
-        _need(tensor.size_bytes == end - start, f"size of tensor {name[:40]!r}")
+        need(tensor.size_bytes == end - start, f"size of tensor {name[:40]!r}")
         tensors[name] = tensor
         spans.append((start, end))
     edges = [0, *(edge for span in sorted(spans) for edge in span), len(data)]
-    _need(all(a == b for a, b in zip(edges[::2], edges[1::2], strict=True)), "tensors overlap or leave holes")
+    need(all(a == b for a, b in zip(edges[::2], edges[1::2], strict=True)), "tensors overlap or leave holes")
     return tensors
 
 
 def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 64 and all(type(x) is int and 0 <= x < 1 << 62 for x in value)
+    """Whether these are sizes, of which even those beside a 0 can be multiplied in 64 bits."""
+    fits = isinstance(value, list) and len(value) <= 64 and all(type(x) is int and 0 <= x < MAX_SIZE for x in value)
+    return fits and math.prod(x or 1 for x in value) < MAX_SIZE
 
 
-def _need(condition: object, message: str) -> None:
-    if not condition:
-        raise BadFile(f"malformed file: {message}")
+def _offsets(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(x) is int and 0 <= x < MAX_SIZE for x in value)
 
 
-def parse_json(text: bytes) -> Any:
-    """JSON with duplicate keys, NaN, Infinity and nesting beyond 32 refused."""
+def parse_json(text: bytes | str) -> Any:
+    """Any JSON within bounds: BadFile for duplicate keys, NaN, numbers that overflow, text that is
+    not Unicode, more than 200,000 commas and brackets, nesting beyond 32."""
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        need(sum(map(text.count, ",[{")) <= MAX_JSON_ITEMS, f"more than {MAX_JSON_ITEMS} items")
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_finite)
+        if "\\ud" in text or "\\uD" in text:
+            canonical_utf8(value)
     except (ValueError, RecursionError) as error:
         raise BadFile(f"malformed JSON: {type(error).__name__}") from None
-    _need(_depth_ok(value), f"nested deeper than {MAX_DEPTH}")
+    need(_depth_ok(value), f"nested deeper than {MAX_DEPTH}")
     return value
+
+
+def canonical_utf8(value: Any) -> bytes:
+    """Raises ValueError where a text holds half of a surrogate pair."""
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
-    if len(result) != len(pairs):
-        raise BadFile("malformed JSON: a key stands twice")
+    need(len(result) == len(pairs), "a key stands twice")
     return result
 
 
-def _no_constant(text: str) -> Callable[[], None]:
+def _refuse(text: str) -> None:
     raise BadFile(f"malformed JSON: {text}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    need(math.isfinite(value), "a number is too large")
+    return value
 
 
 def _depth_ok(value: Any) -> bool:

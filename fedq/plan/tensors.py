@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedq.errors import CannotRecord
+from fedq.errors import BadFile, CannotRecord
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Type
 
@@ -28,9 +28,11 @@ def to_raw(tensor: torch.Tensor) -> RawTensor:
 
 
 def from_raw(raw: RawTensor) -> torch.Tensor:
-    """A tensor of its own memory."""
+    """A tensor of its own memory; BadFile for a bool that is neither 0 nor 1."""
     if raw.size_bytes == 0:
         return torch.zeros(raw.shape, dtype=DTYPES[raw.dtype])
+    if raw.dtype == "bool" and bytes(raw.data).translate(None, b"\0\1"):
+        raise BadFile("malformed file: a bool is neither 0 nor 1")
     return torch.frombuffer(bytearray(raw.data), dtype=DTYPES[raw.dtype]).reshape(raw.shape)
 
 

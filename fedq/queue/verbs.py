@@ -1,0 +1,153 @@
+"""Message, Reply and the verbs in them, as frozen data.
+
+A message is a list of device actions in order, with tensors beside them; a reply is what came
+of one ``get``. Their files are `queue.message`. Format: docs/format.md, sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedq.plan.graph import About, Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An argument that is a value on the device: its id."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """An argument that is a tensor of this message: its name in the file."""
+
+    name: str
+
+
+RunArg = Ref | Inline | int | float | bool | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store the message's tensor ``tensor`` under ``id``, perhaps with a tag."""
+
+    id: str
+    tensor: str
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SendPlan:
+    """Store a plan. ``tensors``: the file's tensor names of its state, in the graph's order."""
+
+    id: str
+    graph: Graph
+    tensors: tuple[str, ...] = ()
+    about: About = field(default_factory=About)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Replay a plan; ``results``: one id per output, chosen by the sender."""
+
+    plan: str
+    args: tuple[RunArg, ...]
+    kwargs: Mapping[str, RunArg]
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Release values under a reply id."""
+
+    reply: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget values, once the messages ``after`` are done."""
+
+    values: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Do not do these messages, if they have not been done yet."""
+
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The requester has stored these replies."""
+
+    replies: tuple[str, ...]
+
+
+Verb = Put | SendPlan | Run | Get | Drop | Cancel | Ack
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One file from a requester to a device.
+
+    Attributes:
+        id: names the file; the same id always has the same content.
+        sender: the requester's name and key, ``alice-3f9a1c2e``.
+        to: the device.
+        created, expires: seconds since 1970, by the sender's clock.
+        seed: where the seeds of its actions come from.
+        actions: in order.
+        token: the user's name for "this very request", or None.
+    """
+
+    id: str
+    sender: str
+    to: str
+    created: float
+    expires: float
+    seed: int
+    actions: tuple[Verb, ...]
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no value: a code of `fedq.errors` and facts; never text of torch, never values.
+
+    Attributes:
+        code: ``failed``, ``spec_mismatch``, ``missing_value``, ...
+        text: one line made by fedq from the facts.
+        fields: the facts: ``action`` (number in the graph), ``op``, ``line``, ``id``.
+    """
+
+    code: str
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A result that is a Python number."""
+
+    value: int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One file from a device to a requester: what came of one ``get``.
+
+    ``values``: id -> the name of its tensor in the file, a Number, or a Failure. Holds no
+    time of day: doing a message again gives the same bytes.
+    """
+
+    id: str
+    device: str
+    to: str
+    message: str
+    values: Mapping[str, str | Number | Failure]
