@@ -42,7 +42,8 @@ Buffer = bytes | bytearray | memoryview
 class Signer(Protocol):
     """What signs a file: a key, seen from here."""
 
-    public: bytes
+    @property
+    def public(self) -> bytes: ...
 
     def sign(self, kind: str, sha256: bytes) -> bytes: ...
 

@@ -8,12 +8,16 @@ Source: Ed25519, RFC 8032; pre-authentication encoding after DSSE (secure-system
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from nacl import bindings
 from nacl.exceptions import BadSignatureError
 
-from fedq.errors import BadSignature
+from fedq import fs
+from fedq.errors import BadSignature, Unreachable
+from fedq.queue.pair import Sealed, open_json
 
 SIGNATURE_BYTES = 96
 """Public key (32) and signature (64), at the end of every file."""
@@ -51,18 +55,55 @@ class Key:
         return f"Key({self.fingerprint})"
 
 
-def signer_of(kind: str, raw: bytes | memoryview) -> bytes:
-    """The public key that signed these bytes as this kind; BadSignature if none did.
+def load_or_create(path: Path) -> Key:
+    """The key in this file; a fresh one is made if there is none.
 
-    Checked before anything is parsed. That a key signed says nothing of whether it is trusted.
+    Raises:
+        Unreachable: others may read the file or write its directory, or it holds no key.
     """
-    view = memoryview(raw)
-    if len(view) < SIGNATURE_BYTES:
-        raise BadSignature(f"{len(view)} bytes are too few for a signed file: truncated")
-    public, signature = bytes(view[-96:-64]), bytes(view[-64:])
-    digest = hashlib.sha256(view[:-64]).digest()
     try:
-        bindings.crypto_sign_open(signature + _message(kind, digest), public)
+        text = bytes(fs.read(path, limit_bytes=1000))
+    except FileNotFoundError:
+        fs.make_dir(path.parent)
+        try:
+            fs.put(path, [os.urandom(32).hex().encode() + b"\n"])
+        except FileExistsError:  # another process was first
+            pass
+        text = bytes(fs.read(path, limit_bytes=1000))
+    fs.check_private(path)
+    try:
+        return Key.from_seed(bytes.fromhex(text.decode("ascii")))
+    except ValueError:
+        raise Unreachable(
+            f"{path.absolute()} holds no key: not 64 hex digits", hint="restore it from a backup"
+        ) from None
+
+
+def verify(kind: str, sha256: bytes, signature: bytes) -> bytes:
+    """The public key that signed this digest as this kind; BadSignature if none did.
+
+    Args:
+        signature: 96 bytes, public key and signature. That a key signed says nothing of whether it is trusted.
+    """
+    public = signature[:32]
+    try:
+        bindings.crypto_sign_open(signature[32:] + _message(kind, sha256), public)
     except (BadSignatureError, ValueError):
         raise BadSignature(f"not a signed fedq {kind}: unsigned, truncated, or changed after signing") from None
     return public
+
+
+def signer_of(kind: str, raw: bytes | memoryview) -> bytes:
+    """The public key that signed this file as this kind; checked before anything is parsed."""
+    view = memoryview(raw)
+    if len(view) < SIGNATURE_BYTES:
+        raise BadSignature(f"{len(view)} bytes are too few for a signed file: truncated")
+    return verify(kind, hashlib.sha256(view[:-64]).digest(), bytes(view[-96:]))
+
+
+def unseal(what: type[Sealed], raw: fs.Buffer, key: bytes) -> Sealed:
+    """A card, catalog or heartbeat that this public key signed; BadSignature if another did."""
+    body, public = open_json(what.KIND, raw, verify)
+    if public != key:
+        raise BadSignature(f"a {what.KIND} signed by another key ({public.hex()[:8]}, not {key.hex()[:8]})")
+    return what.from_json(body)

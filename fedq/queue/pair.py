@@ -1,0 +1,296 @@
+"""The layout of a queue root and of a pair in it, and the three files a device keeps in a pair.
+
+Card, catalog and heartbeat are sealed: one line of JSON whose last member is the signature over
+all bytes before it. Nothing is ever created below a root that does not carry its mark, so an
+unmounted share stays empty. Format: docs/format.md, sections 2 and 6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from fedq import fs, ids
+from fedq.errors import BadFile, BadSignature, Conflict, UnknownDevice, Unreachable
+from fedq.fs import Buffer
+from fedq.plan.codec import VERSION, Signer, parse_json, sha256
+from fedq.plan.graph import Type, canonical
+from fedq.queue.carrier import Directory
+from fedq.queue.message import check_kind
+
+MARK = ".fedq"
+IN, OUT, BLOBS = "in", "out", "blobs"
+MAX_BYTES = 64 << 20
+"""Largest card, catalog or heartbeat that is read."""
+
+Verify = Callable[[str, bytes, bytes], bytes]
+"""`fedq.trust.keys.verify`: kind, SHA-256, public key and signature -> public key, or BadSignature."""
+
+Sealed = TypeVar("Sealed", "Card", "Catalog", "Heartbeat")
+
+_REQUESTER = re.compile(r".+-[0-9a-f]{8}")
+_TAIL = re.compile(rb',"sig":"([0-9a-f]{192})"}\n')
+_TAIL_BYTES = 8 + 192 + 3
+
+
+# -- roots and pairs -------------------------------------------------------------------------
+
+
+def create_root(queue: Path, *, id: str) -> None:
+    """Make a queue root and mark it; Conflict if it carries another id already."""
+    fs.make_dir(queue, mode=0o777)
+    try:
+        fs.put(queue / MARK, [canonical({"v": VERSION, "id": id}) + b"\n"], mode=0o666)
+    except FileExistsError:
+        if root_id(queue) != id:
+            raise Conflict(f"{queue.absolute()} is a queue root already") from None
+
+
+def root_id(queue: Path) -> str:
+    """The id of the root; Unreachable if it is not there, or not mounted."""
+    try:
+        body = parse_json(bytes(fs.read(queue / MARK, limit_bytes=4096)))
+    except FileNotFoundError:
+        raise Unreachable(
+            f"no queue root in {queue.absolute()} (it holds no {MARK})",
+            hint="is it mounted? 'fedq device init' makes a new root",
+        ) from None
+    match body:
+        case {"v": 1, "id": str(id_)} if ids.is_id(id_):
+            return id_
+    raise BadFile(f"{(queue / MARK).absolute()} is no mark of a queue root")
+
+
+def devices_of(queue: Path) -> list[str]:
+    """Devices that have a pair below this root, sorted."""
+    return sorted(name for name in fs.names(queue) if ids.is_name(name) and pairs_of(queue, name))
+
+
+def pairs_of(queue: Path, device: str) -> list[str]:
+    """Requesters that have a pair with this device, sorted."""
+    return sorted(n for n in _names(queue / device) if ids.is_name(n) and _REQUESTER.fullmatch(n))
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return fs.names(path)
+    except Unreachable:  # a stray file beside the devices
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The folder between one device and one requester."""
+
+    device: str
+    requester: str
+    carrier: Directory
+
+    @staticmethod
+    def message_name(id: str) -> str:
+        return f"{IN}/{id}.safetensors"
+
+    @staticmethod
+    def reply_name(id: str) -> str:
+        return f"{OUT}/{id}.safetensors"
+
+    def write(self, what: Sealed, signer: Signer) -> None:
+        """Put card, catalog or heartbeat in the place of its last version."""
+        self.carrier.replace(f"{what.KIND}.json", [seal_json(what.KIND, what.to_json(), signer)])
+
+    write_card = write_catalog = write_heartbeat = write
+
+    def read_bytes(self, kind: str) -> Buffer:
+        """Card, catalog or heartbeat as it stands; check and parse it by `fedq.trust.keys.unseal`.
+
+        Raises:
+            FileNotFoundError: there is none (yet).
+        """
+        return self.carrier.get(f"{kind}.json", MAX_BYTES)
+
+
+def create_pair(queue: Path, device: str, requester: str, *, durable: bool = True) -> Pair:
+    """Make a pair's folders, with the rights the umask leaves; again is a no-op.
+
+    Raises:
+        Unreachable: the root is not there.
+    """
+    root_id(queue)
+    root = queue / _name(device) / _name(requester)
+    for folder in (IN, OUT, BLOBS):
+        fs.make_dir(root / folder, mode=0o777)
+    return Pair(device, requester, Directory(root, durable=durable))
+
+
+def open_pair(queue: Path, device: str, requester: str, *, durable: bool = True) -> Pair:
+    """A pair that is there.
+
+    Raises:
+        Unreachable: the root is not there.
+        UnknownDevice: it holds no such pair.
+    """
+    root_id(queue)
+    if _name(requester) not in _names(queue / _name(device)):
+        known = ", ".join(devices_of(queue)) or "none"
+        if pairs_of(queue, device):
+            raise UnknownDevice(
+                f"device {device!r} in {queue.absolute()} has no pair with {requester}",
+                hint="ask its owner to let you in: they need your name and key",
+            )
+        raise UnknownDevice(f"no device {device!r} in {queue.absolute()} (there: {known})")
+    return Pair(device, requester, Directory(queue / device / requester, durable=durable))
+
+
+def _name(name: str) -> str:
+    if not ids.is_name(name):
+        raise UnknownDevice(f"{name[:80]!r} is no name of a device or requester")
+    return name
+
+
+# -- sealed JSON -----------------------------------------------------------------------------
+
+
+def seal_json(kind: str, body: Mapping[str, Any], signer: Signer) -> bytes:
+    """One line of JSON, signed: version and kind, then the body, then the signature."""
+    head = canonical({"v": VERSION, "kind": kind, **body})[:-1]
+    return b'%b,"sig":"%b"}\n' % (head, (signer.public + signer.sign(kind, sha256([head]))).hex().encode())
+
+
+def open_json(kind: str, raw: Buffer, verify: Verify) -> tuple[dict[str, Any], bytes]:
+    """The body, and the public key that signed it, which the caller must trust.
+
+    Raises:
+        BadSignature: unsigned, or any bit was changed.
+        BadFile: signed, but malformed; BadVersion: of a later version.
+    """
+    data = bytes(raw)
+    head, tail = data[:-_TAIL_BYTES], _TAIL.fullmatch(data[-_TAIL_BYTES:])
+    if tail is None:
+        raise BadSignature(f"not a sealed {kind}: unsigned, truncated, or changed after signing")
+    public = verify(kind, sha256([head]), bytes.fromhex(tail[1].decode()))
+    body = parse_json(head + b"}")
+    if not isinstance(body, dict):
+        raise BadFile(f"malformed {kind}")
+    check_kind(body, kind)
+    del body["v"], body["kind"]
+    return body, public
+
+
+# -- card, catalog, heartbeat ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Who the device is, for this requester. ``key``: its public key, 64 hex digits."""
+
+    KIND: ClassVar[str] = "card"
+
+    device: str
+    key: str
+    requester: str
+    fedq: str
+    formats: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "device": self.device, "key": self.key, "requester": self.requester, "fedq": self.fedq,
+            "formats": list(self.formats),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Card:
+        match body:
+            case {"device": str(device), "key": str(key), "requester": str(requester), "fedq": str(fedq),
+                  "formats": list(formats), **rest} if not rest and all(type(f) is int for f in formats):  # fmt: skip
+                return cls(device, key, requester, fedq, tuple(formats))
+        raise BadFile("malformed card")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value that a requester may refer to; ``release``: the owner's rule for what comes of it."""
+
+    id: str
+    tag: str | None
+    type: Type
+    release: str
+    note: str = ""
+
+    def to_json(self) -> list[Any]:
+        return [self.id, self.tag, str(self.type), self.release, self.note]
+
+    @classmethod
+    def from_json(cls, row: Any) -> Entry:
+        match row:
+            case [str(id_), (str() | None) as tag, str(type_), str(release), str(note)] if ids.is_id(id_):
+                return cls(id_, tag, Type.parse(type_), release, note)
+        raise BadFile("malformed catalog: a value")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What a requester may find at a device. ``plans``: (plan id, name) of those it knows."""
+
+    KIND: ClassVar[str] = "catalog"
+
+    device: str
+    values: tuple[Entry, ...] = ()
+    plans: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"device": self.device, "values": [e.to_json() for e in self.values], "plans": list(self.plans)}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Catalog:
+        match body:
+            case {"device": str(device), "values": list(values), "plans": list(plans), **rest} if not rest:
+                return cls(device, tuple(map(Entry.from_json, values)), tuple(_two_texts(p) for p in plans))
+        raise BadFile("malformed catalog")
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a device was doing at ``time`` (seconds since 1970, its clock).
+
+    Attributes:
+        state: ``up``, or ``down`` when it ended as it should.
+        waiting, running: ids of this requester's messages.
+        held: (value id, release rule) of results that wait for the owner.
+        refused: (message id, error code) of files that were not taken and have no reply.
+    """
+
+    KIND: ClassVar[str] = "heartbeat"
+
+    device: str
+    time: float
+    state: str
+    waiting: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+    held: tuple[tuple[str, str], ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "device": self.device, "time": self.time, "state": self.state, "waiting": list(self.waiting),
+            "running": list(self.running), "held": list(self.held), "refused": list(self.refused),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Heartbeat:
+        match body:
+            case {"device": str(device), "time": int() | float() as time, "state": "up" | "down" as state,
+                  "waiting": list(waiting), "running": list(running), "held": list(held), "refused": list(refused),
+                  **rest} if not rest and all(map(ids.is_id, [*waiting, *running])):  # fmt: skip
+                two = (tuple(map(_two_texts, rows)) for rows in (held, refused))
+                return cls(device, float(time), state, tuple(waiting), tuple(running), *two)
+        raise BadFile("malformed heartbeat")
+
+
+def _two_texts(row: Any) -> tuple[str, str]:
+    match row:
+        case [str(first), str(second)]:
+            return first, second
+    raise BadFile("malformed file: two texts expected")
