@@ -137,6 +137,12 @@ class Expired(Refused):
     code = "expired"
 
 
+class Cancelled(Refused):
+    """Its sender took it back before it was done."""
+
+    code = "cancelled"
+
+
 class Denied(FedqError):
     """The owner said no."""
 

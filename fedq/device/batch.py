@@ -1,0 +1,200 @@
+"""Batches: calls that are ready become one frame for a worker, and its rows become values.
+
+A batch names values and plans by keys of the worker's; what the worker does not hold yet is
+given along. The release rule of a result is settled here, from what flows into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedq.device.calls import Call
+from fedq.device.journal import NOTHING, Value
+from fedq.errors import BadFile
+from fedq.plan.codec import RawTensor
+from fedq.plan.graph import Type, graph_to_json
+from fedq.queue.message import Failure, Inline, Ref, RunArg
+from fedq.trust import policy
+
+if TYPE_CHECKING:
+    from fedq.device.peer import Peer
+
+ATTEMPTS = 3
+MAX_CALLS = 1000
+MAX_HELD_BYTES = 1 << 30
+"""What a worker may keep of values it was given or made, before the oldest are forgotten."""
+
+
+@dataclass
+class Batch:
+    """Calls with the frame that asks for them."""
+
+    calls: list[Call] = field(default_factory=list)
+    plans: list[Any] = field(default_factory=list)
+    give: list[Any] = field(default_factory=list)
+    forget: list[str] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
+    tensors: list[RawTensor] = field(default_factory=list)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"plans": self.plans, "give": self.give, "forget": self.forget, "calls": self.rows}
+
+
+def make(peer: Peer, known: dict[str, int], now: float) -> Batch:
+    """Take calls from the queue into a batch; those that cannot run get their failure.
+
+    A call that was started before goes alone, so that if it ends the worker again, it is known
+    which one did.
+    """
+    batch = Batch()
+    while peer.queue and len(batch.calls) < MAX_CALLS:
+        call = peer.queue[0]
+        if call.attempts and batch.calls:
+            break
+        peer.queue.popleft()
+        failure = _add(peer, known, batch, call)
+        if failure is not None:
+            peer.fail(call, failure, now)
+        elif call.attempts:
+            break
+    _forget_oldest(peer, known, batch)
+    return batch
+
+
+def _add(peer: Peer, known: dict[str, int], batch: Batch, call: Call) -> Failure | None:
+    if call.attempts >= ATTEMPTS:
+        return Failure(
+            "worker_died", f"the device ended {ATTEMPTS} times while it did this", {"attempts": call.attempts}
+        )
+    plan = peer.plan(call.plan)
+    if plan is None or isinstance(plan, Failure):
+        return plan or Failure("unknown_plan", f"plan {call.plan[:12]} is not on the device", {"id": call.plan})
+    if len(call.results) != len(plan[0].graph.output_vars):
+        count = len(plan[0].graph.output_vars)
+        return Failure("spec_mismatch", f"the plan gives {count} values, {len(call.results)} ids were named")
+    args = []
+    for arg in call.args:
+        found = _argument(peer, known, batch, call, arg)
+        if isinstance(found, Failure):
+            return found
+        args.append(found)
+    _load(known, batch, call.plan, plan[0])
+    batch.calls.append(call)
+    batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], call.seed])
+    return None
+
+
+def key_of(scope: str, id_: str) -> str:
+    return f"{id_}/{scope}"
+
+
+def _argument(peer: Peer, known: dict[str, int], batch: Batch, call: Call, arg: RunArg) -> Any:
+    match arg:
+        case Inline():
+            key = f"{arg.name}/{call.message}/inline"
+            _give(known, batch, key, peer.files[call.message].tensors[arg.name])
+            return key
+        case Ref():
+            if arg.id in peer.coming:
+                return key_of(peer.name, arg.id)
+            value = peer.value(arg.id)
+            if value is None:
+                return Failure("missing_value", f"argument {arg.id} was dropped", {"id": arg.id})
+            return (value.failure and _inherited(value.failure, arg.id)) or _given(peer, known, batch, value)
+    return {"n": arg}
+
+
+def _inherited(failure: Failure, id_: str) -> Failure:
+    """The failure of a call whose argument failed: the first cause, and which argument."""
+    text = failure.text if "argument" in failure.fields else f"argument {id_[:12]}: {failure.text}"
+    return Failure(failure.code, text, {**failure.fields, "argument": id_})
+
+
+def _given(peer: Peer, known: dict[str, int], batch: Batch, value: Value) -> Any:
+    if not value.type.is_tensor:
+        return {"n": value.type.value}
+    key = key_of(value.scope, value.id)
+    if key not in known:
+        try:
+            _give(known, batch, key, peer.store.bytes(value))
+        except BadFile:
+            return Failure("failed", "the device lost an argument", {"id": value.id})
+    return key
+
+
+def _give(known: dict[str, int], batch: Batch, key: str, raw: RawTensor) -> None:
+    if key not in known:
+        batch.give.append([key, len(batch.tensors)])
+        batch.tensors.append(raw)
+        known[key] = raw.size_bytes
+
+
+def _load(known: dict[str, int], batch: Batch, id_: str, plan: Any) -> None:
+    if id_ not in known:
+        known[id_] = sum(t.size_bytes for t in plan.state.values())
+        start = len(batch.tensors)
+        batch.tensors += plan.state.values()
+        state = list(range(start, len(batch.tensors)))
+        batch.plans.append([id_, graph_to_json(plan.graph), state, list(plan.about.params)])
+
+
+def _forget_oldest(peer: Peer, known: dict[str, int], batch: Batch) -> None:
+    """Let the worker forget what it got longest ago, beyond its share of memory."""
+    batch.forget, peer.dropped = [k for d in peer.dropped if known.pop(k := key_of(peer.name, d), None) is not None], []
+    total = sum(known.values())
+    used = {a for row in batch.rows for a in row[1] if isinstance(a, str)} | {row[0] for row in batch.rows}
+    for key in list(known):
+        if total <= MAX_HELD_BYTES:
+            break
+        if key not in used:
+            total -= known.pop(key)
+            batch.forget.append(key)
+
+
+def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor]) -> list[Value]:
+    """The contents of a call's results, from the row a worker sent."""
+    if row[0] == "ok" and len(row[1]) == len(call.results):
+        rules = _rules(peer, call)
+        return [_value(peer, *it, tensors) for it in zip(call.results, row[1], rules, strict=True)]
+    code, text, fields = row[1:4] if row[0] == "e" else ("failed", "the worker's answer fits no result", {})
+    failure = _explain(peer, call, code, text, dict(fields))
+    return [Value(peer.name, r, None, NOTHING, "open", None, failure) for r in call.results]
+
+
+def _value(peer: Peer, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor]) -> Value:
+    if isinstance(made, dict):
+        number = made["n"]
+        return Value(peer.name, id_, None, Type(type(number).__name__, None, number), rule)
+    raw = tensors[made]
+    if peer.worker is not None:
+        peer.worker.known[key_of(peer.name, id_)] = raw.size_bytes
+    return peer.store.keep(peer.name, id_, raw, release=rule)
+
+
+def _rules(peer: Peer, call: Call) -> list[str]:
+    """The release rule of each result: the strictest of the inputs that reach it."""
+    plan = peer.plan(call.plan)
+    if plan is None or isinstance(plan, Failure):
+        return [policy.DEFAULT] * len(call.results)
+    rules = [v.release if isinstance(a, Ref) and (v := peer.value(a.id)) else "open" for a in call.args]
+    return [policy.strictest(rules[n] for n in reach if n < len(rules)) for reach in plan[1].reaches]
+
+
+def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any]) -> Failure:
+    """A failure a person can act on: which plan, which action, which line; or which argument failed first."""
+    for arg in call.args:
+        if isinstance(arg, Ref) and (value := peer.value(arg.id)) and value.failure:
+            return _inherited(value.failure, arg.id)
+    plan = peer.plan(call.plan)
+    if isinstance(plan, tuple):
+        about = plan[0].about
+        name, action = about.name or "plan", fields.get("action")
+        line = about.line(action) if isinstance(action, int) else ""
+        if line:
+            fields["line"] = line
+        where = f"action {action} {fields.get('op', '')}{f' ({line})' if line else ''} failed"
+        text = f"plan {name!r}: {where if isinstance(action, int) else text}"
+    return Failure(code, text, fields)

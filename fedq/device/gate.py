@@ -1,0 +1,194 @@
+"""The gate: one process without torch serves all devices of a root.
+
+``step(now)`` does what can be done without waiting; ``serve`` waits for files, workers and the
+owner in between. Only one gate runs per devices root, by a lock on its private disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from fedq import fs
+from fedq.config import Config
+from fedq.device.home import GATE, Home, homes
+from fedq.device.pool import IDLE_S, ProcessWorker, Worker
+from fedq.device.serve import Served
+from fedq.errors import FedqError
+from fedq.queue.watch import Watch
+
+log = logging.getLogger("fedq.device")
+
+SCAN_S = 1.0
+"""How often the folders are looked through though nothing was heard."""
+UP = "up"
+
+
+def gate_dir(config: Config) -> Path:
+    """Where the gate of this devices root keeps lock, log and poke."""
+    return config.devices / GATE
+
+
+def marked_up(config: Config) -> list[str]:
+    """Names of the devices that a gate shall serve."""
+    return [n for n in homes(config) if UP in fs.names(config.devices / n)]
+
+
+def mark(config: Config, name: str, *, up: bool) -> None:
+    """Say that a gate shall serve this device, or shall not."""
+    path = Home(config.devices / name, config).path / UP
+    if up:
+        fs.replace(path, [b""])
+    else:
+        fs.delete(path)
+
+
+class Gate:
+    """The devices it serves, and their workers.
+
+    Args:
+        names: the devices; None: those that are marked up, as that changes.
+        worker: makes workers; default is a process each.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        names: Iterable[str] | None = None,
+        *,
+        worker: Callable[[], Worker] | None = None,
+        now: float | None = None,
+    ) -> None:
+        self.config = config
+        self.served: dict[str, Served] = {}
+        self._names = None if names is None else list(names)
+        self._worker = worker or self._process
+        self._failed: dict[str, str] = {}
+        self.refresh(fs.clock() if now is None else now)
+
+    def _process(self) -> Worker:
+        return ProcessWorker(threads=max(1, (os.cpu_count() or 1) // max(1, len(self.served))))
+
+    def refresh(self, now: float) -> None:
+        """Serve the devices that shall be served, and no others; one that cannot be harms no other."""
+        wanted = marked_up(self.config) if self._names is None else self._names
+        for name in [n for n in self.served if n not in wanted]:
+            self._leave(name, now)
+        for name in wanted:
+            if name not in self.served:
+                try:
+                    home = Home(self.config.devices / name, self.config)
+                    self.served[name] = Served(home, self._worker, now=now)
+                    self._failed.pop(name, None)
+                    log.info("%s: served", name)
+                except FedqError as error:
+                    self._grumble(name, str(error))
+                    if self._names is not None:
+                        raise
+
+    def _leave(self, name: str, now: float) -> None:
+        served = self.served.pop(name)
+        with suppress(FedqError):
+            served.beat(now, "down")
+        served.close()
+        served.home.close()
+        log.info("%s: no longer served", name)
+
+    def step(self, now: float) -> bool:
+        """One step of every device; whether anything was done."""
+        busy = False
+        for name, served in self.served.items():
+            try:
+                busy |= served.step(now)
+                served.beat(now)
+                self._failed.pop(name, None)
+            except FedqError as error:  # a full disk, a share that went away: hold, and go on later
+                self._grumble(name, str(error))
+            except Exception:
+                if name not in self._failed:
+                    log.exception("%s: a step failed", name)
+                self._failed[name] = "step"
+        return busy
+
+    def _grumble(self, name: str, text: str) -> None:
+        """Say once what holds a device up."""
+        if self._failed.get(name) != text:
+            log.error("%s: held up: %s", name, text)
+        self._failed[name] = text
+
+    def serve(self, stop: Callable[[], bool]) -> None:
+        """Serve until told to stop, or, when devices are marked, until none is."""
+        watch = Watch()
+        watch.add(gate_dir(self.config))
+        checked = 0.0
+        poked: tuple[int, ...] | None = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(watch.fileno(), selectors.EVENT_READ)
+            while not stop() and (self.served or self._names is not None or marked_up(self.config)):
+                now = fs.clock()
+                if not self.step(now):
+                    self._wait(selector, watch)
+                poke = fs.fingerprint(gate_dir(self.config) / "poke")
+                if poke != poked or not checked <= now < checked + SCAN_S:
+                    checked, poked = now, poke
+                    self._look_around(watch, now)
+        watch.close()
+
+    def _look_around(self, watch: Watch, now: float) -> None:
+        self.refresh(now)
+        for served in self.served.values():
+            for peer in served.peers.values():
+                watch.add(peer.pair.carrier.path("in"))
+                worker = peer.worker
+                if isinstance(worker, ProcessWorker) and not worker.busy and worker.idle_s > IDLE_S:
+                    worker.close()
+                    peer.worker = None
+        watch.wait(0)
+
+    def _wait(self, selector: selectors.BaseSelector, watch: Watch) -> None:
+        """Until a file, a worker or the clock calls."""
+        workers = [p.worker for s in self.served.values() for p in s.peers.values() if p.worker and p.batch]
+        for worker in workers:
+            selector.register(worker.fileno(), selectors.EVENT_READ)
+        try:
+            selector.select(SCAN_S)
+        finally:
+            for worker in workers:
+                selector.unregister(worker.fileno())
+        watch.drain()
+
+    @property
+    def idle(self) -> bool:
+        return all(s.idle for s in self.served.values())
+
+    def close(self) -> None:
+        """Say down, end the workers."""
+        for name in list(self.served):
+            self._leave(name, fs.clock())
+
+
+def serve_waiting(config: Config, names: Iterable[str]) -> None:
+    """Serve what waits for these devices, then end: for cron."""
+    fs.make_dir(gate_dir(config))
+    with fs.lock(gate_dir(config) / "lock"):
+        gate = Gate(config, names)
+        try:
+            with selectors.DefaultSelector() as selector:
+                while gate.step(fs.clock()) or not gate.idle:
+                    _wait_for_workers(gate, selector)
+        finally:
+            gate.close()
+
+
+def _wait_for_workers(gate: Gate, selector: selectors.BaseSelector) -> None:
+    busy = [p.worker for s in gate.served.values() for p in s.peers.values() if p.worker and p.batch]
+    for worker in busy:
+        selector.register(worker.fileno(), selectors.EVENT_READ)
+    if busy:
+        selector.select(SCAN_S)
+    for worker in busy:
+        selector.unregister(worker.fileno())

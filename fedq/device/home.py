@@ -1,0 +1,219 @@
+"""A device's private home: its key, whom it trusts, its values; and what the owner does with them.
+
+``devices/<name>/`` holds ``device.json``, ``key``, ``trust/<requester>.json``,
+``journal.sqlite``, ``values/``, ``spool/`` and ``failed/``; ``devices/.gate/`` is shared by the
+devices of one root: lock, log, and ``poke``, which wakes a running gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fedq
+from fedq import fs, ids
+from fedq.config import Config
+from fedq.device.journal import OWNER, Journal, Value
+from fedq.device.store import Store
+from fedq.errors import Ambiguous, Conflict, UnknownDevice, UnknownValue, Unreachable, UsageError
+from fedq.plan.codec import RawTensor
+from fedq.queue import pair as pairs
+from fedq.queue.pair import Card, Catalog, Entry, Pair
+from fedq.trust import keys, policy
+
+GATE = ".gate"
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who may ask: ``alice-3f9a1c2e`` and the public key (hex) behind it."""
+
+    name: str
+    key: str
+
+
+def init(config: Config, name: str, *, requester: Requester, new_id: ids.NewId = ids.new_id) -> Home:
+    """Make a device's home, its pair with this requester, card and catalog; again is a no-op.
+
+    Raises:
+        UsageError: the name can not name a directory.
+    """
+    if not ids.is_name(name):
+        raise UsageError(f"{name!r} can not name a device", hint="use letters, digits, '_', '-', '.'; at most 64")
+    if not (config.queue / pairs.MARK).exists():
+        pairs.create_root(config.queue, id=new_id())
+    path = config.devices / name
+    fs.make_dir(path / "trust")
+    keys.load_or_create(path / "key")
+    fs.replace(path / "device.json", [_line({"v": 1, "device": name, "queue": pairs.root_id(config.queue)})])
+    home = Home(path, config)
+    home.trust(requester)
+    return home
+
+
+def homes(config: Config) -> list[str]:
+    """Names of the devices at home here."""
+    return sorted(
+        n for n in fs.names(config.devices) if ids.is_name(n) and (config.devices / n / "device.json").exists()
+    )
+
+
+def _line(body: object) -> bytes:
+    return json.dumps(body, indent=1).encode() + b"\n"
+
+
+class Home:
+    """An existing device's home.
+
+    Raises:
+        UnknownDevice: no device of this name lives here.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        if not (path / "device.json").exists():
+            known = ", ".join(homes(config)) or "none"
+            raise UnknownDevice(
+                f"no device {path.name!r} in {config.devices} (there: {known})",
+                hint=f"fedq device init {path.name}",
+            )
+        self.path, self.config, self.name = path, config, path.name
+        self.durable = config.durability == "full"
+        self.key = keys.load_or_create(path / "key")
+        self.journal = Journal(path / "journal.sqlite", durable=self.durable)
+        self.store = Store(path, self.journal, self.key, durable=self.durable)
+
+    def close(self) -> None:
+        self.journal.close()
+
+    def check_root(self) -> None:
+        """That the queue root is there, and the one this device was made for."""
+        mine = json.loads(bytes(fs.read(self.path / "device.json", limit_bytes=1 << 16)))["queue"]
+        found = pairs.root_id(self.config.queue)
+        if found != mine:
+            raise Unreachable(
+                f"{self.config.queue} is another queue root than the one {self.name!r} was made for",
+                hint=f"fedq device init {self.name}",
+            )
+
+    # -- whom it trusts
+
+    def trust(self, requester: Requester) -> None:
+        """Let this requester ask: keep its key, make the pair."""
+        fs.replace(
+            self.path / "trust" / f"{requester.name}.json",
+            [_line({"v": 1, "name": requester.name, "key": requester.key})],
+        )
+        pair = pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable)
+        card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,))
+        pair.write_card(card, self.key)
+        self.write_catalogs()
+
+    def trusted(self) -> list[Requester]:
+        """Requesters by name, as their files in ``trust/`` say."""
+        found = []
+        for name in sorted(fs.names(self.path / "trust")):
+            if name.endswith(".json"):
+                body = json.loads(bytes(fs.read(self.path / "trust" / name, limit_bytes=1 << 16)))
+                found.append(Requester(body["name"], body["key"]))
+        return found
+
+    def pair(self, requester: str) -> Pair:
+        return pairs.open_pair(self.config.queue, self.name, requester, durable=self.durable)
+
+    # -- the owner's values
+
+    def add(self, raw: RawTensor, *, tag: str, release: str | None = None, replace: bool = False, id: str = "") -> str:
+        """Store an owner's tensor under a tag; returns its id.
+
+        Args:
+            replace: take the place of the values that carry the tag now.
+
+        Raises:
+            Conflict: the tag is taken and ``replace`` is not said.
+        """
+        rule, there = policy.check_rule(release or policy.DEFAULT), self.journal.tagged(OWNER, tag)
+        if there and not replace:
+            raise Conflict(f"{self.name} has a value tagged {tag!r} already ({there[0].id})", hint="add --replace")
+        if not tag or len(tag) > 200:
+            raise UsageError("a tag has 1 to 200 characters")
+        value = self.store.keep(OWNER, id or ids.new_id(), raw, release=rule, tag=tag)
+        with self.journal.transaction():
+            self.journal.drop(OWNER, [v.id for v in there])
+            self.journal.add([value], message=None, now=fs.clock())
+        self.store.forget(OWNER, tuple(v.id for v in there))
+        self._changed()
+        return value.id
+
+    def remove(self, ref: str) -> list[str]:
+        """Forget the owner's values with this tag, or the one with this id."""
+        ref = ref.removeprefix("#")
+        found = self.journal.tagged(OWNER, ref) or [v for v in self.journal.find(ref) if v.scope == OWNER]
+        if not found:
+            raise UnknownValue(f"{self.name} has no value {ref!r}{self._tags()}")
+        gone = tuple(v.id for v in found)
+        with self.journal.transaction():
+            self.journal.drop(OWNER, gone)
+        self.store.forget(OWNER, gone)
+        self._changed()
+        return list(gone)
+
+    def values(self) -> list[Value]:
+        """The owner's values, oldest first."""
+        return self.journal.tagged(OWNER)
+
+    def _tags(self) -> str:
+        tags = ", ".join(sorted({v.tag or "" for v in self.values()}))
+        return f" (tags: {tags})" if tags else ""
+
+    # -- the owner's word
+
+    def held(self) -> list[tuple[str, str]]:
+        """(requester, value id) of results that wait for the owner."""
+        wanted = [w for w in self.journal.wanted() if w.state == "held"]
+        return [(w.sender, i) for w in wanted for i in w.ids if self._needs_word(w.sender, i)]
+
+    def _needs_word(self, sender: str, id_: str) -> bool:
+        value = self.journal.value(sender, id_) or self.journal.value(OWNER, id_)
+        return value is not None and value.release != "open" and not self.journal.verdict(sender, id_)
+
+    def judge(self, prefix: str, verdict: str) -> list[tuple[str, str]]:
+        """Approve or deny releasing a result, named by its id or a prefix of 6 and more digits.
+
+        Returns:
+            (requester, value id) of what was judged.
+        """
+        fits = [(s, i) for s, i in self.held() if i.startswith(prefix)] if len(prefix) >= 6 else []
+        if not fits:
+            fits = [(v.scope, v.id) for v in self.journal.find(prefix) if v.scope != OWNER and len(prefix) >= 6]
+        if not fits:
+            waiting = ", ".join(i for _, i in self.held()) or "nothing"
+            raise UnknownValue(f"{self.name} holds no result {prefix!r} (waiting for you: {waiting})")
+        if len(set(fits)) > 1:
+            raise Ambiguous(f"{prefix!r} fits {', '.join(i for _, i in fits)}", hint="give more digits")
+        with self.journal.transaction():
+            self.journal.judge(*fits[0], verdict)
+        self.poke()
+        return fits[:1]
+
+    # -- what others may see
+
+    def write_catalogs(self, only: Iterable[str] | None = None) -> None:
+        """Write each requester's catalog: the owner's tagged values, its own, its plans."""
+        for requester in only if only is not None else [r.name for r in self.trusted()]:
+            self.pair(requester).write_catalog(self.catalog(requester), self.key)
+
+    def catalog(self, requester: str) -> Catalog:
+        values: Sequence[Value] = [*self.journal.tagged(OWNER), *self.journal.tagged(requester)]
+        entries = tuple(Entry(v.id, v.tag, v.type, v.release) for v in values)
+        return Catalog(self.name, entries, tuple(self.journal.plans(requester)))
+
+    def _changed(self) -> None:
+        self.write_catalogs()
+        self.poke()
+
+    def poke(self) -> None:
+        """Wake the gate, if one runs: something changed that is not in a queue."""
+        fs.make_dir(self.config.devices / GATE)
+        fs.replace(self.config.devices / GATE / "poke", [ids.new_id().encode()], durable=False)

@@ -1,0 +1,65 @@
+"""Is this file a message for us? Every check between the bytes and the journal, in order.
+
+Signature first, before anything is parsed; then format, then that name, sender and receiver
+are what the file's place says. Nothing here believes a file it has not checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedq.errors import BadFile, BadSignature
+from fedq.plan.codec import Buffer, File, decode
+from fedq.queue.message import Inline, Message, Put, Run, SendPlan, message_from_json
+from fedq.trust.keys import signer_of
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A checked message with its tensors and its bytes."""
+
+    message: Message
+    file: File
+    raw: Buffer
+    digest: str
+
+
+def check(raw: Buffer, *, name: str, requester: str, key: str, device: str) -> tuple[Message, File]:
+    """The message in these bytes, if it is one from this requester to this device.
+
+    Args:
+        name: the file's name, ``<id>.safetensors``.
+        key: the requester's public key, hex, from this device's trust.
+
+    Raises:
+        BadSignature, BadVersion, BadFile: it is not.
+    """
+    signer = signer_of("message", memoryview(raw)).hex()
+    if signer != key:
+        raise BadSignature(f"signed by {signer[:8]}, which is not {requester}")
+    file = decode(raw)
+    message = message_from_json(file.body)
+    if f"{message.id}{SUFFIX}" != name:
+        raise BadFile(f"holds message {message.id}, which is not its name")
+    if (message.sender, message.to) != (requester, device):
+        raise BadFile(f"is from {message.sender} to {message.to}, not from {requester} to {device}")
+    missing = sorted(_names(message) - file.tensors.keys())
+    if missing:
+        raise BadFile(f"lacks tensor {missing[0][:60]!r}")
+    return message, file
+
+
+def _names(message: Message) -> set[str]:
+    """The tensors that the actions speak of."""
+    names: set[str] = set()
+    for verb in message.actions:
+        match verb:
+            case Put():
+                names.add(verb.tensor)
+            case SendPlan():
+                names.update(verb.tensors)
+            case Run():
+                names.update(a.name for a in (*verb.args, *verb.kwargs.values()) if isinstance(a, Inline))
+    return names

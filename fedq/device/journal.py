@@ -1,0 +1,274 @@
+"""A device's private record: messages seen, values, plans, replies, approvals. SQLite, WAL.
+
+One file per device on its own disk, never on the share. Keys of everything a requester names
+are (sender, id); the owner's own values have the scope ``""``. A row that stands is a promise
+kept over crashes: callers group what must appear together in ``with journal.transaction()``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedq import fs
+from fedq.plan.graph import Type
+from fedq.queue.message import Failure
+
+NOTHING = Type("str")
+"""The type of a value that is a failure."""
+OWNER = ""
+"""The scope of the owner's values: every trusted requester may refer to them."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS messages(
+  sender TEXT, id TEXT, digest TEXT NOT NULL, received REAL NOT NULL, expires REAL NOT NULL,
+  state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, file BLOB, PRIMARY KEY(sender, id));
+CREATE INDEX IF NOT EXISTS open_messages ON messages(state) WHERE state != 'done';
+CREATE TABLE IF NOT EXISTS vals(
+  scope TEXT, id TEXT, tag TEXT, type TEXT NOT NULL, release TEXT NOT NULL, message TEXT, created REAL NOT NULL,
+  data BLOB, failure TEXT, dropped INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(scope, id));
+CREATE INDEX IF NOT EXISTS tagged ON vals(scope, tag) WHERE tag IS NOT NULL;
+CREATE TABLE IF NOT EXISTS plans(
+  scope TEXT, id TEXT, name TEXT NOT NULL, file BLOB, failure TEXT, PRIMARY KEY(scope, id));
+CREATE TABLE IF NOT EXISTS replies(
+  sender TEXT, id TEXT, message TEXT NOT NULL, ids TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY(sender, id));
+CREATE INDEX IF NOT EXISTS open_replies ON replies(state) WHERE state NOT IN ('published', 'acked');
+CREATE TABLE IF NOT EXISTS drops(
+  sender TEXT, message TEXT, ids TEXT NOT NULL, after TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS drops_of ON drops(sender, message);
+CREATE TABLE IF NOT EXISTS verdicts(scope TEXT, id TEXT, verdict TEXT NOT NULL, PRIMARY KEY(scope, id));
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A row of the store. ``data`` is None when the bytes are in a file (or there are none)."""
+
+    scope: str
+    id: str
+    tag: str | None
+    type: Type
+    release: str
+    data: bytes | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A ``get`` that has not been answered: which values under which reply id."""
+
+    sender: str
+    id: str
+    message: str
+    ids: tuple[str, ...]
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A message as recorded. ``file`` is None when its bytes are in the spool."""
+
+    sender: str
+    id: str
+    digest: str
+    received: float
+    expires: float
+    state: str
+    attempts: int
+    file: bytes | None
+
+
+_VALUE = "scope, id, tag, type, release, data, failure"
+
+
+class Journal:
+    """All statements on one device's record; values are cached until another process writes."""
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self._db = fs.database(path, durable=durable)
+        self._db.executescript(_SCHEMA)
+        self._values: dict[tuple[str, str], Value] = {}
+        self._version = self._data_version()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable when it ends."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._values.clear()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _data_version(self) -> int:
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
+    def changed_elsewhere(self) -> bool:
+        """Whether another process wrote since the last call; forgets what was cached if so."""
+        version, self._version = self._version, self._data_version()
+        if version != self._version:
+            self._values.clear()
+        return version != self._version
+
+    # -- messages
+
+    def message(self, sender: str, id_: str) -> Taken | None:
+        row = self._db.execute("SELECT * FROM messages WHERE sender=? AND id=?", (sender, id_)).fetchone()
+        return Taken(*row) if row else None
+
+    def seen(self, sender: str, id_: str) -> str | None:
+        """The digest of the message taken under this id."""
+        row = self._db.execute("SELECT digest FROM messages WHERE sender=? AND id=?", (sender, id_)).fetchone()
+        return row[0] if row else None
+
+    def take(self, message: Taken) -> None:
+        row = (message.sender, message.id, message.digest, message.received, message.expires, message.state)
+        self._db.execute("INSERT INTO messages VALUES(?,?,?,?,?,?,?,?)", (*row, message.attempts, message.file))
+
+    def open_messages(self) -> list[Taken]:
+        return [Taken(*r) for r in self._db.execute("SELECT * FROM messages WHERE state != 'done' ORDER BY rowid")]
+
+    def done(self, keys: Iterable[tuple[str, str]]) -> None:
+        """These messages are finished; their bytes are forgotten, their ids and digests stay."""
+        self._db.executemany("UPDATE messages SET state='done', file=NULL WHERE sender=? AND id=?", keys)
+
+    def attempts(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """How often each message was started without an end; written before it starts."""
+        self._db.executemany(
+            "UPDATE messages SET attempts=? WHERE sender=? AND id=?", ((n, *key) for key, n in counts.items())
+        )
+
+    # -- values
+
+    def value(self, scope: str, id_: str) -> Value | None:
+        """What stands under (scope, id), unless dropped."""
+        found = self._values.get((scope, id_))
+        if found is None:
+            sql = f"SELECT {_VALUE} FROM vals WHERE scope=? AND id=? AND NOT dropped"
+            row = self._db.execute(sql, (scope, id_)).fetchone()
+            found = _value(row) if row else None
+            if found is not None:
+                self._remember(found)
+        return found
+
+    def _remember(self, value: Value) -> None:
+        if len(self._values) >= 20_000:
+            self._values.clear()
+        self._values[value.scope, value.id] = value
+
+    def exists(self, scope: str, id_: str) -> bool:
+        """Whether the id was ever given a content, dropped or not."""
+        if (scope, id_) in self._values:
+            return True
+        return self._db.execute("SELECT 1 FROM vals WHERE scope=? AND id=?", (scope, id_)).fetchone() is not None
+
+    def add(self, values: Iterable[Value], *, message: str | None, now: float) -> None:
+        """Record values whose ids are new; an id that stands keeps its content."""
+        rows = []
+        for v in values:
+            failure = json.dumps([v.failure.code, v.failure.text, dict(v.failure.fields)]) if v.failure else None
+            rows.append((v.scope, v.id, v.tag, str(v.type), v.release, message, now, v.data, failure))
+            if not self.exists(v.scope, v.id):
+                self._remember(v)
+        sql = (
+            "INSERT OR IGNORE INTO vals(scope, id, tag, type, release, message, created, data, failure)"
+            " VALUES(?,?,?,?,?,?,?,?,?)"
+        )
+        self._db.executemany(sql, rows)
+
+    def tagged(self, scope: str, tag: str | None = None) -> list[Value]:
+        """Values of a scope that carry a tag (this one, if given), oldest first."""
+        where = "tag IS NOT NULL" if tag is None else "tag = ?"
+        sql = f"SELECT {_VALUE} FROM vals WHERE scope=? AND {where} AND NOT dropped ORDER BY created, id"
+        return [_value(r) for r in self._db.execute(sql, (scope,) if tag is None else (scope, tag))]
+
+    def find(self, prefix: str) -> list[Value]:
+        """Values of any scope whose id begins with the prefix."""
+        sql = f"SELECT {_VALUE} FROM vals WHERE substr(id, 1, ?) = ? AND NOT dropped LIMIT 20"
+        return [_value(r) for r in self._db.execute(sql, (len(prefix), prefix))]
+
+    def drop(self, scope: str, ids: Iterable[str]) -> None:
+        """Forget these values' contents; their ids stay taken."""
+        for id_ in ids:
+            self._values.pop((scope, id_), None)
+            self._db.execute("UPDATE vals SET dropped=1, data=NULL, tag=NULL WHERE scope=? AND id=?", (scope, id_))
+
+    # -- plans
+
+    def add_plan(self, scope: str, id_: str, name: str, file: bytes | None, failure: Failure | None) -> None:
+        text = json.dumps([failure.code, failure.text, dict(failure.fields)]) if failure else None
+        self._db.execute("INSERT OR IGNORE INTO plans VALUES(?,?,?,?,?)", (scope, id_, name, file, text))
+
+    def plan(self, scope: str, id_: str) -> tuple[bytes | None, Failure | None] | None:
+        row = self._db.execute("SELECT file, failure FROM plans WHERE scope=? AND id=?", (scope, id_)).fetchone()
+        return (row[0], _failure(row[1])) if row else None
+
+    def plans(self, scope: str) -> list[tuple[str, str]]:
+        """(id, name) of the plans a requester sent that passed verification."""
+        sql = "SELECT id, name FROM plans WHERE scope=? AND failure IS NULL ORDER BY rowid"
+        return list(self._db.execute(sql, (scope,)))
+
+    # -- replies
+
+    def want(self, wanted: Wanted) -> None:
+        row = (wanted.sender, wanted.id, wanted.message, " ".join(wanted.ids), wanted.state)
+        self._db.execute("INSERT OR IGNORE INTO replies VALUES(?,?,?,?,?)", row)
+
+    def wanted(self) -> list[Wanted]:
+        """Replies that are not published yet, oldest first."""
+        sql = "SELECT * FROM replies WHERE state NOT IN ('published', 'acked') ORDER BY rowid"
+        return [Wanted(s, i, m, tuple(ids.split()), state) for s, i, m, ids, state in self._db.execute(sql)]
+
+    def reply(self, sender: str, id_: str) -> Wanted | None:
+        row = self._db.execute("SELECT * FROM replies WHERE sender=? AND id=?", (sender, id_)).fetchone()
+        return Wanted(row[0], row[1], row[2], tuple(row[3].split()), row[4]) if row else None
+
+    def set_reply(self, keys: Iterable[tuple[str, str]], state: str) -> None:
+        self._db.executemany("UPDATE replies SET state=? WHERE sender=? AND id=?", ((state, *key) for key in keys))
+
+    def add_drop(self, sender: str, message: str, ids: Iterable[str], after: Iterable[str]) -> int:
+        """Record a drop still to do; its row. A message's drop is recorded once."""
+        row = (sender, message, " ".join(ids), " ".join(after))
+        found = self._db.execute(
+            "SELECT rowid FROM drops WHERE sender=? AND message=? AND ids=? AND after=?", row
+        ).fetchone()
+        return (
+            int(found[0]) if found else int(self._db.execute("INSERT INTO drops VALUES(?,?,?,?)", row).lastrowid or 0)
+        )
+
+    def drops(self) -> list[tuple[int, str, str, list[str], list[str]]]:
+        """Drops still to do: row, sender, message, ids, messages to wait for."""
+        rows = self._db.execute("SELECT rowid, * FROM drops")
+        return [(n, s, m, ids.split(), after.split()) for n, s, m, ids, after in rows]
+
+    def dropped(self, row: int) -> None:
+        self._db.execute("DELETE FROM drops WHERE rowid=?", (row,))
+
+    # -- the owner's word
+
+    def judge(self, scope: str, id_: str, verdict: str) -> None:
+        """Record ``approved`` or ``denied`` for a value."""
+        self._db.execute("INSERT OR REPLACE INTO verdicts VALUES(?,?,?)", (scope, id_, verdict))
+
+    def verdict(self, scope: str, id_: str) -> str | None:
+        row = self._db.execute("SELECT verdict FROM verdicts WHERE scope=? AND id=?", (scope, id_)).fetchone()
+        return row[0] if row else None
+
+
+def _value(row: tuple[Any, ...]) -> Value:
+    scope, id_, tag, type_, release, data, failure = row
+    return Value(scope, id_, tag, Type.parse(type_), release, data, _failure(failure))
+
+
+def _failure(text: str | None) -> Failure | None:
+    return Failure(*json.loads(text)) if text else None

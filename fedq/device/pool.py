@@ -1,0 +1,175 @@
+"""Workers as the gate sees them: one batch in, one answer out, or a death with someone to blame.
+
+A worker is started at the first batch, serves one requester on one device, and ends when idle
+or past its deadline. Batches queue in the gate, so that work gathers while a worker is busy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedq.device import wire
+from fedq.plan.codec import RawTensor
+
+log = logging.getLogger("fedq.device.pool")
+
+SEND_TIMEOUT_S = 60.0
+IDLE_S = 300.0
+DEADLINE_S = 3600.0
+"""How long one call may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a batch gave: one row per call, and their tensors."""
+
+    rows: list[Any]
+    tensors: list[RawTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The worker ended in the middle; ``at`` is the number of the call it was on."""
+
+    at: int
+    why: str
+
+
+class Worker(Protocol):
+    """What runs batches: a process, or this thread."""
+
+    known: dict[str, int]
+
+    def start(self, head: Any, tensors: Sequence[RawTensor]) -> None: ...
+    def poll(self) -> Answer | Died | None: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class ProcessWorker:
+    """A worker process. ``known``: keys of the values and plans it holds -> their bytes."""
+
+    def __init__(self, *, threads: int) -> None:
+        self.known: dict[str, int] = {}
+        self._sock, theirs = socket.socketpair()
+        with tempfile.TemporaryFile() as file, theirs:
+            file.truncate(8)
+            self._progress = mmap.mmap(file.fileno(), 8)
+            fds = (theirs.fileno(), file.fileno())
+            command = [sys.executable, "-P", "-m", "fedq.device.worker", str(fds[0]), str(threads), str(fds[1])]
+            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=_environment())
+        self._reader = wire.Reader(self._sock)
+        self._mark, self._moved = b"", 0.0
+        self.idle_since = time.monotonic()
+        self.busy = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def idle_s(self) -> float:
+        """How long it has had nothing to do."""
+        return time.monotonic() - self.idle_since
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def start(self, head: Any, tensors: Sequence[RawTensor]) -> None:
+        """Hand over a batch; a worker that does not take it is found dead by the next poll."""
+        self._progress[:] = bytes(8)
+        self.busy, self._mark, self._moved = True, b"", time.monotonic()
+        self._sock.settimeout(SEND_TIMEOUT_S)
+        try:
+            wire.send(self._sock, head, tensors)
+        except OSError as error:
+            log.warning("worker %d took no batch: %s", self.pid, error)
+            self._process.kill()
+
+    def poll(self) -> Answer | Died | None:
+        """The answer if it is there; a worker past its deadline is killed."""
+        if not self.busy:
+            return None
+        self._sock.setblocking(False)
+        try:
+            while self._reader.receive():
+                frame = self._reader.frame()
+                if frame is not None:
+                    return self._answer(frame)
+            return self._died("ended")
+        except BlockingIOError:
+            return self._late()
+        except Exception as error:  # whatever an untrusted process sends, the gate goes on
+            return self._died(f"sent what is no answer ({type(error).__name__})")
+
+    def _answer(self, frame: tuple[Any, list[RawTensor]]) -> Answer:
+        self.busy, self.idle_since = False, time.monotonic()
+        return Answer(*frame)
+
+    def _late(self) -> Died | None:
+        mark, now = self._progress[:], time.monotonic()
+        if mark != self._mark:
+            self._mark, self._moved = mark, now
+        return self._died(f"took more than {DEADLINE_S:.0f} s") if now - self._moved > DEADLINE_S else None
+
+    def _died(self, why: str) -> Died:
+        at = int.from_bytes(self._progress[:], "little")
+        self.close()
+        return Died(at, f"worker {self.pid} {why}, exit status {self._process.returncode}")
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.busy = False
+        with contextlib.suppress(OSError):
+            self._process.kill()
+        self._process.wait()
+        self._reader.close()
+        self._sock.close()
+        self._progress.close()
+
+
+def _environment() -> dict[str, str]:
+    """What a worker may know of its surroundings: how to find Python, and nothing of fedq's."""
+    keep = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+    return {k: os.environ[k] for k in keep if k in os.environ}
+
+
+class InlineWorker:
+    """The same work in the calling thread: no process, no flag of torch changed."""
+
+    busy = False
+    idle_since = float("inf")
+    pid = 0
+
+    def __init__(self) -> None:
+        from fedq.device.worker import Replayer
+
+        self.known: dict[str, int] = {}
+        self._replayer = Replayer(fork_rng=True)
+        self._answer: Answer | None = None
+
+    def fileno(self) -> int:
+        return -1
+
+    def start(self, head: Any, tensors: Sequence[RawTensor]) -> None:
+        from fedq.device.worker import do
+
+        self._answer = Answer(*do(self._replayer, head, tensors, lambda _: None))
+
+    def poll(self) -> Answer | Died | None:
+        answer, self._answer = self._answer, None
+        return answer
+
+    def close(self) -> None:
+        self._answer = None

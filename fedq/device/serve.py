@@ -1,0 +1,337 @@
+"""One device being served: what arrives, what it means, what goes out.
+
+A step has three parts. *Collect* reads new files and workers' answers. *Decide* happens in one
+transaction of the journal: messages are recorded, results are stored, attempts are counted.
+*Act* follows the commit and may be done again after a crash: shared files are deleted, batches
+handed over, replies published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fedq import fs
+from fedq.device import batch as batches
+from fedq.device.calls import Call
+from fedq.device.home import Home
+from fedq.device.intake import SUFFIX, Arrival, check
+from fedq.device.journal import Taken
+from fedq.device.peer import DropRow, Peer, Want, running
+from fedq.device.pool import Answer, Died, Worker
+from fedq.errors import BadFile, Conflict, FedqError
+from fedq.plan.codec import RawTensor, decode, encode
+from fedq.queue.message import Failure, Get, Number, Reply, message_from_json, reply_to_json
+from fedq.queue.pair import Heartbeat
+
+log = logging.getLogger("fedq.device")
+
+SPOOL_BYTES = 8 << 20
+"""Larger messages are kept as files beside the journal until they are done."""
+MAX_TAKEN = 500
+"""Files taken in one step, over all requesters: a flood is worked off in turns."""
+MAX_TAKEN_BYTES = 64 << 20
+LOOK_S = 1.0
+"""How often time itself is looked at: what expired, what waited too long."""
+BEAT_S = 5.0
+SOON_S = 0.2
+TOLD = 100
+"""Ids a heartbeat names at most, of each kind."""
+
+
+class Served:
+    """A device while a gate serves it.
+
+    Args:
+        worker: makes a worker, called at a requester's first batch.
+
+    Raises:
+        Unreachable: the queue root is not there, or is another.
+    """
+
+    def __init__(self, home: Home, worker: Callable[[], Worker], *, now: float) -> None:
+        self.home, self.journal, self.name = home, home.journal, home.name
+        home.check_root()
+        self._new_worker = worker
+        self.peers: dict[str, Peer] = {}
+        self._published: list[tuple[str, str]] = []
+        self._skip: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._looked_at = 0.0
+        self._told: dict[str, tuple[float, Any]] = {}
+        self.refresh()
+        self._recover(now)
+
+    def refresh(self) -> None:
+        """Look again at who is trusted and what the owner changed."""
+        for requester in self.home.trusted():
+            if requester.name not in self.peers:
+                self.peers[requester.name] = Peer(self.home, requester.name, requester.key)
+        for peer in self.peers.values():
+            peer.catalog_due = True
+            peer.touched |= peer.held.keys()
+
+    def close(self) -> None:
+        """End its workers; nothing is lost by it."""
+        for peer in self.peers.values():
+            if peer.worker is not None:
+                peer.worker.close()
+        with self.journal.transaction():
+            self._note_published()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is running or ready to run."""
+        return not any(p.queue or p.batch or p.touched for p in self.peers.values())
+
+    # -- a step
+
+    def step(self, now: float) -> bool:
+        """Do what can be done now without waiting; whether there was anything."""
+        arrivals = self._collect()
+        answers = [(p, a) for p in self.peers.values() if p.batch and p.worker and (a := p.worker.poll())]
+        if self.journal.changed_elsewhere():
+            self.refresh()
+        ready = any(p.touched or (p.queue and not p.batch) for p in self.peers.values())
+        busy = bool(arrivals or answers or ready)
+        if busy or self._look(now):
+            with self.journal.transaction():
+                self._decide(arrivals, answers, now)
+        self._act()
+        return busy
+
+    def _look(self, now: float) -> bool:
+        """Whether time has come for something, or something is to be noted."""
+        if 0 <= now - self._looked_at < LOOK_S:
+            return False
+        self._looked_at = now
+        return bool(self._published) or any(p.drops or p.late(now) for p in self.peers.values())
+
+    # -- collect
+
+    def _collect(self) -> list[tuple[Peer, Arrival]]:
+        arrivals: list[tuple[Peer, Arrival]] = []
+        size = 0
+        for peer in self.peers.values():
+            for name in peer.pair.carrier.list("in"):
+                if len(arrivals) >= MAX_TAKEN or size > MAX_TAKEN_BYTES:
+                    return arrivals
+                arrival = self._read(peer, name)
+                if arrival is not None:
+                    arrivals.append((peer, arrival))
+                    size += len(arrival.raw)
+        return arrivals
+
+    def _read(self, peer: Peer, name: str) -> Arrival | None:
+        """The message in a file, or None: not there any more, not whole yet, or not a message.
+
+        A file that is no message stays where it is: it may still be arriving. It is looked at
+        again when it changes, and the heartbeat names it.
+        """
+        mark = fs.fingerprint(peer.pair.carrier.path(f"in/{name}"))
+        if mark is None or self._skip.get((peer.name, name)) == mark:
+            return None
+        try:
+            raw = peer.pair.carrier.get(f"in/{name}")
+            message, file = check(raw, name=name, requester=peer.name, key=peer.key, device=self.name)
+        except FileNotFoundError:
+            return None
+        except FedqError as error:
+            self._refuse(peer, name, mark, error)
+            return None
+        arrival = Arrival(message, file, raw, hashlib.sha256(raw).hexdigest())
+        seen = self.journal.seen(peer.name, message.id)
+        if seen is not None and seen != arrival.digest:
+            self._refuse(peer, name, mark, Conflict(f"message {message.id} came before with other content"))
+            return None
+        peer.refused.pop(message.id, None)
+        self._skip.pop((peer.name, name), None)
+        return arrival
+
+    def _refuse(self, peer: Peer, name: str, mark: tuple[int, ...], error: FedqError) -> None:
+        self._skip[peer.name, name] = mark
+        peer.refused[name.removesuffix(SUFFIX)] = error.code
+        log.warning("%s: file %s of %s is not taken: %s", self.name, name, peer.name, error)
+
+    # -- decide
+
+    def _decide(
+        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Answer | Died]], now: float
+    ) -> None:
+        self._note_published()
+        for peer, arrival in arrivals:
+            self._take(peer, arrival, now)
+        for peer, answer in answers:
+            self._answered(peer, answer, now)
+        for peer in self.peers.values():
+            peer.give_up(now)
+            self._start(peer, now)
+            peer.settle()
+            peer.drop()
+
+    def _take(self, peer: Peer, arrival: Arrival, now: float) -> None:
+        """Record a message and enter it; one that can not be entered harms no other."""
+        message, raw = arrival.message, arrival.raw
+        if self.journal.seen(peer.name, message.id) is not None:
+            self._again(peer, arrival)
+            return
+        large = len(raw) > SPOOL_BYTES
+        if large:
+            folder = self.home.path / "spool" / peer.name
+            fs.make_dir(folder)
+            fs.replace(folder / message.id, [raw], durable=self.home.durable)
+        taken = Taken(
+            peer.name, message.id, arrival.digest, now, message.expires, "open", 0, None if large else bytes(raw)
+        )
+        self.journal.take(taken)
+        peer.enter(message, arrival.file, taken, now)
+        peer.delete_in.append(message.id)
+
+    def _again(self, peer: Peer, arrival: Arrival) -> None:
+        """A message that came before: its replies are published again, if they are not out."""
+        taken = self.journal.message(peer.name, arrival.message.id)
+        out = set(peer.pair.carrier.list("out"))
+        for verb in arrival.message.actions:
+            if isinstance(verb, Get) and verb.reply not in peer.wants and f"{verb.reply}{SUFFIX}" not in out:
+                wanted = self.journal.reply(peer.name, verb.reply)
+                if taken is not None and wanted is not None and wanted.state == "published":
+                    peer.want(wanted, taken)
+        peer.delete_in.append(arrival.message.id)
+
+    def _start(self, peer: Peer, now: float) -> None:
+        """Make the next batch, and count its attempt before it starts."""
+        if peer.batch or not peer.queue:
+            return
+        if peer.worker is None:
+            peer.worker = self._new_worker()
+        batch = batches.make(peer, peer.worker.known, now)
+        if batch.calls:
+            for call in batch.calls:
+                call.attempts += 1
+            self.journal.attempts({(c.sender, c.message): c.attempts for c in batch.calls})
+            peer.batch, peer.start = batch.calls, batch
+
+    def _answered(self, peer: Peer, answer: Answer | Died, now: float) -> None:
+        calls, peer.batch = peer.batch, []
+        if isinstance(answer, Answer) and len(answer.rows) == len(calls):
+            for call, row in zip(calls, answer.rows, strict=True):
+                call.attempts = 0
+                peer.done(call, batches.values(peer, call, row, answer.tensors), now)
+            self.journal.attempts({(c.sender, c.message): 0 for c in calls if c.message in peer.calls_left})
+        else:
+            died = answer if isinstance(answer, Died) else Died(0, "the worker sent too few rows")
+            self._bury(peer, died, calls, now)
+
+    def _bury(self, peer: Peer, died: Died, calls: list[Call], now: float) -> None:
+        """A worker ended in the middle: blame one call, put the others back in their order."""
+        log.warning("%s: %s, on call %d of %d of %s", self.name, died.why, died.at + 1, len(calls), peer.name)
+        if peer.worker is not None:
+            peer.worker.close()
+            peer.worker = None
+        blamed = calls[min(died.at, len(calls) - 1)]
+        for call in calls:
+            call.attempts -= call is not blamed
+        self.journal.attempts({(c.sender, c.message): c.attempts for c in calls})
+        peer.queue.extendleft(reversed(calls))
+
+    # -- act
+
+    def _act(self) -> None:
+        for peer in self.peers.values():
+            while peer.delete_in:
+                self._delete_in(peer, peer.delete_in.pop())
+            if peer.start is not None and peer.worker is not None:
+                batch, peer.start = peer.start, None
+                peer.worker.start(batch.head, batch.tensors)
+            while peer.publish:
+                self._publish(peer, peer.publish[0])
+                peer.publish.pop(0)
+            while peer.delete:
+                peer.pair.carrier.delete(f"out/{peer.delete.pop()}{SUFFIX}")
+            if peer.forget:
+                self.home.store.forget(peer.name, tuple(peer.forget))
+                peer.forget.clear()
+            if peer.catalog_due:
+                self.home.write_catalogs([peer.name])
+                peer.catalog_due = False
+
+    def _delete_in(self, peer: Peer, id_: str) -> None:
+        """Delete a shared copy; where we may not, the journal knows the file and it is not read again."""
+        path = peer.pair.carrier.path(f"in/{id_}{SUFFIX}")
+        mark = fs.fingerprint(path)
+        try:
+            peer.pair.carrier.delete(f"in/{id_}{SUFFIX}")
+        except FedqError as error:
+            if mark is not None:
+                self._skip[peer.name, f"{id_}{SUFFIX}"] = mark
+            log.info("%s: %s stays: %s", self.name, path, error)
+
+    def _publish(self, peer: Peer, want: Want) -> None:
+        """Write a reply; doing it again writes the same bytes, and what was planted there is replaced."""
+        tensors: dict[str, RawTensor] = {}
+        values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
+        reply = Reply(want.wanted.id, self.name, peer.name, want.wanted.message, values)
+        chunks = encode("reply", reply_to_json(reply), tensors, self.home.key)
+        name = f"out/{reply.id}{SUFFIX}"
+        try:
+            peer.pair.carrier.put(name, chunks)
+        except Conflict:
+            log.warning("%s: another file stood at %s of %s; replaced", self.name, name, peer.name)
+            peer.pair.carrier.delete(name)
+            peer.pair.carrier.put(name, chunks)
+        self._published.append((peer.name, reply.id))
+
+    def _answer(self, peer: Peer, want: Want, id_: str, tensors: dict[str, RawTensor]) -> str | Number | Failure:
+        value = peer.value(id_)
+        if value is None:
+            return want.given_up.get(id_) or Failure("missing_value", f"{id_} was dropped", {"id": id_})
+        if value.failure is not None:
+            return value.failure
+        if value.release != "open" and self.journal.verdict(peer.name, id_) == "denied":
+            return Failure("denied", "the owner declined to release it", {"id": id_})
+        if not value.type.is_tensor:
+            return Number(value.type.value)  # type: ignore[arg-type]
+        try:
+            tensors[f"t{len(tensors)}"] = self.home.store.bytes(value)
+        except BadFile as error:
+            log.error("%s: %s", self.name, error)
+            return Failure("failed", "the device lost this value", {"id": id_})
+        return f"t{len(tensors) - 1}"
+
+    def _note_published(self) -> None:
+        """Record what was published; lost in a crash, it is published again with the same bytes."""
+        self.journal.set_reply(self._published, "published")
+        self._published = []
+
+    # -- restart
+
+    def _recover(self, now: float) -> None:
+        """Take up what was open when the last gate ended, however it ended."""
+        with self.journal.transaction():
+            for row, sender, _, values, after in self.journal.drops():
+                if sender in self.peers:
+                    self.peers[sender].drops.append(DropRow(row, values, after))
+            for taken in self.journal.open_messages():
+                peer = self.peers.get(taken.sender)
+                if peer is not None:
+                    raw = taken.file or fs.map_private(self.home.path / "spool" / taken.sender / taken.id)
+                    file = decode(raw)
+                    peer.enter(message_from_json(file.body), file, taken, now)
+            for wanted in self.journal.wanted():
+                peer, message = self.peers.get(wanted.sender), self.journal.message(wanted.sender, wanted.message)
+                if peer is not None and message is not None and wanted.id not in peer.wants:
+                    peer.want(wanted, message)
+
+    # -- what others see
+
+    def beat(self, now: float, state: str = "up") -> None:
+        """Write the heartbeats that are due: every few seconds, sooner when something changed."""
+        for peer in self.peers.values():
+            waiting = running((*peer.queue, *peer.waiting.calls()))[:TOLD]
+            held = tuple(row for rows in peer.held.values() for row in rows)[:TOLD]
+            tell = (state, waiting, running(peer.batch)[:TOLD], held, tuple(peer.refused.items())[:TOLD])
+            when, told = self._told.get(peer.name, (0.0, None))
+            if not when <= now < when + (BEAT_S if tell == told else SOON_S):
+                self._told[peer.name] = (now, tell)
+                peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)

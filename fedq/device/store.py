@@ -1,0 +1,68 @@
+"""A device's values: small ones in the journal, large ones and the owner's as safetensors files.
+
+A file is ``values/<id>.safetensors``, one tensor named ``value``, signed by the device, so any
+safetensors tool opens it. It is written before the journal names it, and never changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedq import fs
+from fedq.device.journal import OWNER, Journal, Value
+from fedq.errors import BadFile
+from fedq.plan.codec import Buffer, RawTensor, decode, encode
+from fedq.plan.graph import Type
+from fedq.trust.keys import Key, signer_of
+
+INLINE_BYTES = 64 << 10
+"""Values up to this size live in the journal: one commit instead of two fsyncs more."""
+
+
+class Store:
+    """Bytes of values, by (scope, id)."""
+
+    def __init__(self, home: Path, journal: Journal, key: Key, *, durable: bool = True) -> None:
+        self.folder = home / "values"
+        self._journal, self._key, self._durable = journal, key, durable
+
+    def path(self, scope: str, id_: str) -> Path:
+        """The owner's values lie in ``values/``, a requester's in ``values/<requester>/``."""
+        return self.folder / scope / f"{id_}.safetensors" if scope else self.folder / f"{id_}.safetensors"
+
+    def keep(self, scope: str, id_: str, raw: RawTensor, *, release: str, tag: str | None = None) -> Value:
+        """The row for this tensor; its file is written now if it has one, the row is the caller's to add."""
+        type_ = Type(raw.dtype, raw.shape)
+        if scope != OWNER and raw.size_bytes <= INLINE_BYTES:
+            return Value(scope, id_, tag, type_, release, bytes(raw.data))
+        path = self.path(scope, id_)
+        fs.make_dir(path.parent)
+        body = {"v": 1, "kind": "value", "id": id_, "tag": tag}
+        try:
+            fs.put(path, encode("value", body, {"value": raw}, self._key), durable=self._durable)
+        except FileExistsError:  # written before a crash, and the journal does not know: the same id, done again
+            fs.replace(path, encode("value", body, {"value": raw}, self._key), durable=self._durable)
+        return Value(scope, id_, tag, type_, release)
+
+    def bytes(self, value: Value) -> RawTensor:
+        """The tensor of a row."""
+        shape = tuple(d for d in value.type.shape or () if isinstance(d, int))
+        if value.data is not None:
+            return RawTensor(value.type.dtype, shape, value.data)
+        return decode(self._read(value)).tensors["value"]
+
+    def _read(self, value: Value) -> Buffer:
+        path = self.path(value.scope, value.id)
+        try:
+            raw = fs.map_private(path)
+        except FileNotFoundError:
+            raise BadFile(f"value {value.id} lost its file", path=str(path)) from None
+        if len(raw) < 96 or raw[-96:-64] != self._key.public:
+            signer_of("value", raw)
+            raise BadFile(f"value {value.id} has a file that is not this device's")
+        return raw
+
+    def forget(self, scope: str, ids: tuple[str, ...]) -> None:
+        """Delete the files of dropped values; after the journal forgot them."""
+        for id_ in ids:
+            fs.delete(self.path(scope, id_))

@@ -1,0 +1,143 @@
+"""Replays what the gate hands it; holds no key, reads no file, keeps nothing when it ends.
+
+Run as ``python -m fedq.device.worker FD``: a Unix socket to the gate. One worker serves one
+requester. ``Replayer`` is the same work without the process, for a device inside this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fedq.device import wire
+from fedq.errors import FedqError
+from fedq.plan import replay, spec
+from fedq.plan.codec import RawTensor
+from fedq.plan.graph import About, Graph, graph_from_json
+from fedq.plan.tensors import from_raw, to_raw, type_of
+from fedq.plan.verify import verify
+
+Result = torch.Tensor | int | float | bool
+
+
+@dataclass(slots=True)
+class _Plan:
+    graph: Graph
+    compiled: replay.Compiled
+    state: tuple[torch.Tensor, ...]
+    about: About
+
+
+@dataclass
+class Replayer:
+    """Plans and values of one requester, and the replaying of calls on them.
+
+    Args:
+        fork_rng: leave this process's random state as it was (a device inside another program).
+    """
+
+    fork_rng: bool = False
+    plans: dict[str, _Plan] = field(default_factory=dict)
+    values: dict[str, Result] = field(default_factory=dict)
+
+    def load(self, plan: str, graph: Any, state: Sequence[RawTensor], params: Sequence[str]) -> None:
+        parsed = graph_from_json(graph)
+        verify(parsed)
+        about = About(params=tuple(params))
+        self.plans[plan] = _Plan(parsed, replay.compile(parsed), tuple(map(from_raw, state)), about)
+
+    def call(self, plan_id: str, args: Sequence[Any], results: Sequence[str], seed: int) -> list[Any]:
+        """Replay once; ``["ok", [result, ...]]`` or ``["e", code, text, fields]``, never an exception.
+
+        The text of torch's errors stays here: it echoes values.
+        """
+        try:
+            plan = self.plans[plan_id]
+            inputs = [self.values[a] if isinstance(a, str) else a["n"] for a in args]
+            spec.match(plan.graph, [type_of(x) for x in inputs], about=plan.about)
+            made = replay.run(plan.compiled, inputs, plan.state, seed=seed, fork_rng=self.fork_rng)
+        except replay.ActionFailed as error:
+            return ["e", "failed", f"{error.op} failed", {"action": error.action, "op": error.op}]
+        except KeyError:
+            return ["e", "missing_value", "an argument has no value", {}]
+        except FedqError as error:
+            return ["e", error.code, str(error), {"hint": error.hint} if error.hint else {}]
+        except Exception as error:
+            return ["e", "failed", f"replay stopped: {type(error).__name__}", {}]
+        self.values.update(zip(results, made, strict=True))
+        return ["ok", list(made)]
+
+
+def do(
+    replayer: Replayer, head: Mapping[str, Any], tensors: Sequence[RawTensor], mark: Any
+) -> tuple[Any, list[RawTensor]]:
+    """One frame of work: forget, load, give, call; the answer's head and tensors.
+
+    ``mark(i)`` is told before call i starts, so that a crash can be blamed on it.
+    """
+    for id_ in head.get("forget", ()):
+        replayer.values.pop(id_, None)
+    for plan, graph, state, params in head.get("plans", ()):
+        replayer.load(plan, graph, [tensors[i] for i in state], params)
+    for id_, given in head.get("give", ()):
+        replayer.values[id_] = from_raw(tensors[given]) if type(given) is int else given["n"]
+    rows: list[Any] = []
+    out: list[RawTensor] = []
+    for i, (plan, args, results, seed) in enumerate(head["calls"]):
+        mark(i)
+        row = replayer.call(plan, args, results, seed)
+        if row[0] == "ok":
+            row[1] = [_encode(r, out) for r in row[1]]
+        rows.append(row)
+    return rows, out
+
+
+def _encode(result: Result, out: list[RawTensor]) -> Any:
+    if isinstance(result, torch.Tensor):
+        out.append(to_raw(result))
+        return len(out) - 1
+    return {"n": result}
+
+
+def main() -> None:
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    threads = int(sys.argv[2])
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gate, which then ends this
+    torch.set_num_threads(threads)
+    replay.harden()
+    reader = wire.Reader(sock)
+    progress = mmap.mmap(int(sys.argv[3]), 8)
+    replayer = Replayer()
+    with torch.inference_mode(), contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while True:
+            frame = reader.frame()
+            if frame is None:
+                if not reader.receive():
+                    return
+                continue
+            rows, out = do(replayer, *frame, lambda i: progress.__setitem__(slice(0, 8), i.to_bytes(8, "little")))
+            wire.send(sock, rows, out)
+
+
+def _die_with_parent() -> None:
+    """A worker must not outlive a killed gate (Linux; elsewhere the closed socket ends it)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""VirtualWorker: a whole device inside this process, for notebooks and tests.
+
+The same files, the same gate, the same checks as a daemon's; only, the gate steps in the calling
+thread while someone waits, and plans are replayed in this process, which keeps its own torch
+flags, seeds and modes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedq import config as configs
+from fedq import fs, ids
+from fedq.client.device import Device
+from fedq.client.session import Client
+from fedq.device.gate import Gate
+from fedq.device.home import Home, Requester, init
+from fedq.device.pool import InlineWorker
+
+if TYPE_CHECKING:
+    import torch
+
+
+class VirtualWorker(Device):
+    """A device with data, embedded: ``fq.VirtualWorker(id="device_1", data={"input_data": x})``.
+
+    Args:
+        id: its name.
+        data: tag -> tensor, released as ``release`` says.
+        release: ``open`` or ``review``; reviewed results wait for `approve`.
+        root: where its files lie; by default a temporary folder that ends with it.
+    """
+
+    def __init__(
+        self,
+        id: str = "device_1",
+        data: Mapping[str, torch.Tensor] | None = None,
+        *,
+        release: str = "open",
+        root: Path | None = None,
+        clock: Callable[[], float] = fs.clock,
+        new_id: ids.NewId = ids.new_id,
+    ) -> None:
+        self.root = root or Path(tempfile.mkdtemp(prefix="fedq-"))
+        if root is None:
+            weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
+        self._clock = clock
+        config = dataclasses.replace(
+            configs.find(),
+            queue=self.root / "queue",
+            devices=self.root / "devices",
+            home=self.root / "home",
+            durability="none",
+        )
+        client = Client(config, now=clock, new_id=new_id, pump=self.step)
+        requester = Requester(client.name, client.key.public.hex())
+        home = init(config, id, requester=requester, new_id=new_id)
+        client.trust_device(id, home.key.public.hex())
+        home.close()
+        self.gate = Gate(config, [id], worker=InlineWorker, now=clock())
+        self.home: Home = self.gate.served[id].home
+        super().__init__(id, client)
+        for tag, tensor in (data or {}).items():
+            self.add(tensor, tag=tag, release=release)
+
+    def add(self, tensor: torch.Tensor, *, tag: str, release: str = "open", replace: bool = False) -> str:
+        """Store a tensor as its owner would, with ``fedq data add``; returns its id."""
+        from fedq.plan.tensors import to_raw
+
+        return self.home.add(to_raw(tensor), tag=tag, release=release, replace=replace, id=self.client.new_id())
+
+    def step(self) -> None:
+        """Do all that waits; called whenever someone waits for this device."""
+        while self.gate.step(self._clock()):
+            pass
+
+    def approve(self, id: str) -> None:
+        """Release a result held for review, as its owner would."""
+        self.home.judge(id, "approved")
+
+    def deny(self, id: str) -> None:
+        """Decline to release a result."""
+        self.home.judge(id, "denied")
+
+    def __repr__(self) -> str:
+        return f"VirtualWorker({self.name!r})"
