@@ -77,6 +77,7 @@ def encode(kind: str, body: Mapping[str, Any], tensors: Mapping[str, RawTensor],
         need(is_tensor_name(name), f"a tensor can not be called {name!r}")
     entries, data, end = _lay_out(tensors)
     entries[SIGNATURE] = _signature_entry(end)
+    _check_depth(body)
     head = _head({"__metadata__": {"fedq": canonical(body).decode()}, **entries})
     chunks: list[Buffer] = [head, *data, signer.public]
     return [*chunks, signer.sign(kind, sha256(chunks))]
@@ -110,6 +111,7 @@ def _head(header: Mapping[str, Any]) -> bytes:
     head += b" " * (-len(head) % 8)
     if len(head) > MAX_HEADER_BYTES:
         raise BadFile(f"too large for one file: header {len(head)} bytes of {MAX_HEADER_BYTES}")
+    need(_items(head.decode()) <= MAX_JSON_ITEMS, f"more than {MAX_JSON_ITEMS} items")
     return struct.pack("<Q", len(head)) + head
 
 
@@ -216,19 +218,20 @@ def parse_json(text: bytes | str) -> Any:
     not Unicode, more than 200,000 commas and brackets, nesting beyond 32."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
-        need(sum(map(text.count, ",[{")) <= MAX_JSON_ITEMS, f"more than {MAX_JSON_ITEMS} items")
+        need(_items(text) <= MAX_JSON_ITEMS, f"more than {MAX_JSON_ITEMS} items")
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_finite)
         if "\\ud" in text or "\\uD" in text:
-            canonical_utf8(value)
+            json.dumps(value, ensure_ascii=False).encode()  # ValueError at half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise BadFile(f"malformed JSON: {type(error).__name__}") from None
-    need(_depth_ok(value), f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, (list, dict)):
+        _check_depth(value)
     return value
 
 
-def canonical_utf8(value: Any) -> bytes:
-    """Raises ValueError where a text holds half of a surrogate pair."""
-    return json.dumps(value, ensure_ascii=False).encode()
+def _items(text: str) -> int:
+    """Commas and brackets, also those in texts: more than there are values."""
+    return sum(map(text.count, ",[{"))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -247,16 +250,15 @@ def _finite(text: str) -> float:
     return value
 
 
-def _depth_ok(value: Any) -> bool:
+def _check_depth(value: Any) -> None:
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for v in level
-            if isinstance(v, (list, dict))
             for child in (v.values() if isinstance(v, dict) else v)
             if isinstance(child, (list, dict))
         ]
         if not level:
-            return True
-    return False
+            return
+    raise BadFile(f"malformed file: nested deeper than {MAX_DEPTH}")
