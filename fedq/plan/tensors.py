@@ -23,6 +23,8 @@ def to_raw(tensor: torch.Tensor) -> RawTensor:
     if name is None:
         raise CannotRecord(f"{tensor.dtype} can not be written to a file", hint=f"use one of {', '.join(DTYPES)}")
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # one element of a strided tensor counts as contiguous
+        flat = flat.clone(memory_format=torch.contiguous_format)
     data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
     return RawTensor(name, tuple(tensor.shape), data)
 
