@@ -23,6 +23,7 @@ from fedq.errors import FedqError, Unreachable, UsageError
 if TYPE_CHECKING:
     from fedq.client.session import Client
     from fedq.config import Config
+    from fedq.device.home import Home
 
 SCHEMA_VERSION = 1
 INTERRUPTED = 130
@@ -66,6 +67,12 @@ class Call:
 
         return Client(self.config)
 
+    def home(self, name: str) -> Home:
+        """The home of a device on this machine."""
+        from fedq.device.home import Home
+
+        return Home(self.config.devices / name, self.config)
+
     def say(self, text: str) -> None:
         """A line of talk."""
         print(text, file=sys.stderr, flush=True)
@@ -74,8 +81,11 @@ class Call:
 Body = Callable[..., Shown]
 
 
-def command(app: typer.Typer, *, name: str | None = None, examples: Sequence[str]) -> Callable[[Body], Body]:
-    """Add a function ``body(call, ...)`` as a command, with the shared options and examples."""
+def command(app: typer.Typer, *, examples: Sequence[str], numbers: bool = False) -> Callable[[Body], Body]:
+    """Add a function ``body(call, ...)`` as a command, with the shared options and examples.
+
+    ``numbers``: an argument may be a negative number; a misspelled option then arrives as one.
+    """
 
     def add(body: Body) -> Body:
         def run(ctx: typer.Context, **given: Any) -> None:
@@ -86,7 +96,7 @@ def command(app: typer.Typer, *, name: str | None = None, examples: Sequence[str
 
         _disguise(run, body)
         epilog = "\b\nExamples:\n" + "\n".join(f"  $ {line}" for line in examples)
-        app.command(name or body.__name__, epilog=epilog, context_settings={"ignore_unknown_options": True})(run)
+        app.command(body.__name__, epilog=epilog, context_settings={"ignore_unknown_options": numbers})(run)
         return body
 
     return add

@@ -1,4 +1,4 @@
-"""Run a user's Python file to get one name out of it, and say what went wrong in their words."""
+"""Plans out of files: a user's Python file, run to get one name out of it, or a plan file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,60 @@ import importlib.util
 import linecache
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedq.errors import CannotRecord, FedqError, FileMissing, UnknownPlan
+from fedq.errors import CannotRecord, FedqError, FileMissing, UnknownPlan, UsageError
+
+if TYPE_CHECKING:
+    from fedq.plan.file import PlanFile
+    from fedq.plan.plan import Plan
+
+MAX_BYTES = 1 << 40
+
+
+def plan_file(path: str | Path) -> PlanFile:
+    """Read a plan file whose signature holds.
+
+    Raises:
+        FileMissing, BadSignature, BadFile, BadVersion: each names the file.
+    """
+    from fedq import fs
+    from fedq.plan.codec import decode
+    from fedq.plan.file import KIND, decode_plan
+    from fedq.trust.keys import signer_of
+
+    try:
+        raw = fs.read(Path(path).resolve(), limit_bytes=MAX_BYTES)
+        signer_of(KIND, memoryview(raw))
+        return decode_plan(decode(raw))
+    except FileNotFoundError:
+        raise FileMissing(f"no file {path}", hint=f"looked for {Path(path).absolute()}") from None
+    except FedqError as error:
+        raise type(error)(f"{path}: {error}", hint=error.hint) from None
+
+
+def plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None) -> Plan:
+    """The built plan that ``name`` in a Python file is, or can be made of: a plan, a plan class, a module, a function.
+
+    Args:
+        shapes: of the inputs; builds it anew. None: it must be built in the file.
+    """
+    from fedq.plan.plan import Plan, func2plan
+
+    found = name_in(path, name)
+    with _blaming(path):
+        if isinstance(found, type) and issubclass(found, Plan):
+            found = found()
+        if not callable(found):
+            raise UsageError(f"{name!r} in {path} is a {type(found).__name__}, not a function or plan")
+        if shapes is not None:
+            return func2plan(args_shape=shapes)(found)
+        plan = found if isinstance(found, Plan) else func2plan()(found)
+    if not plan.is_built:
+        raise UsageError(f"{name!r} in {path} is not built there", hint='give its input shapes: --args-shape "(-1,1)"')
+    return plan
 
 
 def name_in(path: Path, name: str) -> Any:
@@ -26,17 +76,24 @@ def name_in(path: Path, name: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"_fedq_{path.stem}", path)
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
-    except FedqError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise in_users_words(error, path) from None
+    with _blaming(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, name):
         plans = ", ".join(n for n, v in vars(module).items() if hasattr(v, "is_built") and not isinstance(v, type))
         raise UnknownPlan(f"{path} has no {name!r}", hint=f"its plans: {plans}" if plans else None)
     return getattr(module, name)
+
+
+@contextlib.contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Run a user's code: what it prints is talk, what it raises is told with its own line."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except FedqError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise in_users_words(error, path) from None
 
 
 def in_users_words(error: BaseException, path: Path) -> CannotRecord:
@@ -49,6 +106,6 @@ def in_users_words(error: BaseException, path: Path) -> CannotRecord:
         users = [f for f in frames if not f.filename.startswith(("<", ours, sys.prefix, sys.base_prefix))]
         file, line = (users[-1].filename, users[-1].lineno or 0) if users else (str(path), 0)
         source = linecache.getline(file, line).strip()
-    said = (str(error).splitlines() or [""])[0]
+    said = (str(error.msg if isinstance(error, SyntaxError) else error).splitlines() or [""])[0]
     where = f"\n  {source}        {Path(file).name}:{line}" if source else ""
     return CannotRecord(f"{type(error).__name__}: {said}{where}", hint=f"{path} must run without errors")

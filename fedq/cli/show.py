@@ -6,14 +6,19 @@ Gives text; only `app` prints. Knows numpy, not torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from fedq.errors import FedqError
+from fedq.plan.codec import RawTensor
+from fedq.plan.graph import Type
+from fedq.queue.message import Number
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from fedq.plan.codec import RawTensor
+Outcome = RawTensor | Number | FedqError
 
 ENDS = 3
 SHORTEN_ABOVE = 1000
@@ -50,6 +55,16 @@ def plural(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
+def devices(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``fedq device ls``."""
+    head = ("device", "state", "last seen", "values", "waiting", "running", "held for you")
+    body = [
+        (r["device"], r["state"], when(r["last_seen"]), r["values"], r["waiting"], r["running"], r["held"])
+        for r in rows
+    ]
+    return table([head, *body]) if rows else ""
+
+
 def tensor(raw: RawTensor) -> str:
     """The values as torch prints them: ``tensor([2., 4.])``; above 1,000 three from each end."""
     from fedq.plan.arrays import to_numpy
@@ -63,6 +78,53 @@ def tensor(raw: RawTensor) -> str:
         fits = len(text) - text.rfind("\n") + 1 + len(suffix) + 2 <= LINE
         text += f", {suffix}" if fits else f",\n       {suffix}"
     return text + ")"
+
+
+def outcomes(named: Sequence[tuple[str, Outcome]]) -> str:
+    """Values that came, each under its name if there are several; failures are not drawn here."""
+    texts = [(name, outcome(value)) for name, value in named if not isinstance(value, FedqError)]
+    return "\n".join(f"{name}\n{text}" if len(named) > 1 else text for name, text in texts)
+
+
+def outcome(value: RawTensor | Number) -> str:
+    return tensor(value) if isinstance(value, RawTensor) else str(value.value)
+
+
+def outcome_json(name: str, value: Outcome) -> dict[str, Any]:
+    """A value that came, or why it did not; numbers JSON has no word for are text: ``"nan"``."""
+    from fedq.plan.arrays import to_numpy
+
+    device, _, id_ = name.partition(":")
+    head = {"device": device, "id": id_}
+    if isinstance(value, FedqError):
+        return {**head, "error_code": value.code, "message": str(value)}
+    raw = as_raw(value)
+    kind = str(Type(raw.dtype, raw.shape)) if isinstance(value, RawTensor) else type(value.value).__name__
+    return {**head, "type": kind, "value": _plain(to_numpy(raw).tolist())}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case list():
+            return [_plain(v) for v in value]
+        case complex():
+            return [_plain(value.real), _plain(value.imag)]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
+
+
+def as_raw(value: Outcome) -> RawTensor:
+    """A value as a tensor: a Python number has no size."""
+    if isinstance(value, FedqError):
+        raise value
+    if isinstance(value, RawTensor):
+        return value
+    import numpy as np
+
+    from fedq.plan.arrays import from_numpy
+
+    return from_numpy(np.asarray(value.value))
 
 
 Cell = tuple[Callable[[Any], str], int]

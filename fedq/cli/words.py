@@ -61,12 +61,14 @@ def number(text: str) -> int | float | bool | None:
     return None
 
 
-def tensor_file(text: str) -> tuple[Path, str | None] | None:
-    """``file.npz`` or ``file.npz:name`` as path and name; None if it names no tensor file."""
-    path, colon, name = text.rpartition(":")
-    if colon and path.endswith(TENSOR_SUFFIXES):
-        return Path(path), name
-    return (Path(text), None) if text.endswith(TENSOR_SUFFIXES) else None
+def is_tensor_file(text: str) -> bool:
+    return tensor_file(text)[0].suffix in TENSOR_SUFFIXES
+
+
+def tensor_file(text: str) -> tuple[Path, str | None]:
+    """``file.npz`` or ``file.npz:name`` as path and name."""
+    path, _, name = text.rpartition(":")
+    return (Path(path), name) if path.endswith(TENSOR_SUFFIXES) else (Path(text), None)
 
 
 def shapes(text: str) -> list[tuple[int, ...]]:

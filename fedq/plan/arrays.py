@@ -48,8 +48,11 @@ def to_numpy(raw: RawTensor) -> np.ndarray[Any, Any]:
     if raw.dtype in _NUMPY:
         return np.frombuffer(raw.data, _NUMPY[raw.dtype]).reshape(raw.shape)
     if raw.dtype == "bf16":
-        return (np.frombuffer(raw.data, "<u2").astype("<u4") << 16).view("<f4").reshape(raw.shape)
-    table = np.array([_f8(code, mantissa=3 if raw.dtype == "f8_e4m3" else 2) for code in range(256)], "<f4")
+        wide: np.ndarray[Any, Any] = (np.frombuffer(raw.data, "<u2").astype("<u4") << 16).view("<f4")
+        return wide.reshape(raw.shape)
+    table: np.ndarray[Any, Any] = np.array(
+        [_f8(code, mantissa=3 if raw.dtype == "f8_e4m3" else 2) for code in range(256)], "<f4"
+    )
     return table[np.frombuffer(raw.data, "|u1")].reshape(raw.shape)
 
 
@@ -201,15 +204,18 @@ _READERS: dict[str, Callable[[Buffer], dict[str, RawTensor]]] = {
 
 def write(path: str | Path, tensors: Mapping[str, RawTensor]) -> None:
     """Write tensors as the suffix says, whole or not at all; .npy and .csv hold exactly one."""
-    path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = check_suffix(path, len(tensors))
+    fs.replace(Path(path).absolute(), encode(suffix, tensors), durable=False)
+
+
+def check_suffix(path: str | Path, count: int) -> str:
+    """The suffix, if so many tensors can be written to such a file."""
+    suffix = Path(path).suffix.lower()
     if suffix not in _READERS:
-        raise UsageError(
-            f"{path}: can not write {suffix or 'a file without a suffix'}", hint=f"use {', '.join(_READERS)}"
-        )
-    if suffix in (".npy", ".csv") and len(tensors) != 1:
-        raise UsageError(f"{path}: {len(tensors)} tensors do not fit one {suffix}", hint="use .safetensors or .npz")
-    fs.replace(path.absolute(), encode(suffix, tensors), durable=False)
+        raise UsageError(f"{path}: can not write {suffix or 'without a suffix'}", hint=f"use {', '.join(_READERS)}")
+    if suffix in (".npy", ".csv") and count != 1:
+        raise UsageError(f"{path}: {count} tensors do not fit one {suffix}", hint="use .safetensors or .npz")
+    return suffix
 
 
 def encode(suffix: str, tensors: Mapping[str, RawTensor]) -> Sequence[Buffer]:

@@ -64,7 +64,8 @@ def test_a_number_is_read_back_with_its_kind(value):
 def test_a_tensor_file_may_name_one_of_its_tensors():
     assert words.tensor_file("a/b.npz:weights") == (words.Path("a/b.npz"), "weights")
     assert words.tensor_file("b.csv") == (words.Path("b.csv"), None)
-    assert words.tensor_file("device_1:b") is None
+    assert words.is_tensor_file("b.npz:x")
+    assert not words.is_tensor_file("device_1:b")
 
 
 @given(st.text(max_size=30))

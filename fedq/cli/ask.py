@@ -1,0 +1,123 @@
+"""What ``run`` and ``get`` mean by their words: devices, arguments, references, runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedq import ids
+from fedq.cli import load, show, words
+from fedq.cli.call import Call, Shown
+from fedq.errors import FedqError, UsageError
+from fedq.plan.codec import RawTensor
+
+if TYPE_CHECKING:
+    from fedq.client.device import Device
+    from fedq.client.pointers import PointerPlan, PointerTensor
+    from fedq.client.session import Client
+    from fedq.plan.file import PlanFile
+
+Argument = str | int | float | bool | RawTensor
+"""A reference still to be looked up, a number, or a tensor that is sent along."""
+
+
+def where(on: str | None, args: Sequence[str]) -> list[str]:
+    """The devices that a run is for: those of ``--on``, else the one that its arguments name."""
+    if on is not None:
+        if not words.names(on):
+            raise UsageError("--on names no device", hint="--on device_1,device_2")
+        return words.names(on)
+    found = dict.fromkeys(words.reference(a)[0] for a in args if ":" in a and not words.is_tensor_file(a))
+    if len(found) > 1:
+        names = ", ".join(found)
+        raise UsageError(f"the arguments lie on {names}; a run is on one device", hint="use --on with a tag they share")
+    if not found:
+        raise UsageError("no device is named", hint="write an argument as DEVICE:TAG, or add --on DEVICE")
+    return list(found)
+
+
+def argument(text: str) -> Argument:
+    """A number, a local tensor file's tensor, or a reference as it was written."""
+    if words.is_tensor_file(text):
+        from fedq.plan import arrays
+
+        return arrays.read_one(*words.tensor_file(text))
+    number = words.number(text)
+    if number is None and text.startswith("-"):
+        raise UsageError(f"no such option: {text}", hint="'fedq run --help' shows how")
+    return text if number is None else number
+
+
+def on_device(device: Device, arg: Argument) -> Any:
+    """What a device takes for it: references are looked up there."""
+    if not isinstance(arg, str):
+        return arg
+    name, ref = words.reference(arg) if ":" in arg else (device.name, arg)
+    if name != device.name:
+        raise UsageError(f"{arg!r} does not lie on {device.name}", hint=f"write {ref!r} to mean that of each device")
+    return device.find(ref)
+
+
+def plan_on(device: Device, plan: PlanFile | str) -> PointerPlan:
+    """A plan file's plan, sent if it is not there; or one that is there, by name or id."""
+    return device.plan(plan) if isinstance(plan, str) else device.send_plan(plan)
+
+
+def plan(text: str) -> PlanFile | str:
+    """A plan file, or the name or id of a plan."""
+    if words.is_tensor_file(text) or "/" in text:
+        return load.plan_file(text)
+    return words.reference(text)[1] if ":" in text else text
+
+
+def run(
+    client: Client, text: str, args: Sequence[str], *, on: str | None, release: bool, token: str | None
+) -> list[list[PointerTensor]]:
+    """Run a plan on each device it is for; the results of each, which may not exist yet.
+
+    All is looked up before anything is sent: what one device does not have, no device runs.
+    """
+    devices, wanted = [client.device(name) for name in where(on, args)], plan(text)
+    given = [argument(a) for a in args]
+    looked_up = [[on_device(device, arg) for arg in given] for device in devices]
+    made = []
+    for device, values in zip(devices, looked_up, strict=True):
+        with device.batch(token=token):
+            made.append(plan_on(device, wanted).run(values, release=release))
+    return made
+
+
+def run_of(made: Sequence[Sequence[PointerTensor]]) -> tuple[list[PointerTensor], str]:
+    """The results of a run and its id: always the same for the same results."""
+    results = [p for some in made for p in some]
+    return results, ids.derive("run", *(p.id for p in results))
+
+
+def references(client: Client, texts: Sequence[str]) -> list[PointerTensor]:
+    """The values that these name, once each: ``device:tag``, ``device:id``, or all of a run."""
+    found = [p for text in texts for p in ([_one(client, text)] if ":" in text else client.run(text))]
+    return list({(p.device.name, p.id): p for p in found}.values())
+
+
+def _one(client: Client, text: str) -> PointerTensor:
+    device, ref = words.reference(text)
+    return client.device(device).find(ref)
+
+
+def fetch(call: Call, pointers: Sequence[PointerTensor], timeout: str | None, out: str | None) -> Shown:
+    """Wait for values, then print them or write them to a file; what failed is told last.
+
+    Values that came are shown even if others failed; a file is written only if all came.
+    """
+    from fedq.plan import arrays
+
+    if out:
+        arrays.check_suffix(out, len(pointers))
+    timeout_s = words.duration(timeout) if timeout else None
+    came = call.client.outcomes(pointers, timeout_s, on_wait=call.say)
+    named = [(f"{p.device.name}:{p.id}", value) for p, value in zip(pointers, came, strict=True)]
+    error = next((value for value in came if isinstance(value, FedqError)), None)
+    if out and error is None:
+        arrays.write(out, {name: show.as_raw(value) for name, value in named})
+        return Shown({"file": out, "values": [name for name, _ in named]}, out)
+    return Shown([show.outcome_json(*each) for each in named], show.outcomes(named), error)

@@ -1,0 +1,139 @@
+"""Start, stop and watch the process that serves this machine's devices."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedq import fs
+from fedq.config import Config
+from fedq.device import daemon, gate
+from fedq.device.daemon import log_file as log_file
+from fedq.device.home import Home, homes
+from fedq.errors import FedqError, Unreachable, UsageError
+from fedq.queue.pair import Heartbeat
+from fedq.trust import keys
+
+READY_S = 20.0
+SILENT_S = 15.0
+"""A device that was not heard for so long is not up, whatever it said last."""
+
+
+def mark(config: Config, names: Sequence[str] | None, *, up: bool) -> list[str]:
+    """Say which devices shall be served, or not; all if none are named. Their names, once each."""
+    wanted = list(dict.fromkeys(names or homes(config)))
+    if up and not wanted:
+        raise UsageError(f"no devices in {config.devices}", hint="fedq device init NAME")
+    for name in wanted:
+        Home(config.devices / name, config).close()
+    for name in wanted:
+        gate.mark(config, name, up=up)
+    return wanted
+
+
+def start(config: Config, names: Sequence[str]) -> int:
+    """Start the gate or join the one that runs, and wait until it serves these devices; its pid."""
+    since = 0.0 if daemon.pid(config) else fs.clock()
+    _poke(config, names)
+    for _ in range(2):  # one that was about to end when it was joined is started anew
+        pid = daemon.start(config)
+        _wait(lambda: all(_is_up(config, name, since) for name in names) or not daemon.pid(config))
+        if daemon.pid(config):
+            break
+    late = [name for name in names if not _is_up(config, name, since)]
+    if late:
+        raise Unreachable(f"process {pid} does not serve {', '.join(late)}", hint=_last_words(config))
+    return pid
+
+
+def stop(config: Config, names: Sequence[str]) -> list[str]:
+    """Let the gate leave these devices; it ends when none is left. Those that it served."""
+    if not daemon.pid(config):
+        return []
+    were = [name for name in names if _is_up(config, name)]
+    if gate.marked_up(config):
+        _poke(config, names)
+        _wait(lambda: not any(_is_up(config, name) for name in were))
+    else:
+        daemon.stop(config)
+    return were
+
+
+def serve_here(config: Config, names: Sequence[str]) -> None:
+    """Serve in this process until Ctrl-C, saying on stderr what happens."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        daemon.run(config)
+    finally:
+        for name in names:
+            gate.mark(config, name, up=False)
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + READY_S
+    while not done() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _poke(config: Config, names: Sequence[str]) -> None:
+    for name in names[:1]:
+        Home(config.devices / name, config).poke()
+
+
+def _last_words(config: Config) -> str:
+    said = fs.tail(log_file(config), 3)
+    return f"{log_file(config)} ends with:\n{said}" if said else f"its log: {log_file(config)}"
+
+
+def _is_up(config: Config, name: str, since: float = 0.0) -> bool:
+    return any(_alive(b) and b.time >= since for b in _beats(Home(config.devices / name, config)))
+
+
+def _alive(beat: Heartbeat) -> bool:
+    return beat.state == "up" and fs.clock() - beat.time < SILENT_S
+
+
+def _beats(home: Home) -> list[Heartbeat]:
+    """What it last said to each requester."""
+    found = []
+    for requester in home.trusted():
+        with contextlib.suppress(FedqError, FileNotFoundError):
+            found.append(_beat(home, requester.name))
+    home.close()
+    return found
+
+
+def _beat(home: Home, requester: str) -> Heartbeat:
+    return keys.unseal(Heartbeat, home.pair(requester).read_bytes(Heartbeat.KIND), home.key.public)
+
+
+def state(config: Config, name: str) -> dict[str, Any]:
+    """A device as ``device ls`` shows it; counts are over all its requesters."""
+    home = Home(config.devices / name, config)
+    values, held = len(home.values()), len(home.held())
+    beats = _beats(home)
+    last = max((b.time for b in beats), default=None)
+    up = any(map(_alive, beats)) and daemon.pid(config) is not None
+    return {
+        "device": name,
+        "state": "up" if up else "down" if last else "never started",
+        "last_seen": last,
+        "values": values,
+        "waiting": sum(len(b.waiting) for b in beats),
+        "running": sum(len(b.running) for b in beats),
+        "held": held,
+    }
+
+
+def states(config: Config) -> list[dict[str, Any]]:
+    return [state(config, name) for name in homes(config)]
+
+
+def log_lines(config: Config, name: str | None, count: int) -> list[str]:
+    """The newest lines of the gate's log, those about one device if it is named."""
+    lines = fs.tail(log_file(config), count if name is None else 100 * count).splitlines()
+    return [line for line in lines if name is None or f" {name}: " in line][-count:]

@@ -1,0 +1,88 @@
+"""``fedq build``, ``show``, ``send`` and ``ops``: plans as files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedq.cli import show as draw
+from fedq.cli.call import Call, Shown, command
+
+if TYPE_CHECKING:
+    from fedq.client.pointers import PointerPlan
+
+app = typer.Typer(rich_markup_mode=None)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A plan file.")]
+
+
+@command(
+    app,
+    examples=[
+        "fedq build tour.py:double_abs -o double_abs.safetensors",
+        'fedq build tour.py:mean -o mean.safetensors --args-shape "(-1,30)"',
+    ],
+)
+def build(
+    call: Call,
+    source: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="A function, module or plan in a file.")],
+    out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="The plan file to write.")],
+    args_shape: Annotated[
+        str | None, typer.Option("--args-shape", metavar="SHAPES", help="Input shapes if not built there; -1 is free.")
+    ] = None,
+) -> Shown:
+    """Record a function as a plan file. Runs the Python file that it is in."""
+    from fedq.cli import load, words
+
+    file, name = words.file_and_name(source)
+    plan = load.plan_in(file, name, words.shapes(args_shape) if args_shape else None)
+    plan.save(out)
+    row = {"file": out, "name": plan.name, "id": plan.id, "actions": len(plan.graph.actions)}
+    return Shown(row, f"{out}  {plan.name}  {draw.plural(row['actions'], 'action')}  {plan.id[:12]}")
+
+
+@command(app, examples=["fedq show double_abs.safetensors", "fedq show device_1:double_abs"])
+def show(
+    call: Call,
+    plan: Annotated[str, typer.Argument(metavar="FILE|DEVICE:PLAN", help="A plan file, or a plan you sent.")],
+) -> Shown:
+    """Print a plan. Shows inputs, actions with their source lines, state, outputs."""
+    from fedq.cli import load, words
+    from fedq.plan.graph import graph_to_json, show
+
+    def sent() -> PointerPlan:
+        device, ref = words.reference(plan)
+        return call.client.device(device).plan(ref)
+
+    found = load.plan_file(plan) if words.is_tensor_file(plan) else sent()
+    row = {"id": found.id, "name": found.about.name, "graph": graph_to_json(found.graph)}
+    return Shown(row, show(found.graph, found.about))
+
+
+@command(
+    app, examples=["fedq send double_abs.safetensors device_1 device_2", "fedq send net.safetensors device_1 --json"]
+)
+def send(
+    call: Call,
+    file: File,
+    devices: Annotated[list[str], typer.Argument(metavar="DEVICE", help="Who gets it.")],
+) -> Shown:
+    """Send a plan to devices. Prints DEVICE:PLAN-ID for each."""
+    from fedq.cli import load
+
+    plan = load.plan_file(file)
+    pointers = [call.client.device(name).send_plan(plan) for name in dict.fromkeys(devices)]
+    rows = [{"device": p.device.name, "plan": p.id} for p in pointers]
+    return Shown(rows, "\n".join(f"{r['device']}:{r['plan']}" for r in rows))
+
+
+@command(app, examples=["fedq ops", "fedq ops conv", "fedq ops --json"])
+def ops(
+    call: Call, text: Annotated[str, typer.Argument(metavar="TEXT", help="Only names that contain this.")] = ""
+) -> Shown:
+    """List the ops that a plan may use."""
+    from fedq.plan import optable
+
+    names = sorted(name for name in optable.names() if text in name)
+    return Shown(names, "\n".join(names))
