@@ -1,0 +1,178 @@
+"""Op -> the callable that runs it, with what its contract asks checked before the call.
+
+The fastest callable that runs exactly the op (a tensor's method, a function of ``torch``) stands
+in the op table, was proved by dispatching both, and is looked up there: no name of a file is ever
+an attribute. Where none was proved, ``torch.ops`` is called.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from fedq.plan.optable import Op
+
+Kernel = Callable[..., Any]
+
+
+class Broken(ValueError):
+    """Arguments that would make an op crash or read beyond them."""
+
+
+@cache
+def kernel(op: Op) -> Kernel:
+    """What runs an op; checks its contract where that needs the tensors."""
+    if op.name in SYM:
+        return SYM[op.name]
+    if op.name in GUARDED:
+        return GUARDED[op.name]
+    call = _plain(op)
+    checks = [CHECKS[words[0]] for words in op.contract if words[0] in CHECKS]
+    conditions = [words[1:] for words in op.contract if words[0] in CHECKS]
+    return _checked(op, call, tuple(zip(checks, conditions, strict=True))) if checks else call
+
+
+def method(op: Op) -> str | None:
+    """The name of the tensor's method that is the op's kernel, if one is."""
+    plain = op.name not in GUARDED and not any(words[0] in CHECKS for words in op.contract)
+    return op.fast[1:] if plain and op.fast.startswith(".") else None
+
+
+def exact(op: Op) -> Kernel:
+    """The op itself, by its overload: takes arguments by the names of its schema."""
+    _, base, *overload = op.name.split(".")
+    found = getattr(getattr(torch.ops.aten, base), overload[0] if overload else "default")
+    return found._op  # type: ignore[no-any-return]
+
+
+def _plain(op: Op) -> Kernel:
+    if not op.fast:
+        return exact(op)
+    start: Any = torch.Tensor if op.fast.startswith(".") else torch
+    return operator.attrgetter(op.fast.removeprefix(".").removeprefix("torch."))(start)  # type: ignore[no-any-return]
+
+
+def _checked(op: Op, call: Kernel, checks: tuple[tuple[Callable[..., None], tuple[str, ...]], ...]) -> Kernel:
+    positional = [p.name for p in op.params if not p.keyword]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(positional, args, strict=False)) | kwargs
+        for check, words in checks:
+            check(given, *words)
+        return call(*args, **kwargs)
+
+    return run
+
+
+# -- contracts that need the tensors ------------------------------------------------------------
+
+
+def _need(condition: object, what: str) -> None:
+    if not condition:
+        raise Broken(what)
+
+
+def _same(given: Mapping[str, Any], *names: str) -> None:
+    """``same a b``: tensors of one shape."""
+    shapes = {given[n].shape for n in names if given.get(n) is not None}
+    _need(len(shapes) <= 1, f"{' and '.join(names)} differ in shape")
+
+
+def _values(given: Mapping[str, Any], name: str, low: str, high: str) -> None:
+    """``values indices 0 num_weights``: all within [low, high)."""
+    tensor = given[name]
+    if tensor.numel():
+        least, most = torch.aminmax(tensor)
+        _need(int(least) >= int(low) and int(most) < _bound(given, high), f"{name} out of bounds")
+
+
+def _bound(given: Mapping[str, Any], word: str) -> int:
+    if word == "plane":
+        return int(math.prod(given["self"].shape[-2:]))
+    return int(given[word]) if word in given else int(word)
+
+
+CHECKS: Mapping[str, Callable[..., None]] = {
+    "same": _same,
+    "values": _values,
+}
+
+
+# -- ops that crash on values -------------------------------------------------------------------
+
+_SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+def _dividing(overload: Kernel) -> Kernel:
+    """Division that truncates integers: the least one by -1 kills the process, so negate instead."""
+
+    def div(self: Any, other: Any, *, rounding_mode: str | None) -> Any:
+        if rounding_mode != "trunc" or torch.result_type(self, other) not in _SIGNED:
+            return overload(self, other, rounding_mode=rounding_mode)
+        if not isinstance(other, torch.Tensor):
+            return (
+                -overload(self, 1, rounding_mode="trunc")
+                if other == -1
+                else overload(self, other, rounding_mode="trunc")
+            )
+        negate = other == -1
+        quotient = overload(self, other.masked_fill(negate, 1), rounding_mode="trunc")
+        return torch.where(negate, -quotient, quotient)
+
+    return div
+
+
+GUARDED: Mapping[str, Kernel] = {
+    f"aten.{base}.{kind}_mode": _dividing(getattr(getattr(torch.ops.aten, base), f"{kind}_mode")._op)
+    for base in ("div", "divide")
+    for kind in ("Tensor", "Scalar")
+}
+
+
+# -- arithmetic on sizes ------------------------------------------------------------------------
+
+_BOUND = 1 << 63
+
+
+def _bounded(call: Callable[..., Any]) -> Kernel:
+    """Python's arithmetic, within 64 bits: a plan can not make numbers that fill memory."""
+
+    def run(*args: Any) -> Any:
+        value = call(*args)
+        if isinstance(value, int) and not -_BOUND <= value < _BOUND:
+            raise OverflowError
+        if isinstance(value, complex):
+            raise ArithmeticError
+        return value
+
+    return run
+
+
+def _pow(a: float, b: float) -> Any:
+    if isinstance(a, int) and isinstance(b, int) and abs(a) > 1 and b > 63:
+        raise OverflowError
+    return a**b
+
+
+def _round(a: float) -> int:
+    return round(a)
+
+
+_ARITHMETIC: Mapping[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
+    "mod": operator.mod, "pow": _pow, "truediv": operator.truediv, "min": min, "max": max,
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt,
+    "ge": operator.ge, "neg": operator.neg, "abs": operator.abs, "float": float, "int": int,
+    "floor": math.floor, "ceil": math.ceil, "round": _round, "sqrt": math.sqrt, "not": operator.not_,
+}  # fmt: skip
+
+SYM: Mapping[str, Kernel] = {
+    "sym.size": lambda self, dim: self.shape[dim],
+    "sym.numel": torch.Tensor.numel,
+    **{f"sym.{name}": _bounded(call) for name, call in _ARITHMETIC.items()},
+}

@@ -1,0 +1,174 @@
+"""What a graph admits: its inputs' types, letters and guards against what is given. Knows no torch.
+
+A letter takes the size it first meets; from then on it must be that. Sizes computed from letters
+are evaluated as small trees of integers, never as code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from fedq.errors import SpecMismatch
+from fedq.plan.graph import About, Graph, Type, parse_size, show_guard
+
+_BOUND = 1 << 63
+_UNKNOWN = About()
+
+
+def match(graph: Graph, given: Sequence[Type], *, about: About = _UNKNOWN) -> dict[str, int]:
+    """The size of each letter, if the graph admits inputs of these types.
+
+    Raises:
+        SpecMismatch: names the first input that does not fit, and the line that fixed it if
+            ``about`` knows one.
+    """
+    expected = graph.inputs
+    if len(given) != len(expected):
+        raise SpecMismatch(f"requires {_count(len(expected))}, received {len(given)}")
+    letters: dict[str, int] = {}
+    same = True
+    for i, want in enumerate(expected):
+        got = given[i]
+        if want.shape is None or got.shape is None:
+            if want.shape is not got.shape or (want.value is not None and want.value != got.value):
+                _refuse(graph, given, i)
+        elif want.shape != got.shape:
+            if len(want.shape) != len(got.shape):
+                _refuse(graph, given, i)
+            for dim, size in zip(want.shape, got.shape, strict=True):
+                if dim != size and (type(dim) is int or letters.setdefault(dim, size) != size):  # type: ignore[arg-type]
+                    _refuse(graph, given, i, letters)
+        same = same and want.dtype == got.dtype
+    if not same:
+        _row(graph, given, about)
+    for letter, size in letters.items():
+        if size < graph.sizes[letter]:
+            _too_small(graph, letter, size, about)
+    for guard in graph.guards:
+        if not _holds(guard, letters):
+            text = show_guard(guard)
+            raise SpecMismatch(f"the plan holds for {text} only; given {_sizes(letters)}{_because(about, text)}")
+    return letters
+
+
+def output_types(graph: Graph, given: Sequence[Type]) -> tuple[Type, ...]:
+    """The type of each output for inputs of these types; raises as `match` does."""
+    letters = match(graph, given)
+    row = _row(graph, given, _UNKNOWN)
+    types = [graph.types[var.number] for var in graph.output_vars]
+    dtypes = row[len(given) :] if row else [t.dtype for t in types]
+    return tuple(
+        Type(dtype, None if t.shape is None else tuple(_size(d, letters) for d in t.shape))
+        for t, dtype in zip(types, dtypes, strict=True)
+    )
+
+
+def _row(graph: Graph, given: Sequence[Type], about: About) -> tuple[str, ...]:
+    """The row of dtypes that is given; empty for those the graph was built with."""
+    dtypes = tuple(t.dtype for t in given)
+    if dtypes == tuple(t.dtype for t in graph.inputs):
+        return ()
+    for row in graph.dtypes:
+        if row[: len(dtypes)] == dtypes:
+            return row
+    i = next((i for i, d in enumerate(dtypes) if d not in _admitted(graph, i)), None)
+    if i is None:
+        message = f"inputs of {', '.join(dtypes)} do not go together in this plan"
+        raise SpecMismatch(message, hint="rebuild with examples of these dtypes, or convert the inputs")
+    dtype = dtypes[i]
+    wanted = "|".join(_admitted(graph, i))
+    raise SpecMismatch(
+        f"input {i}: {wanted} expected, {given[i]} given{_because(about, dtype)}",
+        hint=f"rebuild with an example of {dtype}, or convert the input",
+    )
+
+
+def _admitted(graph: Graph, i: int) -> list[str]:
+    return list(dict.fromkeys((graph.inputs[i].dtype, *(row[i] for row in graph.dtypes))))
+
+
+def _refuse(graph: Graph, given: Sequence[Type], i: int, letters: Mapping[str, int] = {}) -> NoReturn:
+    want, got = graph.inputs[i], given[i]
+    known = {d: letters[d] for d in want.shape or () if isinstance(d, str) and d in letters}
+    where = f" with {_sizes(known)}" if known else ""
+    raise SpecMismatch(f"input {i}: {want} expected, {got} given{where}", hint=_rebuild(graph, given))
+
+
+def _rebuild(graph: Graph, given: Sequence[Type]) -> str:
+    """A hint that would admit what was given: -1 where sizes differ from the expected ones."""
+    shapes = []
+    for want, got in zip(graph.inputs, given, strict=True):
+        if want.shape is None or got.shape is None:
+            continue
+        if len(want.shape) == len(got.shape):
+            dims = [d if d == w else -1 for w, d in zip(want.shape, got.shape, strict=True)]
+        else:
+            dims = [-1, *got.shape[1:]] if got.shape else []
+        shapes.append(f"({','.join(map(str, dims))}{',' if len(dims) == 1 else ''})")
+    return f"rebuild with args_shape=[{', '.join(shapes)}]" if shapes else "rebuild with such inputs"
+
+
+def _too_small(graph: Graph, letter: str, size: int, about: About) -> NoReturn:
+    reason = _because(about, f"{letter}={size}")
+    raise SpecMismatch(
+        f"{letter} >= {graph.sizes[letter]} expected, {letter} = {size} given{reason}",
+        hint="build another plan with an example of this size",
+    )
+
+
+def _because(about: About, key: str) -> str:
+    return f" ({about.refused[key]})" if key in about.refused else ""
+
+
+def _sizes(letters: Mapping[str, int]) -> str:
+    return ", ".join(f"{k} = {v}" for k, v in letters.items())
+
+
+def _count(n: int) -> str:
+    return f"{n} argument{'' if n == 1 else 's'}"
+
+
+# -- sizes ------------------------------------------------------------------------------------
+
+_tree = lru_cache(maxsize=4096)(parse_size)
+
+
+def _size(dim: int | str, letters: Mapping[str, int]) -> int:
+    size = dim if isinstance(dim, int) else evaluate(_tree(dim), letters)
+    if size < 0:
+        raise SpecMismatch(f"a result would have size {dim} = {size} for {_sizes(letters)}")
+    return size
+
+
+def evaluate(size: Any, letters: Mapping[str, int]) -> int:
+    """A tree of sizes as a number; SpecMismatch for division by zero, or beyond 64 bits."""
+    if isinstance(size, int):
+        return size
+    if isinstance(size, str):
+        return letters[size]
+    op, left, right = size
+    a, b = evaluate(left, letters), evaluate(right, letters)
+    match op:
+        case "+":
+            value = a + b
+        case "-":
+            value = a - b
+        case "*":
+            value = a * b
+        case _ if b == 0:
+            raise SpecMismatch(f"{show_guard(size)} divides by zero for {_sizes(letters)}")
+        case "//":
+            value = a // b
+        case _:
+            value = a % b
+    if not -_BOUND <= value < _BOUND:
+        raise SpecMismatch(f"{show_guard(size)} is too large for {_sizes(letters)}")
+    return value
+
+
+def _holds(guard: Any, letters: Mapping[str, int]) -> bool:
+    op, left, right = guard
+    a, b = evaluate(left, letters), evaluate(right, letters)
+    return a == b if op == "==" else a != b if op == "!=" else a < b if op == "<" else a <= b

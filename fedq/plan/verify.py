@@ -1,0 +1,311 @@
+"""The only door of a graph: bound, typed, allowed and sized, before anything runs. Knows no torch.
+
+What it says of a graph holds whoever made it: nothing here trusts a type, a number of results or
+an order written in a file. What needs actual tensors (sizes that must agree, indices within
+bounds) is checked by `plan.kernels` before the call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from fedq.errors import BadFile, NotAllowed
+from fedq.plan import optable
+from fedq.plan.graph import ITEMSIZE, NUMBERS, Action, Arg, Dtype, Format, Graph, Type, Var, flatten, parse_size
+from fedq.plan.optable import Op, Param
+from fedq.plan.types import FORMATS, LETTER, MAX_SIZE
+
+MAX_ACTIONS = 10_000
+MAX_VARS = 65_536
+MAX_STATE = 4096
+MAX_INPUTS = 4096
+MAX_OUTPUTS = 4096
+MAX_DIMS = 64
+MAX_DEPTH = 32
+MAX_LIST = 4096
+MAX_TEXT = 200
+MAX_INT = 1 << 40
+"""Integers that are counts, sizes or steps stay below this."""
+MAX_ELEMENTS = 1 << 36
+"""Elements of one tensor, as far as literal sizes tell."""
+MAX_REACHES = 1 << 22
+"""Pairs of an output and what reaches it, in all."""
+
+_WIDE = frozenset(("start", "end", "step", "index", "high", "low", "ignore_index", "diagonal", "offset", "length"))
+_SIZES = frozenset(("size", "sizes", "shape", "repeats", "output_size", "input_sizes", "self_sizes"))
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A graph that may run.
+
+    Attributes:
+        graph: as given.
+        reaches: per output, the numbers of the inputs and state Vars that flow into it; a size
+            carries its tensor along.
+        random: whether it draws from the generator.
+    """
+
+    graph: Graph
+    reaches: tuple[frozenset[int], ...]
+    random: bool
+
+
+def verify(graph: Graph) -> Verified:
+    """The graph, if every line of it is allowed.
+
+    Raises:
+        NotAllowed: with ``action`` (its number, or None) and ``op`` in its fields.
+    """
+    _check_frame(graph)
+    _check_spec(graph)
+    first = len(graph.inputs) + len(graph.state)
+    is_tensor = [t.is_tensor for t in graph.types[:first]]
+    flows = [1 << n for n in range(first)]
+    random = False
+    for i, action in enumerate(graph.actions):
+        try:
+            op = _check_action(action, is_tensor)
+        except _Wrong as wrong:
+            raise NotAllowed(f"{wrong} (action {i})", action=i, op=action.op) from None
+        random |= op.random
+        flow = 0
+        for var in action.vars():
+            flow |= flows[var.number]
+        flows += [flow] * len(action.types)
+        is_tensor += [t.is_tensor for t in action.types]
+    for var in flatten(graph.outputs):
+        _need(isinstance(var, Var) and 0 <= var.number < len(flows), f"output {var} is not defined")
+    return Verified(graph, _reaches(graph, flows), random)
+
+
+class _Wrong(Exception):
+    """What is wrong with an action."""
+
+
+def _need(condition: object, message: str) -> None:
+    if not condition:
+        raise NotAllowed(message, action=None, op=None)
+
+
+def _wrong(message: str) -> NoReturn:
+    raise _Wrong(message)
+
+
+# -- the frame: counts, inputs, state, guards, outputs ------------------------------------------
+
+
+def _check_frame(graph: Graph) -> None:
+    _need(not graph.graphs, "control flow inside a plan is not yet allowed")
+    for what, count, most in (
+        ("actions", len(graph.actions), MAX_ACTIONS),
+        ("inputs", len(graph.inputs), MAX_INPUTS),
+        ("state tensors", len(graph.state), MAX_STATE),
+        ("values", len(graph.inputs) + len(graph.state) + sum(len(a.types) for a in graph.actions), MAX_VARS),
+    ):
+        _need(count <= most, f"{count} {what}, at most {most} are allowed")
+    _need(_nests(graph.outputs, MAX_DEPTH), f"outputs are nested deeper than {MAX_DEPTH}")
+    _need(len(flatten(graph.outputs)) <= MAX_OUTPUTS, f"at most {MAX_OUTPUTS} outputs are allowed")
+    names = [name for name, _ in graph.state]
+    _need(len(set(names)) == len(names), "two state tensors have one name")
+    _need(all(0 < len(n) <= 300 for n in names), "a state tensor's name is too long")
+    _need(
+        all(t.is_tensor and all(type(d) is int for d in t.shape or ()) for _, t in graph.state), "state has free sizes"
+    )
+
+
+def _nests(tree: Any, levels: int) -> bool:
+    """Whether a tree has at most so many levels."""
+    if not isinstance(tree, (list, tuple, dict)):
+        return True
+    inner = tree.values() if isinstance(tree, dict) else tree
+    return levels > 0 and all(_nests(t, levels - 1) for t in inner)
+
+
+def _check_spec(graph: Graph) -> None:
+    for i, type_ in enumerate((*graph.inputs, *(t for _, t in graph.state))):
+        _need(_is_type(type_), f"input {i}: {str(type_)[:60]!r} is not a type of an input")
+    letters = {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
+    _need(letters <= graph.sizes.keys(), f"size {min(letters - graph.sizes.keys(), default='')!r} is not declared")
+    _need(all(type(n) is int and 0 <= n < MAX_SIZE for n in graph.sizes.values()), "a least size is not a number")
+    for guard in graph.guards:
+        _need(_letters(guard, compare=True) <= letters, f"guard {str(guard)[:60]} names a size of no input")
+    width = len(graph.inputs) + len(graph.output_vars)
+    for row in graph.dtypes:
+        _need(len(row) == width, "a row of dtypes is not one per input and output")
+        known = all(d in ITEMSIZE or d in NUMBERS for d in row)
+        fits = all((d in ITEMSIZE) == t.is_tensor for t, d in zip(graph.inputs, row, strict=False))
+        _need(known and fits, "a row of dtypes does not fit the inputs")
+    types = graph.types
+    for var in graph.output_vars:
+        if var.number < len(types):
+            dims = [d for d in types[var.number].shape or () if isinstance(d, str)]
+            used = set[str]().union(*(_letters(_parsed(d)) for d in dims))
+            _need(used <= letters, f"output {var}: {types[var.number]} names a size of no input")
+
+
+def _is_type(type_: Type) -> bool:
+    if type_.shape is None:
+        return type_.dtype in NUMBERS
+    sizes = all(LETTER.fullmatch(d) if isinstance(d, str) else 0 <= d < MAX_SIZE for d in type_.shape)
+    return type_.dtype in ITEMSIZE and len(type_.shape) <= MAX_DIMS and bool(sizes)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return parse_size(text)
+    except BadFile as error:
+        raise NotAllowed(str(error), action=None, op=None) from None
+
+
+def _letters(size: Any, *, compare: bool = False) -> set[str]:
+    """The letters of a guard or size; NotAllowed if it is malformed or nested too deep."""
+    found: set[str] = set()
+    level = [size]
+    for depth in range(MAX_DEPTH + 1):
+        deeper: list[Any] = []
+        for part in level:
+            if isinstance(part, tuple):
+                ops = ("==", "!=", "<", "<=") if compare and not depth else ("+", "-", "*", "//", "%")
+                _need(len(part) == 3 and part[0] in ops, "a guard is malformed")
+                deeper += part[1:]
+            elif isinstance(part, str):
+                found.add(part)
+            else:
+                _need(type(part) is int and abs(part) < 1 << 64, "a guard is malformed")
+        if not deeper:
+            return found
+        level = deeper
+    raise NotAllowed(f"a guard is nested deeper than {MAX_DEPTH}", action=None, op=None)
+
+
+def _reaches(graph: Graph, flows: list[int]) -> tuple[frozenset[int], ...]:
+    sets: dict[int, frozenset[int]] = {}
+    total = 0
+    for var in graph.output_vars:
+        flow = flows[var.number]
+        if flow not in sets:
+            total += flow.bit_count()
+            _need(total <= MAX_REACHES, "too many inputs reach too many outputs")
+            sets[flow] = frozenset(n for n, bit in enumerate(reversed(f"{flow:b}")) if bit == "1")
+    return tuple(sets[flows[var.number]] for var in graph.output_vars)
+
+
+# -- one action -------------------------------------------------------------------------------
+
+
+def _check_action(action: Action, is_tensor: list[bool]) -> Op:
+    op = optable.find(action.op)
+    if op is None:
+        _wrong(f"op {action.op[:100]!r} is not allowed: {optable.why_not(action.op)}")
+    for var in action.vars():
+        if not 0 <= var.number < len(is_tensor):
+            _wrong(f"{op.name}: {var} is not defined here")
+    given = dict(bind(op, action))
+    for param, arg in given.values():
+        if not _fits(param.kind, arg, is_tensor, op.numbers):
+            _wrong(f"{op.name}: argument {param.name!r} is not {_KINDS.get(param.kind, param.kind)}")
+        if not _sane(param, arg):
+            _wrong(f"{op.name}: argument {param.name!r} is out of bounds")
+    for words in op.contract:
+        _check_contract(op, words, given)
+    _check_results(op, action.types)
+    return op
+
+
+def bind(op: Op, action: Action) -> Iterator[tuple[str, tuple[Param, Arg]]]:
+    """Each argument with its parameter, by name; _Wrong if they do not match the schema."""
+    positional = [p for p in op.params if not p.keyword]
+    if len(action.args) > len(positional):
+        _wrong(f"{op.name} takes {len(positional)} arguments, {len(action.args)} given")
+    taken = positional[: len(action.args)]
+    yield from ((p.name, (p, arg)) for p, arg in zip(taken, action.args, strict=True))
+    rest = {p.name: p for p in op.params if p not in taken}
+    for name, arg in action.kwargs.items():
+        if name not in rest:
+            _wrong(f"{op.name} has no argument {name[:60]!r}")
+        yield name, (rest.pop(name), arg)
+    missing = next((p.name for p in rest.values() if p.default is None), None)
+    if missing:
+        _wrong(f"{op.name} lacks argument {missing!r}")
+
+
+_KINDS = {
+    "Tensor": "a tensor", "Tensor?": "a tensor", "Tensor[]": "a list of tensors", "int": "an integer",
+    "int?": "an integer", "int[]": "a list of integers", "int[]?": "a list of integers", "float": "a number",
+    "float?": "a number", "bool": "true or false", "bool?": "true or false", "Scalar": "a number",
+    "Scalar?": "a number", "str": "a text", "str?": "a text", "dtype": "a dtype", "dtype?": "a dtype",
+    "format": "a memory format", "format?": "a memory format", "none": "left out",
+}  # fmt: skip
+
+
+def _fits(kind: str, arg: Arg, is_tensor: list[bool], numbers: bool) -> bool:
+    if kind[-1] == "?":
+        return arg is None or _fits(kind[:-1], arg, is_tensor, numbers)
+    if kind[-2:] == "[]":
+        if type(arg) is list:
+            return len(arg) <= MAX_LIST and all(_fits(kind[:-2], a, is_tensor, False) for a in arg)
+        return kind == "int[]" and _fits("int", arg, is_tensor, False)
+    if type(arg) is Var:
+        if kind == "Tensor":
+            return is_tensor[arg.number] or numbers
+        return kind in _VARIABLE and not is_tensor[arg.number]
+    if kind == "none":
+        return arg is None or arg is False
+    if kind == "Tensor":
+        return numbers and type(arg) in _LITERALS["Scalar"]
+    return type(arg) in _LITERALS.get(kind, ())
+
+
+_VARIABLE = frozenset(("int", "float", "Scalar", "real"))
+_LITERALS: Mapping[str, tuple[type, ...]] = {
+    "int": (int,), "float": (float, int), "bool": (bool,), "Scalar": (int, float, bool, complex),
+    "real": (int, float, bool), "str": (str,), "dtype": (Dtype,), "format": (Format,),
+}  # fmt: skip
+
+
+def _sane(param: Param, arg: Arg) -> bool:
+    """Whether literals are within the bounds every op has."""
+    match arg:
+        case bool():
+            return True
+        case int():
+            bound = MAX_INT if param.kind.startswith("int") and param.name not in _WIDE else 1 << 63
+            return -bound <= arg < bound
+        case str():
+            return len(arg) <= MAX_TEXT and arg.isascii() and arg.isprintable()
+        case Dtype():
+            return arg.name in ITEMSIZE
+        case Format():
+            return arg.name in FORMATS
+        case list():
+            counts = [abs(a) for a in arg if type(a) is int] if param.name in _SIZES else []
+            return all(_sane(param, a) for a in arg) and math.prod(counts) <= MAX_ELEMENTS
+    return True
+
+
+def _check_contract(op: Op, words: tuple[str, ...], given: Mapping[str, tuple[Param, Arg]]) -> None:
+    """Conditions on literals; those on tensors are for `plan.kernels`."""
+    match words:
+        case (name, "in", *allowed) if name in given:
+            arg = given[name][1]
+            if arg is not None and (type(arg) not in (int, str) or str(arg) not in allowed):
+                _wrong(f"{op.name}: argument {name!r} is one of {', '.join(allowed)}")
+        case (name, "from", low, "to", high) if name in given:
+            arg = given[name][1]
+            if any(type(a) is int and not int(low) <= a <= int(high) for a in (arg if type(arg) is list else [arg])):
+                _wrong(f"{op.name}: argument {name!r} is out of bounds: {low} to {high}")
+
+
+def _check_results(op: Op, types: tuple[Type, ...]) -> None:
+    if len(op.returns) == 1 and op.returns[0] == "Tensor[]":
+        fits = all(t.is_tensor for t in types)
+    else:
+        fits = len(types) == len(op.returns) and all(
+            t.is_tensor == (r == "Tensor") for t, r in zip(types, op.returns, strict=True)
+        )
+    if not fits:
+        _wrong(f"{op.name} gives {', '.join(op.returns)}, not {', '.join(map(str, types))[:100] or 'nothing'}")

@@ -1,0 +1,275 @@
+"""Write fedq/plan/ops.py: the op table, from torch's schemas and the choices below.
+
+    python tools/make_ops.py            # writes the table and docs/ops.md
+    python tools/make_ops.py --check    # says whether they are what this torch gives
+
+An op is allowed if its name stands in ALLOW, its schema is functional (nothing written to, no
+``out``), every argument is of a kind a plan can hold, and DENY does not name it. What an op must
+be given beyond its schema, so that it neither crashes nor reads beyond its arguments, is in
+CONTRACTS; the words are explained in fedq/plan/optable.py.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+FAST: dict[str, str] = {}
+
+ROOT = Path(__file__).parent.parent
+TABLE, PAGE = ROOT / "fedq/plan/ops.py", ROOT / "docs/ops.md"
+
+ALLOW = """
+arithmetic: abs add addcdiv addcmul clamp clamp_max clamp_min clip copysign div floor_divide fmod frac gcd hypot
+  lcm ldexp lerp maximum minimum fmax fmin mul neg positive pow float_power reciprocal remainder rsub sign sgn signbit
+  square sub true_divide nan_to_num nextafter heaviside round ceil floor trunc absolute negative subtract multiply
+  divide fix
+powers, logarithms, angles: acos acosh angle asin asinh atan atan2 atanh cos cosh deg2rad digamma erf erfc erfinv exp
+  exp2 expm1 frexp i0 igamma igammac lgamma log log10 log1p log2 logaddexp logaddexp2 logit polygamma rad2deg rsqrt
+  sin sinc sinh special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 special_entr
+  special_erfcx special_i0e special_i1 special_i1e special_log_ndtr special_modified_bessel_i0
+  special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1 special_ndtri
+  special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 special_spherical_bessel_j0 special_xlog1py
+  special_zeta sqrt tan tanh xlogy arctan2 special_expit special_logit special_erf special_erfc
+comparison and logic: bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor __and__
+  __or__ __xor__ __lshift__ __rshift__ eq ge gt isfinite isinf isnan isneginf isposinf isclose le logical_and
+  logical_not logical_or logical_xor lt ne where greater less greater_equal less_equal not_equal isin
+complex: _conj _conj_physical conj_physical complex imag real polar view_as_real view_as_complex adjoint resolve_conj
+  resolve_neg _neg_view
+reduction: all amax amin aminmax any argmax argmin count_nonzero logsumexp max mean median min mode nanmean nanmedian
+  nansum norm prod quantile nanquantile std std_mean sum var var_mean linalg_vector_norm linalg_norm
+  linalg_matrix_norm trace
+running and sorting: argsort cummax cummin cumprod cumsum diff kthvalue logcumsumexp msort sort topk searchsorted
+  bucketize histc unique_consecutive
+shapes: alias atleast_1d atleast_2d atleast_3d broadcast_tensors broadcast_to chunk contiguous detach diag diag_embed
+  diagonal expand expand_as flatten flip fliplr flipud hsplit movedim moveaxis mT mH matrix_H narrow numpy_T permute
+  pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice split
+  split_with_sizes squeeze swapaxes swapdims t tensor_split tile transpose tril triu unbind unflatten unfold
+  unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze view view_as _unsafe_view vsplit dsplit channel_shuffle
+  _reshape_alias unsqueeze_copy
+joining: block_diag cartesian_prod cat column_stack concat concatenate dstack hstack meshgrid row_stack stack vstack
+indexing: diagonal_scatter gather index index_add index_copy index_fill index_put index_reduce index_select masked_fill
+  masked_scatter scatter scatter_add scatter_reduce select_backward select_scatter slice_backward slice_scatter take
+  take_along_dim _unsafe_index _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate put
+  one_hot nonzero argwhere masked_select embedding embedding_dense_backward diagonal_backward
+  unfold_backward value_selecting_reduction_backward index_select_backward trace_backward masked_select_backward
+  cumprod_backward gather_backward
+making: arange eye fill full full_like linspace logspace new_full new_ones new_zeros ones ones_like scalar_tensor
+  tril_indices triu_indices zeros zeros_like hann_window hamming_window copy
+copies and dtypes: _to_copy clone lift lift_fresh lift_fresh_copy to type_as item _local_scalar_dense
+random: bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm uniform
+  exponential normal_functional dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout
+  native_dropout_backward geometric log_normal cauchy binomial
+products: addbmm addmm addmv addr baddbmm bilinear _trilinear bmm chain_matmul dot einsum inner kron
+  linalg_cross linalg_multi_dot linalg_vecdot linear matmul mm mv outer tensordot vdot cross cov corrcoef
+  linalg_matmul ger linear_backward
+linear algebra: linalg_cholesky linalg_cholesky_ex linalg_det _linalg_det linalg_eigh _linalg_eigh linalg_eigvalsh
+  linalg_inv linalg_inv_ex linalg_matrix_exp linalg_matrix_power linalg_pinv linalg_qr linalg_slogdet _linalg_slogdet
+  linalg_solve linalg_solve_ex _linalg_solve_ex linalg_solve_triangular linalg_svd _linalg_svd linalg_svdvals
+  linalg_lstsq inverse det logdet slogdet cholesky_solve matrix_power matrix_exp cholesky
+fourier: _fft_c2c _fft_c2r _fft_r2c fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft2
+  fft_irfft2 fft_fftshift fft_ifftshift fft_fftfreq fft_rfftfreq fft_hfft fft_ihfft
+activations: _log_softmax _log_softmax_backward_data _prelu_kernel _prelu_kernel_backward _safe_softmax _softmax
+  _softmax_backward_data celu elu elu_backward gelu gelu_backward glu glu_backward hardshrink hardshrink_backward
+  hardsigmoid hardsigmoid_backward hardswish hardswish_backward hardtanh hardtanh_backward leaky_relu
+  leaky_relu_backward log_sigmoid log_sigmoid_backward log_sigmoid_forward log_softmax logit_backward mish
+  mish_backward prelu relu relu6 selu sigmoid sigmoid_backward silu silu_backward softmax softplus softplus_backward
+  softshrink softshrink_backward tanh_backward threshold threshold_backward special_softmax special_log_softmax
+losses: binary_cross_entropy binary_cross_entropy_backward binary_cross_entropy_with_logits cosine_embedding_loss
+  cosine_similarity cross_entropy_loss hinge_embedding_loss huber_loss huber_loss_backward kl_div l1_loss
+  margin_ranking_loss mse_loss mse_loss_backward multi_margin_loss multilabel_margin_loss nll_loss nll_loss_nd
+  nll_loss_forward nll_loss_backward nll_loss2d nll_loss2d_forward nll_loss2d_backward pairwise_distance
+  poisson_nll_loss smooth_l1_loss smooth_l1_loss_backward soft_margin_loss soft_margin_loss_backward
+  triplet_margin_loss cdist _cdist_forward _cdist_backward _pdist_forward pdist dist
+layers: batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit_functional _native_batch_norm_legit
+  native_batch_norm_backward instance_norm group_norm native_group_norm native_group_norm_backward layer_norm
+  native_layer_norm native_layer_norm_backward rms_norm _fused_rms_norm conv1d conv2d conv3d conv_transpose1d
+  conv_transpose2d conv_transpose3d convolution convolution_backward lstm gru rnn_tanh rnn_relu lstm_cell gru_cell
+  rnn_tanh_cell rnn_relu_cell mkldnn_rnn_layer scaled_dot_product_attention _scaled_dot_product_attention_math
+  _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward
+pooling, padding, images: _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d adaptive_avg_pool1d
+  adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool2d_backward
+  avg_pool1d avg_pool2d avg_pool2d_backward avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
+  max_pool2d_with_indices_backward max_pool3d_with_indices constant_pad_nd pad reflection_pad1d reflection_pad2d
+  reflection_pad3d reflection_pad1d_backward reflection_pad2d_backward replication_pad1d replication_pad2d
+  replication_pad3d replication_pad1d_backward replication_pad2d_backward affine_grid_generator grid_sampler
+  grid_sampler_2d grid_sampler_3d upsample_bilinear2d upsample_nearest1d upsample_nearest2d upsample_linear1d
+  upsample_bicubic2d col2im im2col
+"""
+
+DENY = {
+    "aten.to.device": "a plan names no devices",
+    "aten.to.prim_Device": "a plan names no devices",
+    "aten.to.prim_dtype": "names a dtype by number; use aten.to.dtype",
+    "aten.to.prim_other": "use aten.to.dtype",
+    "aten.to.other": "a plan names no devices; use aten.to.dtype",
+    "aten.cartesian_prod.names": "named dimensions",
+    "aten._native_batch_norm_legit": "writes to the running statistics; use _native_batch_norm_legit_functional",
+    "aten.lstm.data": "reads by lengths given as data; use aten.lstm.input",
+    "aten.gru.data": "reads by lengths given as data; use aten.gru.input",
+    "aten.rnn_tanh.data": "reads by lengths given as data; use aten.rnn_tanh.input",
+    "aten.rnn_relu.data": "reads by lengths given as data; use aten.rnn_relu.input",
+    "aten.unique_consecutive": "the shape of its result depends on data",
+    "aten.norm.names_ScalarOpt_dim": "named dimensions",
+}
+"""Overloads of allowed names that are denied all the same, and why."""
+
+WHY = {
+    "empty": "hands out memory that was not written to, and so other people's data",
+    "resize": "hands out memory that was not written to, and so other people's data",
+    "as_strided": "reads memory by offset; use slicing, unfold or reshape",
+    "set": "shares memory with another tensor or a storage",
+    "set_data": "shares memory with another tensor or a storage",
+    "storage": "shares memory with another tensor or a storage",
+    "from_file": "opens files",
+    "from_blob": "reads memory by address",
+    "record_stream": "a plan names no devices",
+    "_embedding_bag": "crashes on inconsistent offsets",
+    "embedding_bag": "crashes on inconsistent offsets; use embedding and a sum",
+    "_ctc_loss": "crashes on inconsistent lengths",
+    "ctc_loss": "crashes on inconsistent lengths",
+    "batch_norm_update_stats": "crashes on inconsistent lengths",
+    "mkldnn_rnn_layer_backward": "crashes on inconsistent sizes; record with mkldnn off",
+    "lu_unpack": "crashes on inconsistent pivots",
+    "linalg_ldl_solve": "crashes on inconsistent pivots",
+    "native_batch_norm": "reads beyond statistics of the wrong length; use _native_batch_norm_legit_functional",
+    "_weight_norm_interface": "reads beyond a norm of the wrong length",
+    "_pdist_backward": "reads beyond arguments of the wrong shape",
+    "bincount": "takes memory by the largest value in the data; use one_hot or histc",
+    "rrelu": "its random slopes can not be told from the seed alone; use leaky_relu",
+    "_record_function_enter": "profiling",
+}
+"""Reasons for names outside ALLOW that people ask for: a base name, and what starts with it."""
+
+CONTRACTS = {
+    "": [  # by the name of an argument, wherever it stands
+        "reduction in 0 1 2", "interpolation_mode in 0 1 2", "padding_mode in 0 1 2", "normalization in 0 1 2",
+        "mode in constant reflect replicate circular", "rounding_mode in trunc floor", "approximate in none tanh",
+        "indexing in ij xy", "side in left right", "norm in ortho forward backward", "UPLO in L U",
+        "reduce in sum prod mean amax amin add multiply", "interpolation in linear lower higher midpoint nearest",
+        "driver in gels gelsy gelsd gelss gesvd gesvdj gesvda",
+    ],
+    "embedding_dense_backward": ["values indices 0 num_weights", "wide grad_output indices"],
+    "max_pool2d_with_indices_backward": ["same grad_output indices", "values indices 0 plane"],
+    "adaptive_max_pool2d_backward": ["same grad_output indices", "values indices 0 plane"],
+    "_softmax_backward_data": ["same grad_output output"],
+    "_log_softmax_backward_data": ["same grad_output output"],
+}  # fmt: skip
+
+RANDOM = {"scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+"""Ops that draw random numbers in some of their forms without torch's tag saying so."""
+
+NUMBERS = {"floor_divide", "true_divide", "divide", "multiply", "subtract"}
+"""Ops that take a number for a tensor although torch does not tag them pointwise."""
+
+KINDS = {
+    "Tensor": "Tensor", "Tensor?": "Tensor?", "Tensor[]": "Tensor[]", "Tensor?[]": "Tensor?[]",
+    "Scalar": "Scalar", "Scalar?": "Scalar?", "Scalar[]": "Scalar[]", "float": "float", "float?": "float?",
+    "float[]": "float[]", "float[]?": "float[]?", "bool": "bool", "bool?": "bool?", "str": "str", "str?": "str?",
+    "ScalarType": "dtype", "ScalarType?": "dtype?", "MemoryFormat": "format", "MemoryFormat?": "format?",
+    "Layout?": "none", "Device?": "none", "Generator?": "none",
+}  # fmt: skip
+
+
+def kind(text: str, name: str) -> str | None:
+    """Our name of a schema's type, or None where a plan can not hold it."""
+    if name == "pin_memory":
+        return "none"
+    match = re.fullmatch(r"(?:Sym)?[iI]nt(\[\d*\])?(\?)?", text)
+    if match:
+        return "int" + ("[]" if match[1] else "") + (match[2] or "")
+    match = re.fullmatch(r"bool\[\d*\]", text)
+    return "bool[]" if match else KINDS.get(text)
+
+
+def parameters(schema: str) -> Iterator[tuple[str, str, str]]:
+    """Type, name and default of each argument; ``("*", "", "")`` where keywords begin."""
+    inner = schema[schema.index("(") + 1 : schema.rindex(") ->")]
+    for part in re.split(r", (?![^\[]*\])", inner) if inner else []:
+        type_, _, rest = part.partition(" ")
+        name, _, default = rest.partition("=")
+        yield type_, name, default
+
+
+def row(schema: str) -> tuple[str, str] | None:
+    """Arguments and results of a functional schema as the table writes them."""
+    if "!" in schema:
+        return None
+    schema = re.sub(r"\([a-z](?: -> \*)?(?:\|[a-z])*\)", "", schema).replace('"', "")
+    args = []
+    for type_, name, default in parameters(schema):
+        ours = "*" if type_ == "*" else kind(type_, name)
+        if ours is None:
+            return None
+        args.append("*" if ours == "*" else f"{ours} {name}" + (f"={default}" if default else ""))
+    returns = schema[schema.rindex("->") + 2 :].strip("() ")
+    kinds = [r.split(" ")[0] for r in returns.split(", ")]
+    if not all(k in ("Tensor", "Tensor[]", "Scalar") for k in kinds):
+        return None
+    return ", ".join(args), ", ".join(kinds)
+
+
+def table() -> dict[str, tuple[str, ...]]:
+    """Op -> (arguments, results, contract, flags)."""
+    allow = set(re.sub(r"(?m)^[a-z, ]+:", "", ALLOW).split())
+    rows = {}
+    for schema in torch._C._jit_get_all_schemas():
+        base = schema.name.removeprefix("aten::")
+        name = "aten." + base + ("." + schema.overload_name if schema.overload_name else "")
+        if not schema.name.startswith("aten::") or base not in allow or name in DENY:
+            continue
+        made = row(str(schema))
+        if made and ("Tensor" in made[0] or "Tensor" in made[1]):
+            op = getattr(getattr(torch.ops.aten, base), schema.overload_name or "default")
+            tags = {str(t) for t in op.tags}
+            flags = ["numbers"] if "Tag.pointwise" in tags or base in NUMBERS else []
+            flags += ["random"] if "Tag.nondeterministic_seeded" in tags or base in RANDOM else []
+            rows[name] = (*made, "; ".join(contract(base, name, made[0])), " ".join(flags), FAST.get(name, ""))
+    missing = allow - {n.split(".")[1] for n in rows}
+    missing -= {n.split(".")[1] for n in DENY}
+    if missing:
+        print("not in this torch, or not functional:", *sorted(missing), file=sys.stderr)
+    return dict(sorted(rows.items()))
+
+
+def contract(base: str, name: str, args: str) -> list[str]:
+    names = {a.split(" ")[1].split("=")[0] for a in args.split(", ") if a.startswith(("int ", "str ", "str? "))}
+    general = [c for c in CONTRACTS[""] if c.split(" ")[0] in names]
+    return general + CONTRACTS.get(name, []) + (CONTRACTS.get(base, []) if base else [])
+
+
+def source(rows: dict[str, tuple[str, ...]]) -> str:
+    """The text of fedq/plan/ops.py."""
+    lines = [f"    {name!r}: {cells!r},".replace("'", '"') for name, cells in rows.items()]
+    why = WHY | DENY
+    return "\n".join([
+        '"""The op table as data: written by tools/make_ops.py, not by hand."""',
+        "# ruff: noqa: E501",
+        "# fmt: off",
+        f'TORCH = "{torch.__version__.split("+")[0]}"',
+        "# op -> (arguments, results, contract, flags, fastest callable)",
+        "OPS: dict[str, tuple[str, str, str, str, str]] = {",
+        *lines,
+        "}",
+        "# base name or op -> why it is not allowed",
+        "DENIED: dict[str, str] = {",
+        *(f'    "{name}": "{text}",' for name, text in sorted(why.items())),
+        "}",
+        "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    text = source(table())
+    if "--check" in sys.argv:
+        sys.exit(0 if TABLE.read_text() == text else "fedq/plan/ops.py is not what tools/make_ops.py writes")
+    TABLE.write_text(text)
+    print(f"{TABLE}: {text.count(chr(10)) - 10} lines, {len(text)} bytes")
+
+
+if __name__ == "__main__":
+    main()
