@@ -1,5 +1,44 @@
-"""Send PyTorch computations to data through folders: no server, no open port, no pickle."""
+"""Send PyTorch computations to data through folders: no server, no open port, no pickle.
+
+Names load what they need when they are first used: ``import fedq`` alone loads no torch.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedq.client.device import Device as Device
+    from fedq.client.pointers import PointerPlan as PointerPlan
+    from fedq.client.pointers import PointerTensor as PointerTensor
+    from fedq.client.pointers import gather as gather
+    from fedq.local import VirtualWorker as VirtualWorker
+    from fedq.plan.plan import Plan as Plan
+    from fedq.plan.plan import State as State
+    from fedq.plan.plan import func2plan as func2plan
+    from fedq.plan.plan import load as load
+
 __version__ = "0.1.0"
+
+_FROM = {
+    "Device": "client.device",
+    "Plan": "plan.plan",
+    "PointerPlan": "client.pointers",
+    "PointerTensor": "client.pointers",
+    "State": "plan.plan",
+    "VirtualWorker": "local",
+    "func2plan": "plan.plan",
+    "gather": "client.pointers",
+    "load": "plan.plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _FROM:
+        return getattr(import_module(f"fedq.{_FROM[name]}"), name)
+    errors = import_module("fedq.errors")
+    if isinstance(kind := getattr(errors, name, None), type) and issubclass(kind, errors.FedqError):
+        return kind
+    raise AttributeError(f"module 'fedq' has no attribute {name!r}")

@@ -1,0 +1,359 @@
+"""Device: a requester's handle on one device's pair: find values, put messages together, send them.
+
+Nothing here waits; `fetch` does. A call outside ``with device.batch():`` is a message of its own,
+sent when the call returns; inside, all of it is one message, sent at its end or when a value is
+asked for, and never if the block raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedq import ids
+from fedq.client import draft as drafts
+from fedq.client.draft import Draft, Envelope
+from fedq.client.outbox import PlanRow, Sent
+from fedq.client.pointers import PointerPlan, PointerTensor, raw_tensor
+from fedq.errors import Ambiguous, Conflict, UnknownPlan, UnknownValue, Unreachable, UsageError
+from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, parse_json
+from fedq.plan.file import PlanFile
+from fedq.plan.graph import Type, about_from_json, graph_from_json
+from fedq.queue.message import Ack, Drop, Message, Put, SendPlan, Verb
+from fedq.queue.pair import Catalog, open_pair
+from fedq.trust.keys import unseal
+
+if TYPE_CHECKING:
+    from fedq.client.session import Client
+    from fedq.plan.plan import Plan
+
+EXPIRES_S = 14 * 24 * 3600.0
+GET_AT_MOST = MAX_TENSORS - 96
+"""Values of one reply: it is a file, too."""
+FORGET_AT_MOST = 4000
+
+
+class Device:
+    """A handle on a device: ``fq.Device("device_1")``.
+
+    Args:
+        client: who asks; by default the one of the roots found from here (`session.here`).
+
+    Raises:
+        UnknownDevice: no such device has a pair with this requester, or its key is not known.
+    """
+
+    def __init__(self, name: str, client: Client | None = None) -> None:
+        if client is None:
+            from fedq.client.session import here
+
+            client = here()
+        self.name, self.client = name, client
+        self.key = client.trusted(name)
+        durable = client.config.durability == "full"
+        self.pair = open_pair(client.config.queue, name, client.name, durable=durable)
+        self.number = client.outbox.pair(client.root, name, self.key.hex())
+        self._draft: Draft | None = None
+        self._catalog_bytes: bytes = b""
+        self._catalog: Catalog | None = None
+        self._plans: dict[str, PointerPlan] = {}
+
+    def __repr__(self) -> str:
+        return f"Device({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and (self.client, self.name) == (other.client, other.name)
+
+    def __hash__(self) -> int:
+        return hash((id(self.client), self.name))
+
+    # -- what is there
+
+    def catalog(self) -> Catalog:
+        """What this requester may find there, signed by the device; read anew each time."""
+        try:
+            raw = bytes(self.pair.read_bytes("catalog"))
+        except FileNotFoundError:
+            path = self.pair.carrier.path("catalog.json")
+            raise Unreachable(f"{self.name} has written no catalog: {path} is not there") from None
+        if self._catalog is None or raw != self._catalog_bytes:
+            self._catalog, self._catalog_bytes = unseal(Catalog, raw, self.key), raw
+        return self._catalog
+
+    def find(self, ref: str) -> PointerTensor:
+        """The one value with this tag or id.
+
+        Args:
+            ref: ``input_data``, ``#input_data``, 32 hex digits, or the first 6 and more of them;
+                an id may be of the catalog or promised to this requester by the device.
+
+        Raises:
+            UnknownValue: there is none; lists the tags that are.
+            Ambiguous: there are several; lists them.
+        """
+        fits = [e for e in self.catalog().values if e.tag == ref.removeprefix("#")]
+        found = {e.id: self._pointer(e.id, e.type, e.tag) for e in fits}
+        if not found and len(ref) >= 6 and all(c in "0123456789abcdef" for c in ref):
+            found = self._by_id(ref)
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if found:
+            raise Ambiguous(f"{ref!r} fits {len(found)} values on {self.name}: {', '.join(found)}", hint="use the id")
+        tags = ", ".join(sorted({e.tag for e in self.catalog().values if e.tag})) or "none"
+        never = "; this id was never promised to you" if ids.is_id(ref) else ""
+        raise UnknownValue(f"no value {ref!r} on {self.name}{never} (tags there: {tags})")
+
+    def _by_id(self, prefix: str) -> dict[str, PointerTensor]:
+        there = [e for e in self.catalog().values if e.id.startswith(prefix)]
+        found = {e.id: self._pointer(e.id, e.type, e.tag) for e in there}
+        for p in self.client.outbox.promised(self.number, prefix):
+            if p.state and p.id == prefix:
+                raise UnknownValue(f"{p.id} on {self.name} was taken away by .get()", hint=".copy() leaves it there")
+            if not p.state:
+                found[p.id] = self._pointer(p.id, Type.parse(p.type) if p.type else None, None)
+        return found
+
+    def search(self, text: str = "") -> list[PointerTensor]:
+        """Values whose tag or note contains the text, in the catalog's order."""
+        text = text.removeprefix("#").lower()
+        fits = (e for e in self.catalog().values if text in (e.tag or "").lower() or text in e.note.lower())
+        return [self._pointer(e.id, e.type, e.tag) for e in fits]
+
+    def _pointer(self, id_: str, type_: Type | None, tag: str | None) -> PointerTensor:
+        return PointerTensor(self, id_, type_, tag)
+
+    def plan(self, ref: str) -> PointerPlan:
+        """A plan that was sent there: its name, id, or the first 6 digits of it.
+
+        Raises:
+            UnknownPlan: there is none; lists the names that are.
+            Ambiguous: there are several.
+        """
+        found = [self._plans[i] for i in self._plans if i == ref] or [
+            self._pointer_plan(row) for row in self.client.outbox.plans(self.number, ref)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Ambiguous(f"{ref!r} fits {len(found)} plans on {self.name}: {', '.join(p.id for p in found)}")
+        names = ", ".join(sorted({name for _, name in self.catalog().plans})) or "none"
+        raise UnknownPlan(f"no plan {ref!r} was sent to {self.name} (plans there: {names})", hint="send its file")
+
+    def _pointer_plan(self, row: PlanRow) -> PointerPlan:
+        graph, about = graph_from_json(parse_json(row.graph)), about_from_json(parse_json(row.about))
+        return PointerPlan(self, row.id, graph, about)
+
+    # -- sending
+
+    @contextlib.contextmanager
+    def batch(self, *, token: str | None = None) -> Iterator[Device]:
+        """All that is done with this device in the block is one message; blocks may be nested.
+
+        Args:
+            token: a name for this very request. Doing the same under the same token gives the
+                same ids and sends nothing new, in any process.
+
+        Raises:
+            Conflict: something else was asked for under this token.
+        """
+        if self._draft is not None:
+            if token is not None:
+                raise UsageError("a batch with a token can not stand inside another batch")
+            yield self
+            return
+        self._draft = self._new_draft(token)
+        try:
+            yield self
+            self._send(self._draft)
+        finally:
+            self._draft = None
+
+    def _new_draft(self, token: str | None = None) -> Draft:
+        c = self.client
+        if token is None:
+            return Draft(c.new_id(), c.new_id)
+        if not ids.is_text(token):
+            raise UsageError(f"{token[:40]!r} can not be a token", hint="use 1 to 300 printable characters")
+        return Draft(ids.derive("message", token, c.root, self.name, c.name), c.new_id, token)
+
+    @contextlib.contextmanager
+    def drafting(self) -> Iterator[Draft]:
+        """The batch's draft, or one that is sent at the end of this block."""
+        if self._draft is not None:
+            yield self._draft
+            return
+        draft = self._new_draft()
+        yield draft
+        self._send(draft)
+
+    def flush(self) -> None:
+        """Send what the batch holds so far, since a value of it is waited for."""
+        if self._draft is None or not self._draft.actions:
+            return
+        if self._draft.token is not None:
+            raise UsageError("a batch with a token is one message", hint="get values after its end")
+        draft, self._draft = self._draft, self._new_draft()
+        self._send(draft)
+
+    def submit(
+        self,
+        actions: Sequence[Verb],
+        tensors: Mapping[str, RawTensor] | None = None,
+        *,
+        types: Mapping[str, Type | None] | None = None,
+        token: str | None = None,
+        expires_s: float = EXPIRES_S,
+    ) -> Message:
+        """Send these actions at once, as a message of their own; of several, where too large, the first."""
+        draft = self._new_draft(token)
+        draft.actions, draft.tensors, draft.types = list(actions), dict(tensors or {}), dict(types or {})
+        return self._send(draft, expires_s)
+
+    def _send(self, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
+        """Outbox, then the pair. What raised was not sent, or (with a token) is finished next time."""
+        c = self.client
+        c.check_root()
+        now = c.now()
+        envelope = Envelope(c.name, self.name, now, now + expires_s, c.key)
+        if draft.token is None:
+            self._add_riders(draft)
+        elif self._was_asked(draft):
+            c.finish(self)
+            return drafts.message(draft.id, draft.token, tuple(draft.actions), envelope)
+        sealed = drafts.seal(draft, envelope)
+        try:
+            self._commit(draft, [sent for _, sent in sealed])
+        except Conflict:
+            if draft.token is None or not self._was_asked(draft):
+                raise  # else another process asked for the same at the same time
+            c.finish(self)
+        else:
+            self._put([sent for _, sent in sealed], keep=draft.token is not None)
+        return sealed[0][0]
+
+    def _add_riders(self, draft: Draft) -> None:
+        """What was taken away is dropped and acknowledged by the next message."""
+        values, after, replies = self.client.outbox.to_forget(self.number, FORGET_AT_MOST)
+        if values:
+            draft.actions.append(Drop(tuple(values), tuple(after)))
+        if replies:
+            draft.actions.append(Ack(tuple(replies)))
+
+    def _was_asked(self, draft: Draft) -> bool:
+        """Whether the same was asked for under this token; Conflict if something else was."""
+        token = draft.token or ""
+        known = self.client.outbox.token(self.number, token)
+        if known is not None and known[0] != draft.content():
+            raise Conflict(
+                f"token {token!r} stands for another request to {self.name}",
+                hint="the same token means the same plan, arguments and options; use a new one",
+            )
+        return known is not None
+
+    def _commit(self, draft: Draft, parts: Sequence[Sent]) -> None:
+        outbox, made = self.client.outbox, {id_ for part in parts for id_ in part.values}
+        others = {id_ for part in parts for id_ in part.uses} - made
+        mine = made | (outbox.own(self.number, others) if others else set())
+        for part in parts:
+            part.uses &= mine
+        token = None if draft.token is None else (draft.token, draft.content())
+        outbox.commit(self.number, parts, token=token)
+
+    def _put(self, parts: Sequence[Sent], *, keep: bool) -> None:
+        """Put what stands in the outbox. A failure is a message not sent, unless it is to be kept."""
+        for n, part in enumerate(parts):
+            try:
+                self.put(part.id, part.chunks)
+            except Exception:
+                if not keep:
+                    self.client.outbox.forget(self.number, parts[n:])
+                raise
+
+    def put(self, id_: str, chunks: Sequence[Buffer]) -> None:
+        """Put a message that stands in the outbox; again is a no-op."""
+        self.pair.carrier.put(self.pair.message_name(id_), chunks)
+        self.client.outbox.was_put(self.number, id_, size_bytes=sum(len(c) for c in chunks))
+
+    # -- values and plans
+
+    def send(self, tensor: Any, tag: str | None = None) -> PointerTensor:
+        """Store a tensor there, perhaps with a tag that `find` knows; it stays this requester's own."""
+        if tag is not None and not ids.is_text(tag := tag.removeprefix("#")):
+            raise UsageError("a tag has 1 to 300 printable characters")
+        raw = self.hold(raw_tensor(tensor))
+        with self.drafting() as draft:
+            id_, type_ = draft.new_id(), Type(raw.dtype, raw.shape)
+            draft.actions.append(Put(id_, draft.inline(raw).name, tag))
+            draft.types[id_] = type_
+        return self._pointer(id_, type_, tag)
+
+    def hold(self, raw: RawTensor) -> RawTensor:
+        """The tensor as it is now: a batch is sent later, so it keeps a copy."""
+        return raw if self._draft is None else RawTensor(raw.dtype, raw.shape, bytes(raw.data))
+
+    def send_plan(self, plan: Plan | PlanFile) -> PointerPlan:
+        """Store a plan there, with its state as it is now; one that is there is not sent again.
+
+        Raises:
+            NotBuilt: it was not recorded yet.
+        """
+        file = plan if isinstance(plan, PlanFile) else plan.file()
+        if (known := self._plans.get(file.id)) is not None:
+            return known
+        pointer = PointerPlan(self, file.id, file.graph, file.about)
+        if self.client.outbox.plan(self.number, file.id) is not None:
+            self._plans[file.id] = pointer
+        else:
+            with self.drafting() as draft:
+                sent = {a.id for a in draft.actions if isinstance(a, SendPlan)}
+                if file.id not in sent:
+                    names = tuple(draft.inline(self.hold(file.state[name])).name for name, _ in file.graph.state)
+                    draft.actions.append(SendPlan(file.id, file.graph, names, file.about))
+        return pointer
+
+    def ask(self, values: Iterable[PointerTensor]) -> dict[str, str]:
+        """Ask for these values, those that were not asked for before, with one action.
+
+        Returns:
+            value id -> the reply it will come in. For one value made by the same message that
+            is its own id.
+
+        Raises:
+            UnknownValue: a value was never promised, or was taken away.
+        """
+        wanted = {p.id: p for p in values}
+        self._check_promised(wanted)
+        replies = self.client.outbox.replies(self.number, wanted, self.client.now())
+        if self._draft is not None:
+            replies |= self._draft.replies
+        missing = [id_ for id_ in wanted if id_ not in replies]
+        if missing:
+            with self.drafting() as draft:
+                for start in range(0, len(missing), GET_AT_MOST):
+                    draft.ask(missing[start : start + GET_AT_MOST])
+                replies |= draft.replies
+        return {id_: replies[id_] for id_ in wanted}
+
+    def _check_promised(self, wanted: Mapping[str, PointerTensor]) -> None:
+        made = self._draft.types if self._draft is not None else {}
+        others = [id_ for id_ in wanted if id_ not in made]
+        strange = set(others) - self.client.outbox.own(self.number, others)
+        if strange:
+            strange -= {e.id for e in self.catalog().values}
+        for id_, pointer in wanted.items():
+            if pointer.taken:
+                raise UnknownValue(f"{id_} on {self.name} was taken away by .get()", hint=".copy() leaves it there")
+            if id_ in strange:
+                raise UnknownValue(
+                    f"{id_} was never promised by {self.name}", hint="a batch that ends in an error is not sent"
+                )
+
+    def take(self, pointers: Sequence[PointerTensor], replies: Collection[str]) -> None:
+        """These came: what this requester made is dropped by a later message, the rest only let go of."""
+        outbox, came = self.client.outbox, [p.id for p in pointers]
+        own = outbox.own(self.number, came)
+        whole = [r for r in replies if outbox.asked_in(self.number, r) <= set(came)]
+        outbox.take(self.number, own, whole)
+        for p in pointers:
+            p.taken = p.id in own

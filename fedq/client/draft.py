@@ -1,0 +1,153 @@
+"""A message while it is put together: its actions, their tensors, and what it promises.
+
+Pure: ids, keys and times come in, signed bytes and the outbox's record come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fedq import ids
+from fedq.client.outbox import PlanRow, Sent
+from fedq.errors import BadFile
+from fedq.plan.codec import MAX_TENSORS, RawTensor, Signer, encode, sha256
+from fedq.plan.graph import Type, about_to_json, canonical, graph_to_json
+from fedq.plan.graphjson import MAX_ACTIONS
+from fedq.queue.message import Ack, Drop, Get, Inline, Message, Put, Ref, Run, SendPlan, Verb, message_to_json
+
+
+@dataclass(slots=True)
+class Draft:
+    """What goes into one message.
+
+    Attributes:
+        id: of the message; everything else that is new gets its id from `new_id`.
+        token: the user's name for this very message; ids are then derived from it.
+        types: of the values promised here, where known.
+        replies: values asked for here -> reply id.
+    """
+
+    id: str
+    fresh: ids.NewId
+    token: str | None = None
+    actions: list[Verb] = field(default_factory=list)
+    tensors: dict[str, RawTensor] = field(default_factory=dict)
+    types: dict[str, Type | None] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
+    count: int = 0
+
+    def new_id(self) -> str:
+        """A fresh id, or the next one that the token gives."""
+        self.count += 1
+        return self.fresh() if self.token is None else ids.derive("result", self.id, self.count)
+
+    def inline(self, raw: RawTensor) -> Inline:
+        """Take a tensor along."""
+        name = f"t{len(self.tensors)}"
+        self.tensors[name] = raw
+        return Inline(name)
+
+    def ask(self, values: Sequence[str]) -> None:
+        """Ask for values with one action; the reply to one that is made here has its id."""
+        reply = values[0] if len(values) == 1 and values[0] in self.types else self.new_id()
+        self.actions.append(Get(reply, tuple(values)))
+        self.replies.update(dict.fromkeys(values, reply))
+
+    def content(self) -> str:
+        """Digest of what is asked for: the same again under the same token is the same request.
+
+        Whether a plan must be sent first is no part of it.
+        """
+        asked = tuple(a for a in self.actions if not isinstance(a, SendPlan))
+        rows = message_to_json(Message(self.id, "", "", 0.0, 0.0, 0, asked))["actions"]
+        tensors = (self.tensors[name] for a in asked for name in tensor_names(a))
+        parts = (f"{t.dtype}{list(t.shape)}".encode() + sha256([t.data]) for t in tensors)
+        return ids.digest(b"content", canonical(rows), *parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What all messages of one sending share."""
+
+    sender: str
+    to: str
+    created: float
+    expires: float
+    key: Signer
+
+
+def seal(draft: Draft, envelope: Envelope) -> list[tuple[Message, Sent]]:
+    """The draft as one message, or as several where one would be too large; their order is that of the actions.
+
+    Raises:
+        BadFile: a single action is too large for any message.
+    """
+    sealed: list[tuple[Message, Sent]] = []
+    waiting = [tuple(draft.actions)]
+    while waiting:
+        actions = waiting.pop()
+        names = [n for a in actions for n in tensor_names(a)]
+        half = len(actions) // 2
+        if half and (len(actions) > MAX_ACTIONS or len(names) > MAX_TENSORS):
+            waiting += [actions[half:], actions[:half]]
+            continue
+        id_ = ids.derive("part", draft.id, len(sealed)) if sealed else draft.id
+        made = message(id_, draft.token, actions, envelope)
+        try:
+            chunks = encode("message", message_to_json(made), {n: draft.tensors[n] for n in names}, envelope.key)
+        except BadFile:
+            if not half:
+                raise
+            waiting += [actions[half:], actions[:half]]
+            continue
+        sent = Sent(id_, bytes(chunks[-1]).hex(), envelope.created, envelope.expires, chunks)
+        sealed.append((made, sent))
+        _promise(sent, actions, draft)
+    return sealed
+
+
+def message(id_: str, token: str | None, actions: tuple[Verb, ...], e: Envelope) -> Message:
+    seed = int(ids.derive("seed", id_)[:15], 16)
+    return Message(id_, e.sender, e.to, e.created, e.expires, seed, actions, token)
+
+
+def tensor_names(verb: Verb) -> Iterator[str]:
+    """The tensors of the file that an action names."""
+    match verb:
+        case Put():
+            yield verb.tensor
+        case SendPlan():
+            yield from verb.tensors
+        case Run():
+            yield from (a.name for a in (*verb.args, *verb.kwargs.values()) if isinstance(a, Inline))
+
+
+def _promise(sent: Sent, actions: Sequence[Verb], draft: Draft) -> None:
+    """Note what the actions promise, and the values they read."""
+    for verb in actions:
+        match verb:
+            case Run():
+                sent.values.update((id_, _text(draft.types.get(id_))) for id_ in verb.results)
+                sent.uses.update(a.id for a in (*verb.args, *verb.kwargs.values()) if isinstance(a, Ref))
+            case Get():
+                sent.replies.update(dict.fromkeys(verb.values, verb.reply))
+                sent.uses.update(verb.values)
+            case Put():
+                tensor = draft.tensors[verb.tensor]
+                sent.values[verb.id] = str(Type(tensor.dtype, tensor.shape))
+            case SendPlan():
+                sent.plans.append(plan_row(verb))
+            case Drop():
+                sent.drops = verb.values
+            case Ack():
+                sent.acks = verb.replies
+
+
+def _text(type_: Type | None) -> str | None:
+    return None if type_ is None else str(type_)
+
+
+def plan_row(verb: SendPlan) -> PlanRow:
+    graph = canonical(graph_to_json(verb.graph))
+    return PlanRow(verb.id, verb.about.name, verb.graph.id, graph, canonical(about_to_json(verb.about)))

@@ -1,0 +1,188 @@
+"""Ask for values and wait for the replies: read, check the signature, say why nothing comes.
+
+Events are hints: a reply is looked for at least every second. A file that the device did not
+sign, or that is another reply, is not there for us: the wait goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from fedq import errors
+from fedq.errors import BadFile, BadSignature, FedqError, TimedOut, WaitingForApproval
+from fedq.plan.codec import RawTensor, decode
+from fedq.queue import pair as pairs
+from fedq.queue.message import Failure, Number, Reply, decode_reply
+from fedq.queue.pair import Heartbeat
+from fedq.trust import keys
+
+if TYPE_CHECKING:
+    from fedq.client.device import Device
+    from fedq.client.pointers import PointerTensor
+
+log = logging.getLogger("fedq.client")
+
+SCAN_S = 1.0
+SILENT_S = 30.0
+"""A device that was not heard of for so long is not running, whatever it said last."""
+ASK_AGAIN = ("denied", "missing_value")
+"""Failures that may be over when the value is asked for again."""
+
+Outcome = RawTensor | Number | FedqError
+OnWait = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A reply that was checked, with its tensors."""
+
+    reply: Reply
+    tensors: dict[str, RawTensor]
+
+    def outcome(self, device: str, id_: str) -> Outcome:
+        value = self.reply.values[id_]
+        if isinstance(value, Failure):
+            return as_error(value, device)
+        return value if isinstance(value, Number) else self.tensors[value]
+
+
+def as_error(failure: Failure, device: str) -> FedqError:
+    """What a device says went wrong, as the exception it names."""
+    error = errors.from_code(failure.code, f"{failure.text} (on {device})", **failure.fields)
+    if isinstance(hint := failure.fields.get("hint"), str):
+        error.hint = hint
+    return error
+
+
+def outcomes(
+    pointers: Sequence[PointerTensor],
+    timeout_s: float | None = None,
+    *,
+    take: bool = False,
+    on_wait: OnWait | None = None,
+) -> list[Outcome]:
+    """What came of each value, in order; all are asked for before any is waited for.
+
+    Args:
+        timeout_s: for all together; what did not come by then is a TimedOut or WaitingForApproval.
+        take: if all came, take them away: this requester's own values are dropped with a later message.
+        on_wait: told why nothing comes, when a second has passed, and when the reason changes.
+
+    Raises:
+        UnknownValue: a value was never promised; nothing was asked for.
+        Unreachable: the queue can not be used.
+    """
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    wanted: dict[Device, list[PointerTensor]] = {}
+    for p in pointers:
+        wanted.setdefault(p.device, []).append(p)
+    asked = {device: device.ask(some) for device, some in wanted.items()}
+    for device in wanted:
+        device.flush()
+    arrived: dict[tuple[Device, str], Arrived | FedqError] = {}
+    found: list[Outcome] = []
+    for p in pointers:
+        key = p.device, asked[p.device][p.id]
+        if key not in arrived:
+            arrived[key] = _wait(*key, p.id, until, on_wait or log.warning)
+        came = arrived[key]
+        found.append(came if isinstance(came, FedqError) else came.outcome(p.device.name, p.id))
+    _forget(pointers, found, asked, take=take)
+    return found
+
+
+def _forget(
+    pointers: Sequence[PointerTensor], found: list[Outcome], asked: dict[Device, dict[str, str]], *, take: bool
+) -> None:
+    """Take away what came, if all did; let go of replies that may be different next time."""
+    for device, replies in asked.items():
+        mine = [(p, o) for p, o in zip(pointers, found, strict=True) if p.device == device]
+        again = [p.id for p, o in mine if isinstance(o, FedqError) and o.code in ASK_AGAIN]
+        if again:
+            device.client.outbox.ask_again(device.number, again)
+        if take and not any(isinstance(o, FedqError) for o in found):
+            device.take([p for p, _ in mine], set(replies.values()))
+
+
+def _wait(device: Device, reply: str, value: str, until: float | None, on_wait: OnWait) -> Arrived | FedqError:
+    """One reply of one device, or why it did not come."""
+    client, told = device.client, ""
+    client.watch.add(device.pair.carrier.path(pairs.OUT))
+    while True:
+        if client.pump:
+            client.pump()
+        if (came := _read(device, reply, value)) is not None:
+            return came
+        client.outbox.settle()
+        left_s = SCAN_S if until is None else min(SCAN_S, until - time.monotonic())
+        if left_s <= 0:
+            return _late(device, reply, value)
+        if not client.watch.wait(left_s) and (why := reason(device, reply, value)[0]) != told:
+            told = why
+            on_wait(f"waiting for {device.name}: {why}")
+
+
+def _read(device: Device, reply: str, value: str) -> Arrived | None:
+    """The reply, if it is there and is what it says it is."""
+    name = device.pair.reply_name(reply)
+    try:
+        raw = memoryview(device.pair.carrier.get(name))
+        if keys.signer_of("reply", raw) != device.key:
+            raise BadSignature("signed by a key that is not the device's")
+        file = decode(raw)
+        found = decode_reply(file)
+    except FileNotFoundError:
+        return None
+    except BadFile as error:
+        log.warning("%s is not taken for a reply: %s", device.pair.carrier.path(name), error)
+        return None
+    if (found.id, found.device, found.to) != (reply, device.name, device.client.name) or value not in found.values:
+        log.warning("%s is not taken for a reply: it is another one", device.pair.carrier.path(name))
+        return None
+    return Arrived(found, dict(file.tensors))
+
+
+# -- why nothing comes -----------------------------------------------------------------------
+
+
+def _late(device: Device, reply: str, value: str) -> FedqError:
+    """What it is that nothing came, now that time is up."""
+    why, code = reason(device, reply, value)
+    error = errors.from_code(code, f"{value} did not come from {device.name}: {why}", device=device.name, id=value)
+    if isinstance(error, WaitingForApproval):
+        error.hint = f"fedq approve {device.name}:{value}"
+    return error
+
+
+def reason(device: Device, reply: str, value: str) -> tuple[str, str]:
+    """Why a reply is not there, from the device's heartbeat; and the code of the error that it is when time is up."""
+    beat = heartbeat(device)
+    if beat is None:
+        return f"{device.name} was never started", TimedOut.code
+    makers = device.client.outbox.messages_of(device.number, value, reply)
+    refused, held = {dict(beat.refused).get(m) for m in makers} - {None}, dict(beat.held).get(value)
+    if refused:
+        return f"{device.name} does not take the message ({min(refused)})", min(refused)
+    if held is not None:
+        return f"it waits for the owner's approval (release: {held})", WaitingForApproval.code
+    seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
+        return f"{device.name} is not running, {seen}", TimedOut.code
+    if makers & set(beat.running):
+        return "it is running", TimedOut.code
+    if makers & set(beat.waiting):
+        return "it waits for its turn or its arguments", TimedOut.code
+    return f"{device.name} runs and has not answered, {seen}", TimedOut.code
+
+
+def heartbeat(device: Device) -> Heartbeat | None:
+    """The device's own word on what it was doing, if there is one."""
+    try:
+        return keys.unseal(Heartbeat, device.pair.read_bytes("heartbeat"), device.key)
+    except (FileNotFoundError, BadFile):
+        return None

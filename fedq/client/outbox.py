@@ -1,0 +1,349 @@
+"""A requester's private record: what was sent, under which ids, and what was asked for. SQLite, WAL.
+
+Committed before a send: a message that stands here and was not put yet is put, with the same
+bytes, by the next client that starts. Rows belong to a pair, that is (queue root, device, its
+key): the same device name under another root, or made anew, is another device.
+What need not outlive a crash (put, taken) rides in the next commit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedq import fs
+from fedq.errors import Conflict, DiskFull, Unreachable
+from fedq.plan.codec import Buffer
+
+SPOOL_ABOVE_BYTES = 1 << 20
+"""Messages larger than this wait beside the outbox as files, not in it."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS pairs(
+  n INTEGER PRIMARY KEY, root TEXT NOT NULL, device TEXT NOT NULL, key TEXT NOT NULL, UNIQUE(root, device, key));
+CREATE TABLE IF NOT EXISTS messages(
+  pair INTEGER, id TEXT, digest TEXT NOT NULL, created REAL NOT NULL, expires REAL NOT NULL,
+  put INTEGER NOT NULL DEFAULT 0, file BLOB, PRIMARY KEY(pair, id));
+CREATE INDEX IF NOT EXISTS unput ON messages(pair) WHERE NOT put;
+CREATE TABLE IF NOT EXISTS vals(
+  pair INTEGER, id TEXT, message TEXT NOT NULL, type TEXT, state TEXT NOT NULL DEFAULT '', PRIMARY KEY(pair, id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS taken ON vals(pair) WHERE state = 'taken';
+CREATE TABLE IF NOT EXISTS replies(
+  pair INTEGER, value TEXT, reply TEXT NOT NULL, message TEXT NOT NULL, PRIMARY KEY(pair, value)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS asked ON replies(pair, reply);
+CREATE TABLE IF NOT EXISTS uses(
+  pair INTEGER, value TEXT, message TEXT, PRIMARY KEY(pair, value, message)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS acks(pair INTEGER, reply TEXT, PRIMARY KEY(pair, reply)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS graphs(id TEXT PRIMARY KEY, graph BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS plans(
+  pair INTEGER, id TEXT, name TEXT NOT NULL, graph TEXT NOT NULL, about BLOB NOT NULL, message TEXT NOT NULL,
+  PRIMARY KEY(pair, id));
+CREATE TABLE IF NOT EXISTS tokens(
+  pair INTEGER, token TEXT, content TEXT NOT NULL, message TEXT NOT NULL, PRIMARY KEY(pair, token));
+CREATE TABLE IF NOT EXISTS runs(
+  run TEXT, pair INTEGER, value TEXT, n INTEGER, PRIMARY KEY(run, n)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """A plan at a device: graph and about as canonical JSON."""
+
+    id: str
+    name: str
+    graph_id: str
+    graph: bytes
+    about: bytes
+
+
+@dataclass(slots=True)
+class Sent:
+    """All that one message promises.
+
+    Attributes:
+        digest: of its bytes; chunks: the bytes.
+        values: id -> type as text, if known.
+        replies: value id -> reply id.
+        uses: values of this requester that it reads; they are not dropped before it is done.
+        drops, acks: values and replies it tells the device to forget.
+    """
+
+    id: str
+    digest: str
+    created: float
+    expires: float
+    chunks: Sequence[Buffer]
+    values: dict[str, str | None] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
+    uses: set[str] = field(default_factory=set)
+    plans: list[PlanRow] = field(default_factory=list)
+    drops: Collection[str] = ()
+    acks: Collection[str] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(c) for c in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """An id this requester chose; ``state``: ``""``, ``taken`` or ``dropped``."""
+
+    id: str
+    message: str
+    type: str | None
+    state: str
+
+
+class Outbox:
+    """All statements on one requester's record; safe between threads and processes."""
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        fs.make_dir(path.parent)
+        self._durable = durable
+        self._spool = path.parent / "spool"
+        self._db = fs.sqlite(path, durable=durable)
+        self._db.executescript(_SCHEMA)
+        self._lock = threading.RLock()
+        self._later: list[tuple[str, tuple[Any, ...]]] = []
+        self._taken: set[tuple[int, str]] = set()
+        self._acks: set[tuple[int, str]] = set()
+
+    def close(self) -> None:
+        with self._lock:
+            self.settle()
+            self._db.close()
+
+    def settle(self) -> None:
+        """Record now what was put off; not fsynced, since nothing is lost with it."""
+        with self._lock:
+            if self._later:
+                self._db.execute(f"PRAGMA synchronous={'NORMAL' if self._durable else 'OFF'}")
+                try:
+                    with self._transaction():
+                        pass
+                finally:
+                    self._db.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, durable when it ends; carries what was put off."""
+        with self._lock, _explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for sql, row in self._later:
+                    self._db.execute(sql, row)
+                yield self._db
+                self._db.execute("COMMIT")
+                for put_off in (self._later, self._taken, self._acks):
+                    put_off.clear()
+            except BaseException:
+                if self._db.in_transaction:  # a full disk rolls back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _all(self, sql: str, row: Sequence[Any]) -> list[Any]:
+        with self._lock, _explained():
+            return self._db.execute(sql, row).fetchall()
+
+    def _first(self, sql: str, row: Sequence[Any]) -> Any:
+        with self._lock, _explained():
+            return self._db.execute(sql, row).fetchone()
+
+    # -- sending
+
+    def pair(self, root: str, device: str, key: str) -> int:
+        """The number of a pair, for all other calls."""
+        where, row = "SELECT n FROM pairs WHERE root=? AND device=? AND key=?", (root, device, key)
+        if (found := self._first(where, row)) is None:
+            with self._transaction() as db:
+                db.execute("INSERT OR IGNORE INTO pairs(root, device, key) VALUES(?,?,?)", row)
+            found = self._first(where, row)
+        return int(found[0])
+
+    def commit(self, pair: int, parts: Sequence[Sent], *, token: tuple[str, str] | None = None) -> None:
+        """Promise these messages; ``token``: the user's name for them and the digest of their content.
+
+        Raises:
+            Conflict: an id or the token stands already.
+        """
+        for part in parts:
+            if part.size_bytes > SPOOL_ABOVE_BYTES:
+                fs.make_dir(self._spool)
+                fs.replace(self._spool / part.id, part.chunks, durable=self._durable)
+        with self._transaction() as db:
+            try:
+                for part in parts:
+                    self._insert(db, pair, part)
+                if token:
+                    db.execute("INSERT INTO tokens VALUES(?,?,?,?)", (pair, *token, parts[0].id))
+            except sqlite3.IntegrityError:
+                raise Conflict(f"message or result ids of {parts[0].id} were promised before") from None
+
+    def _insert(self, db: sqlite3.Connection, pair: int, s: Sent) -> None:
+        file = None if s.size_bytes > SPOOL_ABOVE_BYTES else b"".join(s.chunks)
+        db.execute("INSERT INTO messages VALUES(?,?,?,?,?,0,?)", (pair, s.id, s.digest, s.created, s.expires, file))
+        if s.values:
+            rows = ((pair, id_, s.id, type_) for id_, type_ in s.values.items())
+            db.executemany("INSERT INTO vals(pair, id, message, type) VALUES(?,?,?,?)", rows)
+        if s.replies:
+            rows = ((pair, value, reply, s.id) for value, reply in s.replies.items())
+            db.executemany("INSERT OR REPLACE INTO replies VALUES(?,?,?,?)", rows)
+        if s.uses:
+            db.executemany("INSERT INTO uses VALUES(?,?,?)", ((pair, value, s.id) for value in s.uses))
+        for plan in s.plans:
+            db.execute("INSERT OR IGNORE INTO graphs VALUES(?,?)", (plan.graph_id, plan.graph))
+            row = (pair, plan.id, plan.name, plan.graph_id, plan.about, s.id)
+            db.execute("INSERT OR REPLACE INTO plans VALUES(?,?,?,?,?,?)", row)
+        if s.drops:
+            db.executemany("UPDATE vals SET state='dropped' WHERE pair=? AND id=?", ((pair, v) for v in s.drops))
+            db.executemany("DELETE FROM uses WHERE pair=? AND value=?", ((pair, v) for v in s.drops))
+        if s.acks:
+            db.executemany("DELETE FROM acks WHERE pair=? AND reply=?", ((pair, r) for r in s.acks))
+
+    def was_put(self, pair: int, id_: str, *, size_bytes: int) -> None:
+        """The message lies in the pair; recorded with the next commit."""
+        if size_bytes > SPOOL_ABOVE_BYTES:
+            fs.delete(self._spool / id_)
+        self._put_off("UPDATE messages SET put=1, file=NULL WHERE pair=? AND id=?", (pair, id_))
+
+    def _put_off(self, sql: str, row: tuple[Any, ...]) -> None:
+        with self._lock:
+            self._later.append((sql, row))
+
+    def interrupted(self, root: str) -> list[str]:
+        """Devices below this root with messages that may not have been put."""
+        sql = "SELECT DISTINCT device FROM messages JOIN pairs ON n=pair WHERE NOT put AND root=?"
+        return [row[0] for row in self._all(sql, (root,))]
+
+    def unput(self, pair: int, now: float) -> list[tuple[str, Buffer]]:
+        """Messages, oldest first, that may not have been put: id and bytes."""
+        self.settle()
+        sql = "SELECT id, file FROM messages WHERE pair=? AND NOT put AND expires>? ORDER BY rowid"
+        found = []
+        for id_, file in self._all(sql, (pair, now)):
+            try:
+                found.append((id_, file if file is not None else fs.read(self._spool / id_, limit_bytes=1 << 40)))
+            except FileNotFoundError:  # spooled, put, and deleted just before the end
+                self.was_put(pair, id_, size_bytes=0)
+        return found
+
+    def forget(self, pair: int, parts: Sequence[Sent]) -> None:
+        """Take back promises: their messages could not be put."""
+        with self._transaction() as db:
+            for part in parts:
+                fs.delete(self._spool / part.id)
+                db.execute("DELETE FROM messages WHERE pair=? AND id=?", (pair, part.id))
+                for table in ("vals", "replies", "uses", "plans"):
+                    db.execute(f"DELETE FROM {table} WHERE pair=? AND message=?", (pair, part.id))
+
+    def token(self, pair: int, token: str) -> tuple[str, str] | None:
+        """What was asked under a token: digest of the content, message id."""
+        found = self._first("SELECT content, message FROM tokens WHERE pair=? AND token=?", (pair, token))
+        return (found[0], found[1]) if found else None
+
+    # -- ids
+
+    def promised(self, pair: int, prefix: str) -> list[Promised]:
+        """Values this requester made whose id begins with the prefix; at most 20."""
+        sql = "SELECT id, message, type, state FROM vals WHERE pair=? AND id>=? AND id<? LIMIT 20"
+        return [Promised(*row) for row in self._all(sql, (pair, prefix, prefix + "g"))]
+
+    def own(self, pair: int, ids: Collection[str]) -> set[str]:
+        """Those of the ids that this requester made."""
+        return {row[0] for row in self._among("SELECT id FROM vals WHERE pair=? AND id IN", pair, ids)}
+
+    def replies(self, pair: int, ids: Collection[str], now: float) -> dict[str, str]:
+        """Values that were asked for -> reply id, while that message has not expired."""
+        sql = "SELECT r.value, r.reply FROM replies r JOIN messages m ON m.pair=r.pair AND m.id=r.message"
+        rows = self._among(f"{sql} WHERE m.expires > {now!r} AND r.pair=? AND r.value IN", pair, ids)
+        return dict(rows)
+
+    def ask_again(self, pair: int, ids: Collection[str]) -> None:
+        """The replies to these values are of no use any more."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM replies WHERE pair=? AND value=?", ((pair, id_) for id_ in ids))
+
+    def asked_in(self, pair: int, reply: str) -> set[str]:
+        """The values that come in a reply."""
+        return {r[0] for r in self._all("SELECT value FROM replies WHERE pair=? AND reply=?", (pair, reply))}
+
+    def messages_of(self, pair: int, value: str, reply: str) -> set[str]:
+        """The messages that make a value and that asked for it."""
+        sql = (
+            "SELECT message FROM vals WHERE pair=? AND id=? UNION SELECT message FROM replies WHERE pair=? AND reply=?"
+        )
+        return {r[0] for r in self._all(sql, (pair, value, pair, reply))}
+
+    def _among(self, sql: str, pair: int, ids: Collection[str]) -> Iterator[Any]:
+        ids = list(ids)
+        for start in range(0, len(ids), 500):
+            some = ids[start : start + 500]
+            yield from self._all(f"{sql} ({','.join('?' * len(some))})", (pair, *some))
+
+    # -- what was taken away
+
+    def take(self, pair: int, values: Collection[str], replies: Collection[str]) -> None:
+        """The requester has these; recorded with the next commit, dropped and acknowledged by a later message."""
+        with self._lock:
+            for value in values:
+                self._taken.add((pair, value))
+                self._put_off("UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''", (pair, value))
+            for reply in replies:
+                self._acks.add((pair, reply))
+                self._put_off("INSERT OR IGNORE INTO acks VALUES(?,?)", (pair, reply))
+                self._put_off("DELETE FROM replies WHERE pair=? AND reply=?", (pair, reply))
+
+    def to_forget(self, pair: int, limit: int) -> tuple[list[str], list[str], list[str]]:
+        """Values to drop, the messages that must be done before, and replies to acknowledge."""
+        with self._lock:
+            taken = [r[0] for r in self._all("SELECT id FROM vals WHERE pair=? AND state='taken'", (pair,))]
+            acks = [r[0] for r in self._all("SELECT reply FROM acks WHERE pair=?", (pair,))]
+            values = sorted({*taken, *(v for p, v in self._taken if p == pair)})[:limit]
+            replies = sorted({*acks, *(r for p, r in self._acks if p == pair)})[:limit]
+        after = {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", pair, values)}
+        return values, sorted(after), replies
+
+    # -- plans and runs
+
+    def plan(self, pair: int, id_: str) -> PlanRow | None:
+        rows = self._plans("p.id=?", (pair, id_))
+        return rows[0] if rows else None
+
+    def plans(self, pair: int, text: str) -> list[PlanRow]:
+        """Plans sent to a device with this name, or whose id begins so; the newest first."""
+        return self._plans("(p.name=? OR substr(p.id, 1, ?)=?)", (pair, text, max(len(text), 6), text))
+
+    def _plans(self, where: str, row: tuple[Any, ...]) -> list[PlanRow]:
+        sql = "SELECT p.id, p.name, p.graph, g.graph, p.about FROM plans p JOIN graphs g ON g.id=p.graph"
+        return [PlanRow(*r) for r in self._all(f"{sql} WHERE p.pair=? AND {where} ORDER BY p.rowid DESC", row)]
+
+    def add_run(self, run: str, results: Sequence[tuple[int, str]]) -> None:
+        """Name results at several pairs by one id; the same again is a no-op."""
+        rows = [(run, pair, value, n) for n, (pair, value) in enumerate(results)]
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO runs VALUES(?,?,?,?)", rows)
+
+    def run(self, prefix: str) -> Mapping[str, list[tuple[str, str, str]]]:
+        """Runs whose id begins with the prefix -> (root, device, value id) of each result."""
+        sql = "SELECT run, root, device, value FROM runs JOIN pairs ON pairs.n=pair WHERE run>=? AND run<? ORDER BY n"
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        for run, root, device, value in self._all(sql, (prefix, prefix + "g")):
+            found.setdefault(run, []).append((root, device, value))
+        return found
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise DiskFull(f"the outbox can not be written: {error}") from None
+        raise Unreachable(f"the outbox can not be used: {error}", hint="is FEDQ_HOME a private local disk?") from None

@@ -1,0 +1,197 @@
+"""Client: who asks. Its key, whom it trusts, its outbox, and the devices it has a pair with.
+
+``home`` (0700) holds ``key``, ``outbox.sqlite``, and ``trust/<root id>/<device>.json``: the same
+device name under another root is another device.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+
+from fedq import config as configs
+from fedq import fs, ids
+from fedq.client import fetch
+from fedq.client.device import Device
+from fedq.client.outbox import Outbox
+from fedq.client.pointers import PointerTensor
+from fedq.config import Config
+from fedq.errors import Ambiguous, BadFile, FedqError, UnknownDevice, UnknownValue, Unreachable
+from fedq.plan.codec import parse_json
+from fedq.queue import pair as pairs
+from fedq.queue.watch import Watch
+from fedq.trust import keys
+from fedq.trust.keys import Key
+
+log = logging.getLogger("fedq.client")
+
+
+class Client:
+    """A requester at one queue root.
+
+    Args:
+        now: seconds since 1970. new_id: how fresh ids are made. Tests give their own of both.
+        key: the requester's, instead of the one in its home.
+        pump: called before and while a value is waited for: a device that lives in this process
+            does its work there.
+
+    Raises:
+        Unreachable: the queue root is not there; nothing was written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        now: Callable[[], float] = fs.clock,
+        new_id: ids.NewId = ids.new_id,
+        key: Key | None = None,
+        pump: Callable[[], object] | None = None,
+    ) -> None:
+        self.config, self.now, self.new_id, self.pump = config, now, new_id, pump
+        self.root = pairs.root_id(config.queue)
+        fs.make_dir(config.home)
+        self.key = key or keys.load_or_create(config.home / "key")
+        self.name = f"{config.user}-{self.key.fingerprint}"
+        self.outbox = Outbox(config.home / "outbox.sqlite", durable=config.durability == "full")
+        self._devices: dict[str, Device] = {}
+        self._close = weakref.finalize(self, self.outbox.close)
+        self._finish_all()
+
+    def close(self) -> None:
+        """Record what was taken away and let go of the outbox; also done when the process ends."""
+        self._close()
+
+    def device(self, name: str) -> Device:
+        """The handle on a device; the same for the same name.
+
+        Raises:
+            UnknownDevice: it has no pair with this requester, or its key is not known here.
+        """
+        if name not in self._devices:
+            self._devices[name] = Device(name, self)
+        return self._devices[name]
+
+    def devices(self) -> list[str]:
+        """Names of the devices that have a pair with this requester."""
+        return [d for d in pairs.devices_of(self.config.queue) if self.name in pairs.pairs_of(self.config.queue, d)]
+
+    def check_root(self) -> None:
+        """That the queue root is there, and still the same.
+
+        Raises:
+            Unreachable: it is not; nothing may be written.
+        """
+        if pairs.root_id(self.config.queue) != self.root:
+            raise Unreachable(f"{self.config.queue} is another queue root than before", hint="start again")
+
+    @functools.cached_property
+    def watch(self) -> Watch:
+        return Watch()
+
+    # -- trust
+
+    def trusted(self, name: str) -> bytes:
+        """The public key of a device, as this requester's trust says."""
+        pairs.open_pair(self.config.queue, name, self.name)
+        path = self.config.home / "trust" / self.root / f"{name}.json"
+        try:
+            return _key(bytes(fs.read(path, limit_bytes=1 << 16)))
+        except FileNotFoundError:
+            raise UnknownDevice(
+                f"device {name!r} in {self.config.queue} is not trusted: {path} is not there",
+                hint=f"'fedq device init {name}' on its machine writes that file for who runs it",
+            ) from None
+        except BadFile:
+            raise UnknownDevice(f'{path} is not of the form {{"key": "64 hex digits"}}') from None
+
+    # -- values of many devices
+
+    def find(self, ref: str) -> PointerTensor:
+        """The one value that ``device:tag`` or ``device:id`` names.
+
+        Raises:
+            UnknownDevice, UnknownValue, Ambiguous.
+        """
+        name, colon, rest = ref.partition(":")
+        if not colon or not rest:
+            raise UnknownValue(f"{ref!r} names no device", hint="write device:tag or device:id")
+        return self.device(name).find(rest)
+
+    def outcomes(
+        self,
+        pointers: Sequence[PointerTensor],
+        timeout_s: float | None = None,
+        *,
+        take: bool = False,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> list[fetch.Outcome]:
+        """What came of each value: a RawTensor, a Number, or the error. See `fetch.outcomes`."""
+        return fetch.outcomes(pointers, timeout_s, take=take, on_wait=on_wait)
+
+    def name_run(self, results: Sequence[PointerTensor], run_id: str | None = None) -> str:
+        """One id for results at several devices."""
+        run_id = run_id or self.new_id()
+        self.outbox.add_run(run_id, [(p.device.number, p.id) for p in results])
+        return run_id
+
+    def run(self, ref: str) -> list[PointerTensor]:
+        """The results that a run id, or the first 6 and more digits of one, names.
+
+        Raises:
+            UnknownValue: no run has this id. Ambiguous: several have.
+        """
+        found = self.outbox.run(ref) if len(ref) >= 6 else {}
+        if len(found) > 1:
+            raise Ambiguous(f"{ref!r} fits the runs {', '.join(found)}")
+        for rows in found.values():
+            if any(root != self.root for root, _, _ in rows):
+                raise UnknownValue(f"run {ref!r} went to another queue root than {self.config.queue}")
+            return [self.device(name).find(value) for _, name, value in rows]
+        raise UnknownValue(f"no run {ref!r} was sent by you")
+
+    # -- what a crash left
+
+    def _finish_all(self) -> None:
+        """Finish sends that a crash cut off; a device that can not be reached is left for later."""
+        for name in self.outbox.interrupted(self.root):
+            try:
+                self.finish(self.device(name))
+            except FedqError as error:
+                log.warning("%s: a message of before is not sent yet: %s", name, error)
+
+    def finish(self, device: Device) -> None:
+        """Put the messages of a device that stand in the outbox and may not have been put."""
+        for id_, raw in self.outbox.unput(device.number, self.now()):
+            device.put(id_, [raw])
+
+
+def _key(raw: bytes) -> bytes:
+    match parse_json(raw):
+        case {"key": str(key)} if ids.is_plan_id(key):
+            return bytes.fromhex(key)
+    raise BadFile("no key")
+
+
+def trust_device(config: Config, name: str, key_hex: str) -> None:
+    """Note a device's key in the requester's home: its signed files are believed from now on."""
+    folder = config.home / "trust" / pairs.root_id(config.queue)
+    fs.make_dir(config.home)
+    fs.make_dir(folder)
+    body = {"v": 1, "device": name, "root": folder.name, "key": key_hex}
+    fs.replace(folder / f"{name}.json", [json.dumps(body, indent=1).encode() + b"\n"])
+
+
+def here() -> Client:
+    """The client of the roots found from here; one per process, thread and roots."""
+    return _client(configs.find(), os.getpid(), threading.get_ident())
+
+
+@functools.cache
+def _client(config: Config, process: int, thread: int) -> Client:
+    return Client(config)

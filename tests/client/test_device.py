@@ -1,0 +1,223 @@
+"""A device handle: what it finds, what its messages hold, when they are sent."""
+
+from __future__ import annotations
+
+import pytest
+from world import ROOT, double_abs, f32, floats
+
+from fedq import ids
+from fedq.errors import Ambiguous, Conflict, SpecMismatch, UnknownPlan, UnknownValue, Unreachable, UsageError
+from fedq.plan.codec import RawTensor
+from fedq.plan.graph import Type
+from fedq.queue.message import Ack, Drop, Get, Inline, Put, Ref, Run, SendPlan
+from fedq.queue.pair import Entry
+from fedq.trust.keys import Key
+
+X, Y, Z = "aaaaaa" + "0" * 26, "aaaaab" + "0" * 26, "aaaaab" + "1" * 26
+VEC = Type("f32", (2,))
+
+
+@pytest.fixture
+def x(side, device):
+    side.catalog(Entry(X, "input_data", VEC, "open", "made by hand"), Entry(Y, "twice", VEC, "open"),
+                 Entry(Z, "twice", VEC, "review"))  # fmt: skip
+    return device.find("input_data")
+
+
+def test_a_tag_or_an_id_or_its_beginning_finds_the_one_value(device, x):
+    assert (x.id, x.type, x.shape) == (X, VEC, (2,))
+    assert [device.find(r).id for r in ("#input_data", X, "aaaaaa", Z)] == [X, X, X, Z]
+    assert repr(x) == f"PointerTensor(device_1:{X}, f32[2], tag 'input_data')"
+
+
+def test_a_tag_that_fits_several_values_lists_them(device, x):
+    with pytest.raises(Ambiguous, match=f"'twice' fits 2 values on device_1: {Y}, {Z}"):
+        device.find("twice")
+    with pytest.raises(Ambiguous, match="fits 2 values"):
+        device.find("aaaaab")
+
+
+def test_an_unknown_tag_lists_the_tags_and_an_unknown_id_says_it_was_never_promised(device, x):
+    with pytest.raises(UnknownValue, match=r"no value 'no' on device_1 \(tags there: input_data, twice\)"):
+        device.find("no")
+    with pytest.raises(UnknownValue, match="never promised"):
+        device.find("c" * 32)
+
+
+def test_search_looks_in_tags_and_notes(device, x):
+    assert [p.id for p in device.search("TWI")] == [Y, Z]
+    assert [p.id for p in device.search("#input")] == [p.id for p in device.search("hand")] == [X]
+    assert len(device.search()) == 3
+
+
+def test_a_changed_catalog_is_seen_and_one_of_another_key_is_refused(device, side, x):
+    side.catalog()
+    assert device.search() == []
+    side.key = Key.from_seed(b"m" * 32)
+    side.catalog()
+    with pytest.raises(Exception, match="signed by another key"):
+        device.catalog()
+
+
+def test_a_plan_is_sent_at_once_and_only_once(device, side):
+    file = double_abs()
+    pointer = device.send_plan(file)
+    message = side.only()
+    assert [type(a) for a in message.actions] == [SendPlan]
+    assert message.actions[0].id == pointer.id == file.id
+    assert device.send_plan(double_abs()).id == file.id
+    assert side.take() == []
+
+
+def test_a_plan_is_known_to_another_process_by_its_name_and_id(world, device, side):
+    device.send_plan(double_abs())
+    again = world.client().device("device_1").plan("double_abs")
+    assert again.graph == double_abs().graph and again.about == double_abs().about
+    assert device.plan(again.id).id == device.plan(again.id[:8]).id == again.id
+    side.catalog(plans=[(again.id, "double_abs")])
+    with pytest.raises(UnknownPlan, match=r"no plan 'mean' was sent to device_1 \(plans there: double_abs\)"):
+        device.plan("mean")
+
+
+def test_a_call_is_sent_at_once_with_the_id_chosen_here(device, side, x):
+    plan = device.send_plan(double_abs())
+    side.take()
+    out = plan(x)
+    again = plan(out)
+    first, second = side.take()
+    assert first[0].actions == (Run(plan.id, (Ref(X),), {}, (out.id,)),)
+    assert second[0].actions == (Run(plan.id, (Ref(out.id),), {}, (again.id,)),)
+    assert (again.type, first[0].seed) == (VEC, int(ids.derive("seed", first[0].id)[:15], 16))
+    assert first[0].expires - first[0].created == 14 * 86400
+
+
+def test_wrong_arguments_are_refused_before_anything_is_sent(device, side, x):
+    plan = device.send_plan(double_abs())
+    side.take()
+    with pytest.raises(SpecMismatch, match="requires 1 argument, received 2"):
+        plan(x, x)
+    with pytest.raises(SpecMismatch, match=r"input 0: f32\[n\] expected, f32\[1,2\] given"):
+        plan(RawTensor("f32", (1, 2), bytes(8)))
+    with pytest.raises(UsageError, match="list can not be sent"):
+        plan([1.0])
+    assert side.take() == []
+
+
+def test_a_local_tensor_is_sent_along(device, side):
+    plan = device.send_plan(double_abs())
+    side.take()
+    plan(f32(1, -2))
+    ((message, tensors),) = side.take()
+    assert message.actions[0].args == (Inline("t0"),)
+    assert floats(tensors["t0"]) == [1, -2]
+
+
+def test_a_pointer_of_another_device_is_refused(world, device, x):
+    world.device("device_2")
+    plan = world.clients[0].device("device_2").send_plan(double_abs())
+    with pytest.raises(UsageError, match="the plan is on device_2, argument aaaaaa000000 on device_1"):
+        plan(x)
+
+
+def test_a_batch_is_one_message_sent_at_its_end(device, side, x):
+    tensor = bytearray(f32(3).data)
+    with device.batch():
+        plan = device.send_plan(double_abs())
+        assert device.send_plan(double_abs()).id == plan.id
+        mine = device.send(RawTensor("f32", (1,), tensor), tag="#mine")
+        tensor[:] = bytes(4)
+        out = plan(plan(x))
+        with device.batch():
+            device.ask([out])
+        assert side.messages() == {}
+    ((message, tensors),) = side.take()
+    assert [type(a) for a in message.actions] == [SendPlan, Put, Run, Run, Get]
+    assert message.actions[1] == Put(mine.id, "t0", "mine")
+    assert floats(tensors["t0"]) == [3]
+    assert message.actions[4] == Get(out.id, (out.id,))
+
+
+def test_a_batch_that_ends_in_an_error_is_not_sent(device, side, x):
+    plan = device.send_plan(double_abs())
+    side.take()
+    with pytest.raises(ZeroDivisionError), device.batch():
+        out = plan(x)
+        raise ZeroDivisionError
+    assert side.take() == []
+    with pytest.raises(UnknownValue, match="was never promised"):
+        out.get(timeout_s=0)
+    plan(x)
+    assert len(side.take()) == 1
+
+
+def test_a_batch_larger_than_a_message_is_split(device, side):
+    with device.batch():
+        for n in range(5000):
+            device.send(f32(n))
+    found = side.take()
+    assert sorted(len(m.actions) for m, _ in found) == [2500, 2500]
+    assert sorted(v for _, tensors in found for t in tensors.values() for v in floats(t)) == list(range(5000))
+
+
+def test_the_same_request_under_a_token_gives_the_same_ids_and_sends_nothing_new(world, device, side, x):
+    def ask(client):
+        with client.device("device_1").batch(token="nightly"):
+            plan = client.device("device_1").send_plan(double_abs())
+            (out,) = plan.run([client.device("device_1").find("input_data")], release=True)
+        return out.id
+
+    first = ask(world.clients[0])
+    message = side.only()
+    assert message.id == ids.derive("message", "nightly", ROOT, "device_1", message.sender)
+    assert message.token == "nightly"
+    world.now += 100
+    assert ask(world.clients[0]) == ask(world.client()) == first == message.actions[1].results[0]
+    assert side.take() == []
+
+
+def test_another_request_under_a_token_is_a_conflict(device, side, x):
+    plan = device.send_plan(double_abs())
+    with device.batch(token="nightly"):
+        plan(x)
+    with pytest.raises(Conflict, match="token 'nightly' stands for another request"), device.batch(token="nightly"):
+        plan(device.find(Y))
+
+
+def test_nothing_is_written_below_a_root_that_is_not_mounted(world, device, side):
+    (world.config.queue / ".fedq").unlink()
+    with pytest.raises(Unreachable, match="no queue root in /"):
+        device.send(f32(1))
+    assert side.messages() == {}
+
+
+def test_a_send_that_failed_is_not_sent_later(world, device, side):
+    side.pair.carrier.path("in").rename(world.config.queue / "away")
+    with pytest.raises(Unreachable):
+        device.send(f32(1))
+    (world.config.queue / "away").rename(side.pair.carrier.path("in"))
+    world.client()
+    assert side.messages() == {}
+
+
+def test_what_was_taken_away_is_dropped_and_acknowledged_by_the_next_message(device, side, x):
+    plan = device.send_plan(double_abs())
+    with device.batch():
+        out = plan(x)
+        device.ask([out])
+    user = plan(out)
+    using = side.take()[-1][0]
+    assert out.id in {a.id for a in using.actions[0].args}
+    side.reply(out.id, {out.id: f32(2, 4)})
+    device.client.outcomes([out], 0, take=True)
+    assert side.take() == []
+    device.send(f32(1))
+    _, drop, ack = side.only().actions
+    assert drop.values == (out.id,) and using.id in drop.after
+    assert ack == Ack((out.id,))
+    device.send(f32(1))
+    assert len(side.only().actions) == 1
+    with pytest.raises(UnknownValue, match="taken away"):
+        device.find(out.id)
+    with pytest.raises(UnknownValue, match="taken away"):
+        device.client.outcomes([out], 0)
+    assert user.id and isinstance(drop, Drop)
