@@ -1,0 +1,173 @@
+"""A settled recording as a Graph: sizes become actions, constants become state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedq.plan.blame import Unrecordable
+from fedq.plan.capture import Call, Size, Trace, Value
+from fedq.plan.graph import Action, Arg, Tree, Type, Var, flatten
+from fedq.plan.settle import Settled
+from fedq.plan.sizes import FLOAT_OPS, OPS, text, tree
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What of a Graph one recording tells."""
+
+    inputs: tuple[Type, ...]
+    state: tuple[tuple[str, Type], ...]
+    actions: tuple[Action, ...]
+    lines: tuple[str, ...]
+    outputs: Tree
+    constants: tuple[int, ...]
+
+
+def emit(settled: Settled, inputs: Sequence[Type], state_names: Sequence[str]) -> Emitted:
+    """Number the values anew: inputs, state, constants, then what actions make.
+
+    Args:
+        settled: the recording.
+        inputs: the types of the inputs, with letters.
+        state_names: of the state tensors that were recorded with it.
+    """
+    return _Emitter(settled).run(inputs, state_names)
+
+
+@dataclass
+class _Emitter:
+    settled: Settled
+    numbers: dict[int, int] = field(default_factory=dict)
+    sizes: dict[Any, Arg] = field(default_factory=dict)
+    actions: list[Action] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    next: int = 0
+
+    @property
+    def trace(self) -> Trace:
+        return self.settled.trace
+
+    def run(self, inputs: Sequence[Type], state_names: Sequence[str]) -> Emitted:
+        constants = self._constants()
+        given = range(self.trace.num_inputs + self.trace.num_state)
+        self.numbers = {old: new for new, old in enumerate((*given, *constants))}
+        self.next = len(self.numbers)
+        self._letters()
+        for call in self.trace.calls:
+            self._call(call)
+        outputs = self._outputs(self.trace.outputs)
+        names = (*state_names, *(f"const{i}" for i in range(len(constants))))
+        held = (*range(self.trace.num_inputs, given.stop), *constants)
+        state = tuple((name, type_of(self.trace.values[n])) for name, n in zip(names, held, strict=True))
+        return Emitted(tuple(inputs), state, tuple(self.actions), tuple(self.lines), outputs, constants)
+
+    def _constants(self) -> tuple[int, ...]:
+        used = [leaf for c in self.trace.calls for leaf in flatten([*c.args, *c.kwargs.values()])]
+        used += flatten(self.trace.outputs)
+        numbers = {leaf.number for leaf in used if isinstance(leaf, Var)}
+        return tuple(n for n in self.trace.constants if n in numbers)
+
+    def _letters(self) -> None:
+        """Where each letter is read: at the first input that has it."""
+        for (i, d), name in self.settled.places.items():
+            self.sizes.setdefault(name, Var(i) if d == -1 else (i, d))
+
+    def _call(self, call: Call) -> None:
+        args = tuple(self.arg(a, call.line) for a in call.args)
+        kwargs = {k: self.arg(a, call.line) for k, a in call.kwargs.items()}
+        outs = self._add(call.op, args, kwargs, [type_of(self.trace.values[o]) for o in call.outs], call.line)
+        for old, new in zip(call.outs, outs, strict=True):
+            self.numbers[old] = new.number
+            self._data_dependent(self.trace.values[old], new.number)
+
+    def _data_dependent(self, value: Value, number: int) -> None:
+        for d, expr in enumerate(value.dims or ()):
+            if getattr(expr, "is_Symbol", False):
+                self.sizes.setdefault(expr.name, (number, d))
+        if value.dims is None and getattr(value.symbol, "is_Symbol", False):
+            self.sizes.setdefault(value.symbol.name, Var(number))
+
+    def _add(
+        self, op: str, args: tuple[Arg, ...], kwargs: Mapping[str, Arg], types: list[Type], line: str
+    ) -> list[Var]:
+        self.actions.append(Action(op, args, dict(kwargs), tuple(types)))
+        self.lines.append(line)
+        self.next += len(types)
+        return [Var(self.next - len(types) + i) for i in range(len(types))]
+
+    def arg(self, arg: Arg, line: str) -> Arg:
+        match arg:
+            case Var(n):
+                return Var(self.numbers[n])
+            case Size():
+                return self._size(arg, line)
+            case list() | tuple():
+                return [self.arg(a, line) for a in arg]
+        return arg
+
+    def _size(self, size: Any, line: str) -> Arg:
+        if not isinstance(size, Size):
+            return size
+        if size.made is None or size.made[0] not in FLOAT_OPS:
+            return self._tree(tree(size.expr), line)
+        op, *operands = size.made
+        return self._once(FLOAT_OPS[op][0], tuple(self._size(o, line) for o in operands), "float", line)
+
+    def _tree(self, made: Any, line: str) -> Arg:
+        if isinstance(made, int):
+            return made
+        if isinstance(made, str):
+            return self._read(made, line)
+        op, *operands = made
+        return self._once(
+            OPS[op], tuple(self._tree(o, line) for o in operands), "float" if op == "float" else "int", line
+        )
+
+    def _read(self, name: str, line: str) -> Arg:
+        where = self.sizes.get(name)
+        if where is None:
+            raise Unrecordable("it computes with a size that depends on data")
+        if isinstance(where, tuple):
+            where = self.sizes[name] = self._once("size", (Var(where[0]), where[1]), "int", line)
+        return where
+
+    def _once(self, op: str, args: tuple[Arg, ...], kind: str, line: str) -> Arg:
+        key = (op, args)
+        if key not in self.sizes:
+            (self.sizes[key],) = self._add(f"sym.{op}", args, {}, [Type(kind)], line)
+        return self.sizes[key]
+
+    def _outputs(self, out: Tree) -> Tree:
+        match out:
+            case list():
+                return [self._outputs(o) for o in out]
+            case tuple():
+                return tuple(self._outputs(o) for o in out)
+            case dict():
+                return {k: self._outputs(o) for k, o in out.items()}
+            case bool() | str():
+                raise Unrecordable(f"it returns {out!r}, which depends on nothing", "leave it out")
+            case int() | float():
+                return self._once("add", (out, type(out)(0)), type(out).__name__, "")
+            case None:
+                return None
+        return self.arg(out, "")
+
+
+def type_of(value: Value) -> Type:
+    """A recorded value's type, its sizes as text."""
+    if value.dims is None:
+        return Type(value.dtype)
+    return Type(value.dtype, tuple(_dim(d) for d in value.dims))
+
+
+def _dim(expr: Any) -> int | str:
+    if isinstance(expr, int):
+        return expr
+    try:
+        made = text(tree(expr))
+    except Unrecordable:
+        made = "x0"
+    return int(made) if made.isdecimal() else made

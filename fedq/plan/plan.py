@@ -1,0 +1,269 @@
+"""Plan: a Python function or nn.Module, its recorded graph and its state.
+
+A plan is built once and sent anywhere; its state (parameters, buffers, constants) is read when it
+is sent, saved or identified, so training between two sends needs no building. A plan that holds
+its Python function calls that when used here, so autograd works; one from a file replays.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from fedq import fs
+from fedq.errors import NotBuilt, UsageError
+from fedq.plan import graph as ir
+from fedq.plan import tensors
+from fedq.plan.codec import Signer
+from fedq.plan.file import PlanFile, encode_plan
+from fedq.plan.graph import About, Action, Graph, show
+from fedq.plan.prove import Asked
+
+Shapes = Sequence[Sequence[int]]
+
+
+class Receiver(Protocol):
+    """A device, seen from a plan."""
+
+    def send_plan(self, plan: Plan) -> Any: ...
+
+
+class State:
+    """The tensors a function was given with ``state=``, as its last argument."""
+
+    def __init__(self, held: Sequence[torch.Tensor]) -> None:
+        self._held = list(held)
+
+    def read(self) -> list[torch.Tensor]:
+        """All of them, in the order given."""
+        return list(self._held)
+
+
+class Plan(nn.Module):
+    """A function to record and send; also a base class: layers in ``__init__``, then ``forward``.
+
+    Attributes:
+        is_built: whether it was recorded.
+        graph, about: what was recorded, and where it came from.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., Any] | None = None,
+        *,
+        state: Sequence[torch.Tensor] = (),
+        built: tuple[Graph, About, tuple[torch.Tensor, ...]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._source = (source,)  # in a tuple, so that a module is not registered under this name
+        self._given = tuple(state)
+        self._built = built
+        self._fast: Callable[..., Any] | None = None
+
+    # -- building
+
+    @property
+    def is_built(self) -> bool:
+        return self._built is not None
+
+    def build(self, *args: Any) -> Plan:
+        """Record it on these examples: their sizes and dtypes count, not their values.
+
+        Raises:
+            CannotRecord: it does what a plan cannot hold; names the line and what to write instead.
+        """
+        return self._build([_asked(i, a) for i, a in enumerate(args)])
+
+    def build_shapes(self, args_shape: Shapes) -> Plan:
+        """Record it on float32 tensors of these shapes; -1 is any size, a number is tried as any size."""
+        return self._build([Asked("f32", _shape(s)) for s in args_shape])
+
+    def _build(self, asked: list[Asked]) -> Plan:
+        from fedq.plan.trace import trace
+
+        function, state = self._function()
+        self._check_count(len(asked))
+        self._fast = None
+        self._built = trace(function, asked, state=state, name=self.name, params=self._params())
+        return self
+
+    def _function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
+        """What to record, as a function of state tensors and inputs, and the state by name."""
+        module = self._module()
+        if module is not None:
+            names = _named_state(module)
+            return (
+                lambda held, *args: torch.func.functional_call(
+                    module, dict(zip(names, held, strict=True)), args, tie_weights=True
+                ),
+                list(names.items()),
+            )
+        source = self._source[0]
+        if source is None:
+            raise UsageError(f"plan {self.name!r} came from a file: it can not be built again")
+        given = [(f"state{i}", t) for i, t in enumerate(self._given)]
+        if not given:
+            return (lambda held, *args: source(*args)), []
+        return (lambda held, *args: source(*args, State(held))), given
+
+    def _module(self) -> nn.Module | None:
+        if isinstance(self._source[0], nn.Module):
+            return self._source[0]
+        return self if self._source[0] is None and type(self) is not Plan else None
+
+    def _check_count(self, count: int) -> None:
+        try:
+            inspect.signature(self._called()).bind(*range(count + bool(self._given)))
+        except TypeError as error:
+            raise UsageError(f"{self.name} can not be called with {count} arguments: {error}") from None
+
+    def _called(self) -> Callable[..., Any]:
+        module = self._module()
+        called = module.forward if module is not None else self._source[0]
+        assert called is not None
+        return called
+
+    def _params(self) -> list[str]:
+        names = list(inspect.signature(self._called()).parameters)
+        return names[:-1] if self._given else names
+
+    # -- what was built
+
+    @property
+    def name(self) -> str:
+        if self._source[0] is None and self._built is not None and type(self) is Plan:
+            return self._built[1].name
+        source: Any = self._source[0]
+        if source is None or isinstance(source, nn.Module):
+            return type(source or self).__name__
+        return getattr(source, "__name__", type(source).__name__)
+
+    def _need(self) -> tuple[Graph, About, tuple[torch.Tensor, ...]]:
+        if self._built is None:
+            raise NotBuilt(f"plan {self.name!r} is not built")
+        return self._built
+
+    @property
+    def graph(self) -> Graph:
+        return self._need()[0]
+
+    @property
+    def about(self) -> About:
+        return self._need()[1]
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        return self.graph.actions
+
+    def state_tensors(self) -> list[torch.Tensor]:
+        """The state as it is now, in the graph's order: parameters and buffers or ``state=``, then constants."""
+        held = self._function()[1] if self._source[0] is not None or self._module() is not None else []
+        return [*(t for _, t in held), *self._need()[2]]
+
+    def file(self) -> PlanFile:
+        """The plan with its state as it is now."""
+        names = (name for name, _ in self.graph.state)
+        raw = map(tensors.to_raw, self.state_tensors())
+        return PlanFile(self.graph, dict(zip(names, raw, strict=True)), self.about)
+
+    @property
+    def id(self) -> str:
+        """64 hex digits: of the graph and the state as it is now."""
+        return self.file().id
+
+    def __str__(self) -> str:
+        return show(self.graph, self.about) if self.is_built else f"plan {self.name}: not built"
+
+    __repr__ = __str__
+
+    # -- using it
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it here: its Python function if it has one, else what was recorded."""
+        source = self._source[0]
+        if source is not None:
+            return source(*args, State(self._given)) if self._given else source(*args)
+        if type(self) is not Plan:
+            return super().__call__(*args)
+        return self._replay(*args)
+
+    def _replay(self, *args: Any) -> Any:
+        from fedq.plan.spec import match
+
+        match(self.graph, [tensors.type_of(a) for a in args], about=self.about)
+        if self._fast is None:
+            self._fast = self.compiled()
+        return self._fast(*args)
+
+    def compiled(self) -> Callable[..., Any]:
+        """The function a device replays, with the state of now bound: inputs in, outputs out, unchecked."""
+        from fedq.plan import replay
+
+        call, state, outputs = replay.compile(self.graph).fn, self.state_tensors(), self.graph.outputs
+        if isinstance(outputs, ir.Var):
+            return lambda *inputs: call(*inputs, *state)[0]
+        return lambda *inputs: ir.unflatten(outputs, iter(call(*inputs, *state)))
+
+    def save(self, path: str | Path, *, signer: Signer) -> None:
+        """Write it as a signed file, in place of what was there."""
+        fs.replace(Path(path), encode_plan(self.file(), signer))
+
+    def send(self, *devices: Receiver) -> Any:
+        """Send it: a pointer, or a list of them for several devices."""
+        self._need()
+        pointers = [device.send_plan(self) for device in devices]
+        return pointers[0] if len(pointers) == 1 else pointers
+
+
+def func2plan(
+    args_shape: Shapes | None = None, state: Sequence[torch.Tensor] = ()
+) -> Callable[[Callable[..., Any]], Plan]:
+    """Make a plan of a function or nn.Module; with ``args_shape`` it is built at once.
+
+    Args:
+        args_shape: one shape per argument, float32; -1 is any size.
+        state: tensors that travel with the plan; the function gets them as its last argument,
+            ``state``, and reads them with ``state.read()``.
+    """
+
+    def make(source: Callable[..., Any]) -> Plan:
+        plan = Plan(source, state=state)
+        return plan if args_shape is None else plan.build_shapes(args_shape)
+
+    return make
+
+
+def from_file(file: PlanFile) -> Plan:
+    """A plan that replays what a file holds; the file was checked, and its graph verified."""
+    held = tuple(tensors.from_raw(raw) for raw in file.state.values())
+    return Plan(built=(file.graph, file.about, held))
+
+
+def _named_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(_tensors(module))
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _asked(i: int, value: Any) -> Asked:
+    if isinstance(value, torch.Tensor):
+        type_ = tensors.type_of(value)
+        return Asked(type_.dtype, tuple(value.shape))
+    if isinstance(value, (bool, int, float, str)):
+        return Asked(type(value).__name__, None, value)
+    raise UsageError(f"argument {i} is a {type(value).__name__}: a plan takes tensors and numbers")
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else None
+    if sizes is None or not all(type(n) is int and n >= -1 for n in sizes):
+        raise UsageError(f"{shape!r} in args_shape is not a shape", hint="give tuples of sizes, -1 for any: [(-1, 2)]")
+    return sizes

@@ -1,0 +1,102 @@
+"""Record a Python function or nn.Module as a Graph, with a Spec that admits what was proved."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fedq.errors import CannotRecord
+from fedq.plan.blame import cannot, line_of_call
+from fedq.plan.capture import Function
+from fedq.plan.emit import emit
+from fedq.plan.graph import About, Graph
+from fedq.plan.prove import Asked, Proved, prove
+
+
+def trace(
+    function: Function,
+    asked: Sequence[Asked],
+    *,
+    state: Sequence[tuple[str, torch.Tensor]] = (),
+    name: str = "",
+    params: Sequence[str] = (),
+) -> tuple[Graph, About, tuple[torch.Tensor, ...]]:
+    """Record ``function(state tensors, *inputs)``.
+
+    Args:
+        function: called with the list of state tensors first.
+        asked: what to record it on.
+        state: named tensors; shapes and dtypes are recorded, values are read when the plan is sent.
+        name, params: of the function and its inputs, for people.
+
+    Returns:
+        graph, about, and the constants found in it, which are the last of ``graph.state``.
+
+    Raises:
+        CannotRecord: it does what a plan cannot hold; names line and cure.
+    """
+    tensors = [tensor for _, tensor in state]
+    with _seeds_untouched(lambda: prove(function, asked, tensors)):
+        proved = prove(function, asked, tensors)
+    return _graph(proved, [n for n, _ in state], name, params)
+
+
+def _graph(proved: Proved, state_names: list[str], name: str, params: Sequence[str]) -> Any:
+    with cannot():
+        made = emit(proved.settled, proved.inputs, state_names)
+    graph = Graph(
+        inputs=made.inputs,
+        actions=made.actions,
+        outputs=made.outputs,
+        sizes=proved.least,
+        guards=proved.guards,
+        dtypes=proved.dtypes,
+        state=made.state,
+    )
+    about = About(name, made.lines, tuple(params), dict(proved.refused))
+    constants = tuple(proved.settled.trace.constants[n].detach().clone() for n in made.constants)
+    return graph, about, constants
+
+
+@contextmanager
+def _seeds_untouched(again: Callable[[], Any]) -> Iterator[None]:
+    """Refuses functions that seed torch or draw from Python's or NumPy's random numbers."""
+    before = _seeds()
+    try:
+        yield
+    finally:
+        after = _seeds()
+        _restore(before)
+    for source, was, is_ in zip(("torch", "random", "numpy"), before, after, strict=True):
+        if not _equal(was, is_):
+            line = line_of_call(again, source)
+            _restore(before)
+            raise CannotRecord(
+                f"it {'seeds torch' if source == 'torch' else f'draws from {source!r}'}: "
+                f"a plan would repeat the number it saw ({line})",
+                hint="draw with torch.rand and give the run a seed, or pass the number as an argument",
+                line=line,
+            )
+
+
+def _seeds() -> tuple[Any, Any, Any]:
+    numpy = sys.modules.get("numpy")
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+
+
+def _restore(seeds: tuple[Any, Any, Any]) -> None:
+    torch.set_rng_state(seeds[0])
+    random.setstate(seeds[1])
+    if seeds[2] is not None:
+        sys.modules["numpy"].random.set_state(seeds[2])
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return repr(a) == repr(b) if isinstance(a, tuple) else a is b
