@@ -67,9 +67,16 @@ def find(
         queue=Path(os.path.normpath(pick("queue", queue, "queue"))),
         devices=Path(os.path.normpath(pick("devices", devices, "devices"))),
         home=Path(os.path.normpath(home)),
-        user=user_name(environ.get("FEDQ_USER") or written.get("user") or getpass.getuser()),
+        user=user_name(environ.get("FEDQ_USER") or written.get("user") or _login()),
         durability=durability,
     )
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "user"
 
 
 def user_name(text: str) -> str:
@@ -79,7 +86,7 @@ def user_name(text: str) -> str:
 
 def _read(file: Path) -> dict[str, str]:
     try:
-        written = tomllib.loads(file.read_text())
+        written = tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: {error}") from None
     unknown = sorted(written.keys() - set(KEYS))

@@ -213,12 +213,12 @@ def _offsets(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(x) is int and 0 <= x < MAX_SIZE for x in value)
 
 
-def parse_json(text: bytes | str) -> Any:
+def parse_json(text: bytes | str, *, max_items: int = MAX_JSON_ITEMS) -> Any:
     """Any JSON within bounds: BadFile for duplicate keys, NaN, numbers that overflow, text that is
-    not Unicode, more than 200,000 commas and brackets, nesting beyond 32."""
+    not Unicode, more commas and brackets than ``max_items``, nesting beyond 32."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
-        need(_items(text) <= MAX_JSON_ITEMS, f"more than {MAX_JSON_ITEMS} items")
+        need(_items(text) <= max_items, f"more than {max_items} items")
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_finite)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()  # ValueError at half of a surrogate pair

@@ -93,7 +93,7 @@ def verify(kind: str, sha256: bytes, signature: bytes) -> bytes:
     return public
 
 
-def signer_of(kind: str, raw: bytes | memoryview) -> bytes:
+def signer_of(kind: str, raw: fs.Buffer) -> bytes:
     """The public key that signed this file as this kind; checked before anything is parsed."""
     view = memoryview(raw)
     if len(view) < SIGNATURE_BYTES:
