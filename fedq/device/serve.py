@@ -332,6 +332,7 @@ class Served:
             held = tuple(row for rows in peer.held.values() for row in rows)[:TOLD]
             tell = (state, waiting, running(peer.batch)[:TOLD], held, tuple(peer.refused.items())[:TOLD])
             when, told = self._told.get(peer.name, (0.0, None))
-            if not when <= now < when + (BEAT_S if tell == told else SOON_S):
+            due = not when <= now < when + (BEAT_S if tell == told else SOON_S)
+            if due or state == "down":  # the last word is always said
                 self._told[peer.name] = (now, tell)
                 peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)
