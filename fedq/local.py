@@ -18,13 +18,24 @@ from typing import TYPE_CHECKING
 from fedq import config as configs
 from fedq import fs, ids
 from fedq.client.device import Device
-from fedq.client.session import Client
+from fedq.client.session import Client, trust_device
+from fedq.config import Config
 from fedq.device.gate import Gate
 from fedq.device.home import Home, Requester, init
 from fedq.device.pool import InlineWorker
+from fedq.trust import keys
 
 if TYPE_CHECKING:
     import torch
+
+
+def introduce(config: Config, name: str, *, new_id: ids.NewId = ids.new_id) -> None:
+    """Make a device and let it and this requester know each other's keys: no ceremony on one machine."""
+    key = keys.load_or_create(config.home / "key")
+    requester = Requester(f"{config.user}-{key.fingerprint}", key.public.hex())
+    home = init(config, name, requester=requester, new_id=new_id)
+    trust_device(config, name, home.key.public.hex())
+    home.close()
 
 
 class VirtualWorker(Device):
@@ -58,11 +69,8 @@ class VirtualWorker(Device):
             home=self.root / "home",
             durability="none",
         )
+        introduce(config, id, new_id=new_id)
         client = Client(config, now=clock, new_id=new_id, pump=self.step)
-        requester = Requester(client.name, client.key.public.hex())
-        home = init(config, id, requester=requester, new_id=new_id)
-        client.trust_device(id, home.key.public.hex())
-        home.close()
         self.gate = Gate(config, [id], worker=InlineWorker, now=clock())
         self.home: Home = self.gate.served[id].home
         super().__init__(id, client)

@@ -65,6 +65,7 @@ def start(config: Config) -> int:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         if pid(config) == process.pid:
+            process.returncode = 0  # it outlives this process; nobody here waits for it
             return process.pid
         if process.poll() is not None:
             break

@@ -157,7 +157,7 @@ class InlineWorker:
 
         self.known: dict[str, int] = {}
         self._replayer = Replayer(fork_rng=True)
-        self._answer: Answer | None = None
+        self._answer: Answer | Died | None = None
 
     def fileno(self) -> int:
         return -1
@@ -165,7 +165,11 @@ class InlineWorker:
     def start(self, head: Any, tensors: Sequence[RawTensor]) -> None:
         from fedq.device.worker import do
 
-        self._answer = Answer(*do(self._replayer, head, tensors, lambda _: None))
+        try:
+            self._answer = Answer(*do(self._replayer, head, tensors, lambda _: None))
+        except Exception as error:
+            log.exception("a batch failed")
+            self._answer = Died(0, f"the batch failed ({type(error).__name__})")
 
     def poll(self) -> Answer | Died | None:
         answer, self._answer = self._answer, None

@@ -50,10 +50,10 @@ class Replayer:
     values: dict[str, Result] = field(default_factory=dict)
 
     def load(self, plan: str, graph: Any, state: Sequence[RawTensor], params: Sequence[str]) -> None:
+        """Verify and compile a plan; the gate verified it, but a process that replays trusts no one."""
         parsed = graph_from_json(graph)
-        verify(parsed)
-        about = About(params=tuple(params))
-        self.plans[plan] = _Plan(parsed, replay.compile(parsed), tuple(map(from_raw, state)), about)
+        compiled = replay.compile(verify(parsed))
+        self.plans[plan] = _Plan(parsed, compiled, tuple(map(from_raw, state)), About(params=tuple(params)))
 
     def call(self, plan_id: str, args: Sequence[Any], results: Sequence[str], seed: int) -> list[Any]:
         """Replay once; ``["ok", [result, ...]]`` or ``["e", code, text, fields]``, never an exception.

@@ -1,0 +1,265 @@
+"""``make bench``: speed and size, as ratios against something run side by side in the same run.
+
+Medians throughout. Each row says what it is measured against and the first target; file systems
+are named, because some (ext4 without a journal) slow down under churn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import fedq as fq
+from fedq import config as configs
+from fedq import fs
+from fedq.client.session import Client
+from fedq.config import Config
+from fedq.device import daemon, gate
+from fedq.device.home import Home
+from fedq.local import introduce
+from fedq.plan.tensors import to_raw
+
+
+def median_us(call: Callable[[], object], *, repeat: int = 200) -> float:
+    """Median of single calls, µs; a tenth of them first, unmeasured."""
+    times = []
+    for n in range(repeat + repeat // 10):
+        start = time.perf_counter_ns()
+        call()
+        if n >= repeat // 10:
+            times.append(time.perf_counter_ns() - start)
+    return statistics.median(times) / 1000
+
+
+def side_by_side(ours: Callable[[], object], theirs: Callable[[], object], *, repeat: int) -> tuple[float, float]:
+    """Medians of both, µs; taken in turns, so that what the machine does meanwhile meets both."""
+    pairs = [(median_us(ours, repeat=repeat), median_us(theirs, repeat=repeat)) for _ in range(5)]
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+def row(what: str, value: str, against: str = "", target: str = "") -> None:
+    print(f"{what:<44} {value:>16}   {against:<40} {target}".rstrip(), flush=True)
+
+
+def file_system(path: Path) -> str:
+    """Type and mount of the file system a path lies on, from /proc/mounts."""
+    best = ("", "?")
+    mounts = Path("/proc/mounts")
+    for line in mounts.read_text().splitlines() if mounts.exists() else ():
+        _, mount, kind, *_ = line.split()
+        if path.resolve().is_relative_to(mount) and len(mount) >= len(best[0]):
+            best = (mount, kind)
+    return f"{best[1]} on {best[0]}"
+
+
+# -- replay ----------------------------------------------------------------------------------
+
+
+def chain(count: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    def ops(x: torch.Tensor) -> torch.Tensor:
+        for n in range(count // 2):
+            x = torch.abs(x + x) if n % 2 else torch.relu(x * 0.5)
+        return x
+
+    return ops
+
+
+def bench_replay() -> None:
+    print("\nreplay: plan.compiled() against eager, both under inference_mode")
+    x = torch.randn(2)
+    with torch.inference_mode():
+        for count in (2, 100, 1000):
+            function = chain(count)
+            plan = fq.func2plan()(function)
+            plan.build(x)
+            compiled = plan.compiled()
+            ours, eager = side_by_side(
+                lambda c=compiled: c(x), lambda f=function: f(x), repeat=max(50, 20_000 // count)
+            )
+            row(
+                f"  {count} ops on 2 elements",
+                f"{ours / eager:.2f} of eager",
+                f"{ours:.1f} µs against {eager:.1f}",
+                "<= 1.0",
+            )
+        net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+        batch = torch.randn(32, 64)
+        plan = fq.func2plan()(net)
+        plan.build(batch)
+        compiled = plan.compiled()
+        ours, eager = side_by_side(lambda: compiled(batch), lambda: net(batch), repeat=1000)
+        row("  MLP 64-128-10, batch 32", f"{ours / eager:.2f} of eager", f"{ours:.1f} µs against {eager:.1f}", "<= 1.0")
+
+
+def bench_build() -> None:
+    print("\nbuild: all captures and checks, warm")
+    x = torch.randn(2)
+    for count in (2, 100):
+        took = median_us(lambda n=count: fq.func2plan()(chain(n)).build(x), repeat=5) / 1e6
+        row(f"  {count} ops", f"{took:.3f} s", "", "< 0.5 s" if count == 100 else "")
+
+
+# -- the queue -------------------------------------------------------------------------------
+
+
+class Rig:
+    """A root of its own with one device, its daemon running."""
+
+    def __init__(self, root: Path, durability: str) -> None:
+        self.config: Config = dataclasses.replace(
+            configs.find(cwd=root),
+            queue=root / "queue",
+            devices=root / "devices",
+            home=root / "home",
+            durability=durability,
+        )
+        introduce(self.config, "device_1")
+        home = Home(self.config.devices / "device_1", self.config)
+        home.add(to_raw(torch.tensor([-1.0, 2.0])), tag="input_data", release="open")
+        home.close()
+        gate.mark(self.config, "device_1", up=True)
+        daemon.start(self.config)
+        self.client = Client(self.config)
+        self.device = self.client.device("device_1")
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        daemon.stop(self.config)
+        self.client.close()
+
+
+def double_abs() -> fq.Plan:
+    @fq.func2plan(args_shape=[(-1,)])
+    def double_abs(x):
+        x = x + x
+        return torch.abs(x)
+
+    return double_abs
+
+
+def bench_queue(root: Path, durability: str) -> None:
+    where = Path(tempfile.mkdtemp(prefix="fedq-bench-", dir=root))
+    print(f"\nqueue, durability {durability!r}, {file_system(where)}")
+    try:
+        put_us = bare_puts(where, durable=durability == "full")
+        with Rig(where, durability) as rig:
+            round_trip(rig, put_us)
+            throughput(rig)
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def bare_puts(where: Path, *, durable: bool) -> float:
+    folder = where / "bare"
+    folder.mkdir()
+    count = iter(range(1 << 30))
+    return median_us(lambda: fs.put(folder / str(next(count)), [b"x" * 500], durable=durable), repeat=300)
+
+
+def round_trip(rig: Rig, put_us: float) -> None:
+    pointer = double_abs().send(rig.device)
+    x = rig.device.find("input_data")
+    pointer(x).get(timeout_s=60)
+
+    def once() -> None:
+        with rig.device.batch():
+            out = pointer(x)
+            rig.device.want([out]) if hasattr(rig.device, "want") else None
+        out.copy(timeout_s=60)
+
+    took = median_us(lambda: ask(rig, pointer, x), repeat=300)
+    row(
+        "  round trip of a 2-op run and get",
+        f"{took:.0f} µs",
+        f"{took / (2 * put_us):.1f} x 2 bare puts of {put_us:.0f} µs",
+        "< 1000 µs on tmpfs",
+    )
+
+
+def ask(rig: Rig, pointer: fq.client.pointers.PointerPlan, x: fq.client.pointers.PointerTensor) -> torch.Tensor:
+    """One message there, one reply back."""
+    with rig.device.batch():
+        out = pointer(x)
+        return out.copy(timeout_s=60)
+
+
+def throughput(rig: Rig) -> None:
+    pointer = double_abs().send(rig.device)
+    x = rig.device.find("input_data")
+    count = 2000
+    start = time.perf_counter()
+    outs = []
+    for _ in range(count):
+        outs.append(pointer(x))
+    fq.gather(outs, timeout_s=120)
+    took = time.perf_counter() - start
+    row("  sustained, one call per message", f"{count / took:.0f} calls/s", f"{count} calls", "2,000/s on tmpfs")
+    count = 20_000
+    start = time.perf_counter()
+    with rig.device.batch():
+        outs = [pointer(x) for _ in range(count)]
+    fq.gather(outs, timeout_s=120)
+    took = time.perf_counter() - start
+    row("  sustained, gathered", f"{count / took:.0f} calls/s", f"{count} calls", "20,000/s")
+
+
+def bench_sizes(root: Path) -> None:
+    print("\nbytes")
+    where = Path(tempfile.mkdtemp(prefix="fedq-bench-", dir=root))
+    try:
+        plan = double_abs()
+        plan.save(where / "plan.safetensors")
+        row("  plan of 2 ops, signed file", f"{(where / 'plan.safetensors').stat().st_size} B")
+        worker = fq.VirtualWorker(id="device_1", data={"input_data": torch.tensor([-1.0, 2.0])})
+        pointer = plan.send(worker)
+        before = set(worker.pair.carrier.list("in"))
+        with worker.batch():
+            pointer(worker.find("input_data"))
+        new = set(worker.pair.carrier.list("in")) - before
+        size = sum(worker.pair.carrier.path(f"in/{name}").stat().st_size for name in new)
+        row("  call without tensors, signed file", f"{size} B", "", "< 1 kB")
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def bench_help() -> None:
+    print("\ncommand line")
+    command = [str(Path(sys.executable).with_name("fedq")), "--help"]
+    took = median_us(lambda: subprocess.run(command, check=True, capture_output=True), repeat=10) / 1e6
+    bare = median_us(lambda: subprocess.run([sys.executable, "-c", ""], check=True), repeat=10) / 1e6
+    row("  fedq --help", f"{took:.3f} s", f"bare python: {bare:.3f} s", "< 0.25 s")
+
+
+def main() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(
+        f"fedq {fq.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {cores} cores, {platform.platform()}"
+    )
+    bench_replay()
+    bench_build()
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        bench_queue(shm, "full")
+        bench_queue(shm, "none")
+    else:
+        print("\nqueue on tmpfs: skipped, there is no /dev/shm")
+    bench_queue(Path(tempfile.gettempdir()), "full")
+    bench_sizes(Path(tempfile.gettempdir()))
+    bench_help()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""A root of its own with one device and its daemon, for tests: real processes, real folders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fedq import config as configs
+from fedq.client.device import Device
+from fedq.client.session import Client
+from fedq.config import Config
+from fedq.device import daemon, gate
+from fedq.device.home import Home
+from fedq.local import introduce
+from fedq.plan.tensors import to_raw
+from fedq.queue.pair import Heartbeat
+from fedq.trust import keys
+
+
+def config_of(root: Path | str) -> Config:
+    root = Path(root)
+    found = configs.find(cwd=root, environ={"FEDQ_USER": "alice", "HOME": str(root)})
+    return dataclasses.replace(found, home=root / "home")
+
+
+def client_of(root: Path | str) -> Client:
+    return Client(config_of(root))
+
+
+class Rig:
+    """``queue/``, ``devices/`` and a requester's ``home/`` below one folder; ends what it started."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        data: Mapping[str, torch.Tensor] | None = None,
+        release: str = "open",
+        name: str = "device_1",
+    ) -> None:
+        self.root, self.name, self.config = root, name, config_of(root)
+        introduce(self.config, name)
+        for tag, tensor in (data or {}).items():
+            self.add(tag, tensor, release=release)
+        self.client = Client(self.config)
+        self.device: Device = self.client.device(name)
+
+    def add(self, tag: str, tensor: torch.Tensor, *, release: str = "open", replace: bool = False) -> str:
+        home = self.home()
+        try:
+            return home.add(to_raw(tensor), tag=tag, release=release, replace=replace)
+        finally:
+            home.close()
+
+    def home(self) -> Home:
+        return Home(self.config.devices / self.name, self.config)
+
+    def start(self) -> int:
+        gate.mark(self.config, self.name, up=True)
+        return daemon.start(self.config)
+
+    def stop(self) -> None:
+        daemon.stop(self.config)
+
+    def step(self) -> None:
+        """Serve what waits, in this process, with real workers."""
+        gate.serve_waiting(self.config, [self.name])
+
+    def heartbeat(self) -> Heartbeat:
+        try:
+            return keys.unseal(Heartbeat, self.device.pair.read_bytes("heartbeat"), self.device.key)
+        except FileNotFoundError:
+            return Heartbeat(self.name, 0.0, "down")
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.client.close()
