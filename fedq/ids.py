@@ -58,7 +58,12 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and NAME.fullmatch(text) is not None
 
 
-def is_text(text: object) -> bool:
-    """Whether this can be a tag, token, name or line: 1 to 300 characters that neither control a
-    terminal nor turn the direction of what is printed after them."""
-    return isinstance(text, str) and 0 < len(text) <= 300 and not _UNPRINTABLE.search(text)
+def is_text(text: object, *, most: int = 300) -> bool:
+    """Whether this can be a tag, token, name or line: 1 to ``most`` characters that neither control
+    a terminal nor turn the direction of what is printed after them."""
+    return isinstance(text, str) and 0 < len(text) <= most and not _UNPRINTABLE.search(text)
+
+
+def as_text(text: str, *, most: int = 300) -> str:
+    """The text as `is_text` wants it: odd characters as ``?``, cut to ``most``."""
+    return _UNPRINTABLE.sub("?", text)[:most]

@@ -275,10 +275,10 @@ def tree_from_json(value: Any, leaf: Callable[[Any], Any]) -> Tree:
 
 def about_to_json(about: About) -> dict[str, Any]:
     body = {
-        "name": about.name,
-        "lines": list(about.lines),
+        "name": ids.as_text(about.name),
+        "lines": [ids.as_text(line) for line in about.lines],
         "params": list(about.params),
-        "refused": dict(sorted(about.refused.items())),
+        "refused": {ids.as_text(k): ids.as_text(v) for k, v in sorted(about.refused.items())},
     }
     return {k: v for k, v in body.items() if v}
 

@@ -48,6 +48,9 @@ __all__ = [
     "reply_from_json", "reply_tensors", "reply_to_json",
 ]  # fmt: skip
 
+MAX_TEXT = 1000
+"""Characters of an error's text."""
+
 
 def encode_message(message: Message, tensors: Mapping[str, RawTensor], signer: Signer) -> list[Buffer]:
     """The message as a signed file, in chunks; ``tensors`` are exactly those it names."""
@@ -112,6 +115,7 @@ def message_to_json(m: Message) -> dict[str, Any]:
 def _verb_to_json(verb: Verb) -> list[Any]:
     match verb:
         case Put():
+            need(verb.tag is None or ids.is_text(verb.tag), f"a tag can not be {verb.tag!r}")
             return ["put", verb.id, {"t": verb.tensor}, {} if verb.tag is None else {"tag": verb.tag}]
         case SendPlan():
             return ["plan", verb.id, graph_to_json(verb.graph), list(verb.tensors), about_to_json(verb.about)]
@@ -244,7 +248,8 @@ def _value_to_json(value: str | Number | Failure) -> Any:
         case Number():
             return {"n": number_to_json(value.value)}
         case Failure():
-            return {"e": [value.code, value.text, dict(sorted(value.fields.items()))]}
+            facts = {k: ids.as_text(v) if isinstance(v, str) else v for k, v in sorted(value.fields.items())}
+            return {"e": [value.code, ids.as_text(value.text, most=MAX_TEXT), facts]}
     return {"t": value}
 
 
@@ -267,7 +272,7 @@ def _value_from_json(value: Any) -> str | Number | Failure:
         case {"n": number, **rest} if not rest:
             return Number(number_from_json(number))
         case {"e": [str(code), str(text), dict(fields)], **rest} if not rest:
-            need(ids.is_text(code) and (text == "" or ids.is_text(text)), "text of an error")
+            need(ids.is_text(code) and (text == "" or ids.is_text(text, most=MAX_TEXT)), "text of an error")
             return Failure(code, text, {_word(k): _fact(v) for k, v in fields.items()})
     raise BadFile("malformed file: a value of a reply")
 

@@ -280,3 +280,16 @@ def test_failures_carry_facts_only():
 def test_a_put_keeps_its_tag():
     put = Message(A, "a", "d", 0.0, 1.0, 0, (Put(B, "t0", "#input_data"),))
     assert decode_message(decode(b"".join(encode_message(put, {"t0": TENSOR}, KEY)))) == put
+
+
+def test_an_error_of_odd_text_is_written_so_that_it_can_be_read():
+    failure = Failure("failed", "line one\nline two " + "x" * 2000, {"line": "\x1b[2J" + "y" * 400, "action": 3})
+    read = reply_from_json(parse_json(canonical(reply_to_json(Reply(A, "d", "a", B, {A: failure}))))).values[A]
+    assert read.text.startswith("line one?line two xxx")
+    assert read.fields["line"].startswith("?[2Jyyy")
+
+
+def test_a_tag_that_could_not_be_read_is_not_written():
+    for tag in ("", "a\nb", "x" * 301):
+        with pytest.raises(BadFile, match="tag"):
+            message_to_json(Message(A, "a", "d", 0.0, 1.0, 0, (Put(B, "t0", tag),)))
