@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import signal
 import socket
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from fedq import fs
 from fedq.errors import AlreadyRunning, BadFile, DiskFull, FedqError, Unreachable
+from tests.namespaces import in_namespace
 
 CHUNKS = [b"head ", memoryview(b"middle "), bytearray(b"end")]
 WHOLE = b"head middle end"
@@ -77,20 +79,6 @@ def in_child(call):
         except BaseException:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def in_namespace(setup, script, *args):
-    """Run Python as root of a mount namespace of its own, after these shell lines."""
-    shell = f'set -e; {setup}; exec "$0" -c "$1" "$2"'
-    command = ["unshare", "-rm", "sh", "-c", shell, sys.executable, script, *map(str, args)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        pytest.skip("unshare is not installed")
-    if "unshare:" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"no mount namespace here: {done.stderr.strip()[:100]}")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # -- put
@@ -201,49 +189,50 @@ def test_every_step_of_put_may_fail_and_the_name_is_absent_or_whole(tmp_path, wa
         assert path.read_bytes() == WHOLE
 
 
-@pytest.mark.parametrize("call", [fs.put, fs.replace])
-def test_killed_at_any_step_the_name_is_as_before_or_whole(tmp_path, way, call):
-    points = [n for n in _points() if n.startswith(("put", "folder") if call is fs.put else ("replace", "folder"))]
-    for point in points:
-        for when in ("before", "after"):
-            path = tmp_path / f"{point}-{when}"
-            if call is fs.replace:
-                path.write_bytes(b"old")
-            fate = in_child(lambda path=path, point=point, when=when: _killed(call, path, point, when))
-            assert fate in (0, -signal.SIGKILL)  # 0: this way does not take that step
-            if path.exists():
-                assert path.read_bytes() in ((WHOLE,) if call is fs.put else (b"old", WHOLE))
-            left = [n for n in os.listdir(tmp_path) if n.startswith(fs.TEMP)]
-            assert len(left) <= 1
-            for name in left:
-                (tmp_path / name).unlink()
-            try:
-                call(path, CHUNKS)
-            except FileExistsError:
-                pass
-            assert path.read_bytes() == WHOLE
+POINTS = {
+    fs.put: "folder.open put.unnamed put.create put.write put.sync put.name put.link put.rename_new put.exists "
+    "put.rename put.unlink put.sync_folder",
+    fs.replace: "folder.open replace.create replace.write replace.sync replace.rename replace.sync_folder",
+}
 
 
-def _points():
-    import re
-
-    source = Path(fs.__file__).read_text()
-    found = set(re.findall(r'step\(f?"([^"]+)"', source))
-    return sorted({n.replace("{what}", w) for n in found for w in ("put", "replace")} | {"put.write", "replace.write"})
+@pytest.mark.parametrize("call", POINTS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_any_step_the_name_is_as_before_or_whole(tmp_path, way, call, when):
+    for point in POINTS[call].split():
+        path = tmp_path / point
+        if call is fs.replace:
+            path.write_bytes(b"old")
+        assert in_child(lambda path=path, point=point: _killed(call, path, point, when)) in (0, -signal.SIGKILL)
+        if call is fs.replace or path.exists():
+            assert path.read_bytes() in (WHOLE, b"old" if call is fs.replace else WHOLE)
+        orphans = [n for n in os.listdir(tmp_path) if n.startswith(fs.TEMP)]
+        assert len(orphans) <= 1
+        for name in orphans:
+            (tmp_path / name).unlink()
+        try:
+            call(path, CHUNKS)
+        except FileExistsError:
+            pass
+        assert path.read_bytes() == WHOLE
 
 
 def _killed(call, path, point, when):
+    """Put or replace until this step, if this way takes it."""
+    instead = fs.FAILPOINTS.get(point)
+
     def kill(name, step, *args, **kwargs):
         if when == "after":
-            before = WAYS_NOW.get(name)
-            before(name, step, *args, **kwargs) if before else step(*args, **kwargs)
+            instead(name, step, *args, **kwargs) if instead else step(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    WAYS_NOW = dict(fs.FAILPOINTS)
-    if when == "after" and point in WAYS_NOW:
-        os._exit(0)
     fs.FAILPOINTS[point] = kill
     call(path, CHUNKS)
+
+
+def test_every_step_has_a_kill_test(tmp_path):
+    named = re.findall(r'(?<=step\()f?"([^"]+)"', Path(fs.__file__).read_text())
+    assert {n for n in named if n.startswith(("put.", "replace."))} <= set(" ".join(POINTS.values()).split())
 
 
 def test_a_file_size_limit_is_a_full_disk_and_leaves_nothing(tmp_path):
@@ -485,9 +474,8 @@ def test_a_second_lock_says_who_holds_the_first_which_ends_with_its_process(tmp_
             fs.lock(tmp_path / "lock")
         assert caught.value.fields["pid"] == str(holder.pid)
         holder.kill()
-    with fs.lock(tmp_path / "lock"):
-        with pytest.raises(AlreadyRunning):
-            fs.lock(tmp_path / "lock")
+    with fs.lock(tmp_path / "lock"), pytest.raises(AlreadyRunning):
+        fs.lock(tmp_path / "lock")
     fs.lock(tmp_path / "lock").release()
 
 

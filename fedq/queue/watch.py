@@ -28,7 +28,8 @@ RECHECK_S = 1.0
 _CREATE, _MOVED_TO, _DELETE_SELF, _MOVE_SELF = 0x100, 0x80, 0x400, 0x800
 _ONLYDIR = 0x01000000
 _OVERFLOW, _IGNORED = 0x4000, 0x8000
-_LOST = _DELETE_SELF | _MOVE_SELF | _IGNORED
+_LOST = _DELETE_SELF | _MOVE_SELF | _IGNORED | _OVERFLOW
+"""Events after which a path may lead elsewhere."""
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 1 << 16
 
@@ -95,9 +96,8 @@ class InotifyWatch:
                 seen |= _matters(events)
                 if len(events) < _READ_BYTES // 2:
                     break
-        if seen & _LOST:
-            self._recheck()
-        return bool(seen)
+        changed = bool(seen & ~_IGNORED)
+        return self._recheck() or changed if seen & _LOST else changed
 
     def _recheck(self) -> bool:
         """Whether a path leads to another directory than before, or to none."""
