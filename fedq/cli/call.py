@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedq.client.session import Client
     from fedq.config import Config
     from fedq.device.home import Home
+    from fedq.trust.keys import Key
 
 SCHEMA_VERSION = 1
 INTERRUPTED = 130
@@ -60,6 +61,13 @@ class Call:
         from fedq import config
 
         return config.find(queue=self.queue, devices=self.devices)
+
+    @cached_property
+    def key(self) -> Key:
+        """The requester's own key; made at its first use."""
+        from fedq.trust import keys
+
+        return keys.load_or_create(self.config.home / "key")
 
     @cached_property
     def client(self) -> Client:

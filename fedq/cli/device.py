@@ -20,9 +20,8 @@ def init(call: Call, name: Name) -> Shown:
     """Make a device. Gives it a private home, and a pair with you."""
     from fedq.client.session import trust_device
     from fedq.device import home
-    from fedq.trust import keys
 
-    config, key = call.config, keys.load_or_create(call.config.home / "key")
+    config, key = call.config, call.key
     requester = home.Requester(f"{config.user}-{key.fingerprint}", key.public.hex())
     made = home.init(config, name, requester=requester)
     trust_device(config, name, made.key.public.hex())
@@ -53,6 +52,8 @@ def down(call: Call, names: Names = None) -> Shown:
     from fedq.cli import background
 
     ended = background.stop(call.config, background.mark(call.config, names, up=False))
+    if not ended:
+        call.say("nothing was up")
     return Shown({"devices": ended}, "\n".join(f"{name}  down" for name in ended))
 
 

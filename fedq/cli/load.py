@@ -16,6 +16,7 @@ from fedq.errors import CannotRecord, FedqError, FileMissing, UnknownPlan, Usage
 if TYPE_CHECKING:
     from fedq.plan.file import PlanFile
     from fedq.plan.plan import Plan
+    from fedq.trust.keys import Key
 
 MAX_BYTES = 1 << 40
 
@@ -39,6 +40,18 @@ def plan_file(path: str | Path) -> PlanFile:
         raise FileMissing(f"no file {path}", hint=f"looked for {Path(path).absolute()}") from None
     except FedqError as error:
         raise type(error)(f"{path}: {error}", hint=error.hint) from None
+
+
+def save(path: str | Path, plan: PlanFile, key: Key) -> None:
+    """Write a plan file, whole or not at all."""
+    from fedq import fs
+    from fedq.plan.file import encode_plan
+
+    if Path(path).suffix != ".safetensors":
+        raise UsageError(
+            f"{path}: a plan file ends in .safetensors", hint=f"-o {Path(path).with_suffix('.safetensors')}"
+        )
+    fs.replace(Path(path).absolute(), encode_plan(plan, key))
 
 
 def plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None) -> Plan:

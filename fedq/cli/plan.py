@@ -35,11 +35,12 @@ def build(
     """Record a function as a plan file. Runs the Python file that it is in."""
     from fedq.cli import load, words
 
-    file, name = words.file_and_name(source)
-    plan = load.plan_in(file, name, words.shapes(args_shape) if args_shape else None)
-    plan.save(out)
-    row = {"file": out, "name": plan.name, "id": plan.id, "actions": len(plan.graph.actions)}
-    return Shown(row, f"{out}  {plan.name}  {draw.plural(row['actions'], 'action')}  {plan.id[:12]}")
+    path, name = words.file_and_name(source)
+    file = load.plan_in(path, name, words.shapes(args_shape) if args_shape else None).file()
+    load.save(out, file, call.key)
+    count, label = len(file.graph.actions), file.about.name or name
+    row = {"file": out, "name": label, "id": file.id, "actions": count}
+    return Shown(row, f"{out}  {label}  {draw.plural(count, 'action')}  {file.id[:12]}")
 
 
 @command(app, examples=["fedq show double_abs.safetensors", "fedq show device_1:double_abs"])

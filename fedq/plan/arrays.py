@@ -48,12 +48,12 @@ def to_numpy(raw: RawTensor) -> np.ndarray[Any, Any]:
     if raw.dtype in _NUMPY:
         return np.frombuffer(raw.data, _NUMPY[raw.dtype]).reshape(raw.shape)
     if raw.dtype == "bf16":
-        wide: np.ndarray[Any, Any] = (np.frombuffer(raw.data, "<u2").astype("<u4") << 16).view("<f4")
-        return wide.reshape(raw.shape)
+        wide = np.frombuffer(raw.data, "<u2").astype("<u4") << 16
+        return wide.view("<f4").reshape(raw.shape)
     table: np.ndarray[Any, Any] = np.array(
         [_f8(code, mantissa=3 if raw.dtype == "f8_e4m3" else 2) for code in range(256)], "<f4"
     )
-    return table[np.frombuffer(raw.data, "|u1")].reshape(raw.shape)
+    return np.asarray(table[np.frombuffer(raw.data, "|u1")].reshape(raw.shape))
 
 
 def _f8(code: int, *, mantissa: int) -> float:
