@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from strategies import raw_tensors, tensor_names
 
 from fedq.errors import BadFile, BadSignature
 from fedq.plan.codec import (
@@ -23,6 +22,7 @@ from fedq.plan.codec import (
     sha256,
 )
 from fedq.trust.keys import Key, signer_of
+from tests.strategies import raw_tensors, tensor_names
 
 KEY = Key.from_seed(bytes(range(32)))
 TENSOR = RawTensor("f32", (2,), b"\0\0\x80?\0\0\0@")

@@ -1,13 +1,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import abouts, graphs
 
 from fedq.errors import BadFile, BadVersion
 from fedq.plan.codec import File, RawTensor, decode, encode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.graph import ITEMSIZE, About, Action, Graph, Type, Var, graph_to_json
 from fedq.trust.keys import Key, signer_of
+from tests.strategies import abouts, graphs
 
 KEY = Key.from_seed(bytes(32))
 GRAPH = Graph(

@@ -5,7 +5,6 @@ import operator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import abouts, args, graphs, guards, size_texts, trees, types
 
 from fedq.errors import BadFile, BadVersion
 from fedq.plan.codec import parse_json
@@ -32,6 +31,7 @@ from fedq.plan.graph import (
     unflatten,
 )
 from fedq.plan.graphjson import MAX_ACTIONS
+from tests.strategies import abouts, args, graphs, guards, size_texts, trees, types
 
 DOUBLE = Graph(
     inputs=(Type("f32", ("n",)),),

@@ -2,13 +2,13 @@ import pytest
 import torch
 from hypothesis import given
 from safetensors.torch import load
-from strategies import raw_tensors
 
 from fedq.errors import BadFile, CannotRecord
 from fedq.plan.codec import RawTensor, encode
 from fedq.plan.graph import ITEMSIZE, Type
 from fedq.plan.tensors import DTYPES, from_raw, to_raw, type_of
 from fedq.trust.keys import Key
+from tests.strategies import raw_tensors
 
 
 @given(raw_tensors())

@@ -3,7 +3,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import messages, replies
 
 from fedq.errors import BadFile, BadVersion
 from fedq.plan.codec import RawTensor, canonical, decode, parse_json
@@ -29,6 +28,7 @@ from fedq.queue.message import (
     reply_to_json,
 )
 from fedq.trust.keys import Key, signer_of
+from tests.strategies import messages, replies
 
 KEY = Key.from_seed(bytes(32))
 A, B, C = "a" * 32, "b" * 32, "c" * 32
