@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedq.client.device import Device as Device
+    from fedq.client.plans import load as load
     from fedq.client.pointers import PointerPlan as PointerPlan
     from fedq.client.pointers import PointerTensor as PointerTensor
     from fedq.client.pointers import gather as gather
+    from fedq.client.session import own_key as own_key
     from fedq.local import VirtualWorker as VirtualWorker
     from fedq.plan.plan import Plan as Plan
     from fedq.plan.plan import State as State
     from fedq.plan.plan import func2plan as func2plan
-    from fedq.plan.plan import load as load
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,8 @@ _FROM = {
     "VirtualWorker": "local",
     "func2plan": "plan.plan",
     "gather": "client.pointers",
-    "load": "plan.plan",
+    "load": "client.plans",
+    "own_key": "client.session",
 }
 
 

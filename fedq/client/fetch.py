@@ -165,9 +165,9 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str]:
     if beat is None:
         return f"{device.name} was never started", TimedOut.code
     makers = device.client.outbox.messages_of(device.number, value, reply)
-    refused, held = {dict(beat.refused).get(m) for m in makers} - {None}, dict(beat.held).get(value)
+    refused, held = [code for message, code in beat.refused if message in makers], dict(beat.held).get(value)
     if refused:
-        return f"{device.name} does not take the message ({min(refused)})", min(refused)
+        return f"{device.name} does not take the message ({refused[0]})", refused[0]
     if held is not None:
         return f"it waits for the owner's approval (release: {held})", WaitingForApproval.code
     seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"

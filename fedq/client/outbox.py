@@ -225,7 +225,7 @@ class Outbox:
     def unput(self, pair: int, now: float) -> list[tuple[str, Buffer]]:
         """Messages, oldest first, that may not have been put: id and bytes."""
         self.settle()
-        sql = "SELECT id, file FROM messages WHERE pair=? AND NOT put AND expires>? ORDER BY rowid"
+        sql = "SELECT id, file FROM messages INDEXED BY unput WHERE pair=? AND NOT put AND expires>? ORDER BY rowid"
         found = []
         for id_, file in self._all(sql, (pair, now)):
             try:
@@ -303,7 +303,7 @@ class Outbox:
     def to_forget(self, pair: int, limit: int) -> tuple[list[str], list[str], list[str]]:
         """Values to drop, the messages that must be done before, and replies to acknowledge."""
         with self._lock:
-            taken = [r[0] for r in self._all("SELECT id FROM vals WHERE pair=? AND state='taken'", (pair,))]
+            taken = [r[0] for r in self._all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))]
             acks = [r[0] for r in self._all("SELECT reply FROM acks WHERE pair=?", (pair,))]
             values = sorted({*taken, *(v for p, v in self._taken if p == pair)})[:limit]
             replies = sorted({*acks, *(r for p, r in self._acks if p == pair)})[:limit]
@@ -332,7 +332,7 @@ class Outbox:
 
     def run(self, prefix: str) -> Mapping[str, list[tuple[str, str, str]]]:
         """Runs whose id begins with the prefix -> (root, device, value id) of each result."""
-        sql = "SELECT run, root, device, value FROM runs JOIN pairs ON pairs.n=pair WHERE run>=? AND run<? ORDER BY n"
+        sql = "SELECT run, root, device, value FROM runs JOIN pairs ON pairs.n=pair WHERE run>=? AND run<? ORDER BY runs.n"
         found: dict[str, list[tuple[str, str, str]]] = {}
         for run, root, device, value in self._all(sql, (prefix, prefix + "g")):
             found.setdefault(run, []).append((root, device, value))

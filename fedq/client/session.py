@@ -187,6 +187,11 @@ def trust_device(config: Config, name: str, key_hex: str) -> None:
     fs.replace(folder / f"{name}.json", [json.dumps(body, indent=1).encode() + b"\n"])
 
 
+def own_key() -> Key:
+    """The key in this user's home; made if there is none. Signs the plan files they save."""
+    return keys.load_or_create(configs.find().home / "key")
+
+
 def here() -> Client:
     """The client of the roots found from here; one per process, thread and roots."""
     return _client(configs.find(), os.getpid(), threading.get_ident())
