@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ _NOT_USERS = tuple(
     str(Path(p))
     for p in (Path(torch.__file__).parent, Path(__file__).parent, Path(traceback.__file__).parent / "contextlib.py")
 )
+
+
+ENTRY = "call_users_function"
+"""The function of `plan.capture` below which a user's lines are looked for."""
 
 
 class Unrecordable(Exception):
@@ -44,7 +49,7 @@ def user_line() -> str:
 
 def user_line_of(frame: FrameType | None) -> str:
     while frame is not None and not _is_users(frame.f_code.co_filename):
-        frame = frame.f_back
+        frame = None if frame.f_code.co_name == ENTRY else frame.f_back
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else ""
 
 
@@ -58,9 +63,9 @@ def cannot() -> Iterator[None]:
     except Exception as error:
         message, hint = _cure(error)
         file, number = _where(error)
-        if file:
-            message = f"{message}\n  {linecache.getline(file, number).strip()}        {Path(file).name}:{number}"
         line = f"{Path(file).name}:{number}" if file else ""
+        if file:
+            message = f"{message}\n  {linecache.getline(file, number).strip()}        {line}"
         raise CannotRecord(message, hint=hint or None, line=line) from error
 
 
@@ -129,11 +134,9 @@ def line_of_call(again: Callable[[], Any], source: str) -> str:
 
 
 def _is_source(called: str, source: str) -> bool:
-    return {
-        "torch": called.endswith("torch/random.py") or "torch._C.Generator" in called,
-        "random": called.endswith("/random.py")
-        and "torch" not in called
-        and "numpy" not in called
-        or "random.Random" in called,
-        "numpy": "RandomState" in called or "numpy.random" in called,
-    }[source]
+    match source:
+        case "torch":
+            return called.endswith("torch/random.py") or "torch._C.Generator" in called
+        case "random":
+            return called == random.__file__ or "random.Random" in called
+    return "numpy" in called and "random" in called

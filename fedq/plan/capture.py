@@ -9,9 +9,10 @@ seen below autograd. What one recording proves and what not: `plan.prove`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -28,7 +29,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fedq.errors import CannotRecord
 from fedq.plan.blame import Unrecordable, cannot, user_line, watched
-from fedq.plan.graph import Arg, Dtype, Format, Tree, Type, Var
+from fedq.plan.graph import Arg, Dtype, Format, Tree, Var
 from fedq.plan.tensors import NAMES
 
 FORMATS = {
@@ -141,7 +142,7 @@ class _Sizes(ShapeEnv):
         self.lines: list[Guard] = []
         self.asked: list[Guard] = []
 
-    def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         known = len(self.guards)
         result = super().evaluate_expr(orig_expr, *args, **kwargs)
         if getattr(orig_expr, "free_symbols", None):
@@ -173,7 +174,7 @@ class TakesGradient(BaseException):
 _GRADIENTS = (torch.autograd.grad, torch.Tensor.backward, torch.autograd.backward)
 
 
-class _Recorder(ProxyTorchDispatchMode):
+class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     """Appends every op that reaches it to a trace, then lets it run on the fakes."""
 
     supports_higher_order_operators = True
@@ -202,7 +203,8 @@ class _Recorder(ProxyTorchDispatchMode):
             )
         was, self.sizes.inside_op = self.sizes.inside_op, True
         try:
-            out = func(*args, **kwargs)
+            run = _RNNS.get(func, func) if self.pre_dispatch else func
+            out = run(*args, **kwargs)
         finally:
             self.sizes.inside_op = was
         leaves = list(out) if isinstance(out, (tuple, list)) else [out]
@@ -263,7 +265,7 @@ class _Recorder(ProxyTorchDispatchMode):
         raise Unrecordable(f"a {type(value).__name__} can not be an argument of a recorded op")
 
     def _tensor(self, value: torch.Tensor) -> Var:
-        number = self.numbers.get(value)
+        number = self.numbers.get(value)  # type: ignore[no-untyped-call]
         if number is None:
             if isinstance(value, FakeTensor):
                 raise Unrecordable("it uses a tensor of which no op is known", "report this function")
@@ -281,6 +283,15 @@ class _Recorder(ProxyTorchDispatchMode):
         return found and (found[0], *(self._size(a) if isinstance(a, _SYMS) else a for a in found[1:]))
 
 
+def _rnn(given: Any, hx: Any, params: Any, *rest: Any, **named: Any) -> Any:
+    """What a recurrent layer gives; torch's own rule would run over every time step."""
+    states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
+    layers = rest[1] if len(rest) > 1 else named["num_layers"]
+    out = given.new_empty((*given.shape[:-1], states[0].shape[-1] * (states[0].shape[0] // layers)))
+    return (out, *(given.new_empty(s.shape) for s in states))
+
+
+_RNNS = {getattr(torch.ops.aten, name).input: _rnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 _HIDDEN_WRITES = (torch.ops.aten.batch_norm, torch.ops.aten.native_batch_norm, torch.ops.aten.instance_norm)
 _HIDDEN_STATE = (
     "it writes to its state (a parameter or buffer), and a plan has outputs, never hidden writes",
@@ -380,36 +391,65 @@ def _record(
     sizes.asked.clear()
     with cannot(), _modes(fakes, recorder, gradients=gradients):
         trace.outputs = _outputs(recorder, run(function, held, args, pre_dispatch=not gradients))
+        _refuse_equalities_of_data(sizes)
     trace.guards, trace.asked = sizes.lines, sizes.asked
     trace.solved = {s: sizes.replace(s) for s in trace.symbols.values()}
     return trace
 
 
-def _plain(function: Function, held: list[Any], args: list[Any], *, pre_dispatch: bool) -> Any:
+def _refuse_equalities_of_data(sizes: _Sizes) -> None:
+    for checks in sizes.deferred_runtime_asserts.values():
+        if any(isinstance(check.expr, sympy.Eq) for check in checks):
+            raise Unrecordable(
+                "a size that depends on data meets another size", "bring both to one size first, or use torch.where"
+            )
+
+
+def call_users_function(function: Function, held: list[Any], args: list[Any]) -> Any:
     return function(held, *args)
+
+
+def _plain(function: Function, held: list[Any], args: list[Any], *, pre_dispatch: bool) -> Any:
+    return call_users_function(function, held, args)
 
 
 def _functional(function: Function, held: list[Any], args: list[Any], *, pre_dispatch: bool) -> Any:
     """Run it with writes turned into new values, and views of what was written taken again."""
     with FunctionalTensorMode(pre_dispatch=pre_dispatch):
         wrap = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in (*held, *args)]
-        out = function(wrap[: len(held)], *wrap[len(held) :])
+        out = call_users_function(function, wrap[: len(held)], wrap[len(held) :])
         return tree_map_only(FunctionalTensor, _synced, out)
 
 
 def _synced(tensor: Any) -> Any:
-    torch._sync(tensor)
+    torch._sync(tensor)  # type: ignore[attr-defined, no-untyped-call]
     return FunctionalTensor.from_functional(tensor)
 
 
 @contextmanager
 def _modes(fakes: FakeTensorMode, recorder: _Recorder, *, gradients: bool) -> Iterator[None]:
     with ExitStack() as stack:
+        stack.enter_context(_quiet())
         stack.enter_context(fakes)
         stack.enter_context(enable_python_dispatcher())
         stack.enter_context(_Watch(gradients=gradients))
         stack.enter_context(recorder)
         yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs what a fake op refuses; here refusing is an answer."""
+    torch_log = logging.getLogger("torch._subclasses.fake_tensor")
+    torch_log.addFilter(_never)
+    try:
+        yield
+    finally:
+        torch_log.removeFilter(_never)
+
+
+def _never(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _fake(fakes: FakeTensorMode, sizes: _Sizes, trace: Trace, number: int, given: In) -> Any:
@@ -421,9 +461,9 @@ def _fake(fakes: FakeTensorMode, sizes: _Sizes, trace: Trace, number: int, given
     shape = [int(d.hint) if isinstance(d, Free) else d for d in given.dims]
     kinds = [DimDynamic.DYNAMIC if f else DimDynamic.STATIC for f in free]
     tensor = torch.empty(shape, dtype=DTYPES[given.dtype], device="meta")
-    context = StatelessSymbolicContext(dynamic_sizes=kinds)
+    context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
     fake = _on_cpu(fakes, tensor, context, number)
-    trace.symbols |= {(number, d): s.node.expr for d, s in enumerate(fake.shape) if isinstance(s, torch.SymInt)}
+    trace.symbols |= {(number, d): s.node.expr for d, s in enumerate[Any](fake.shape) if isinstance(s, torch.SymInt)}
     return fake
 
 

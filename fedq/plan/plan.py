@@ -18,11 +18,12 @@ from torch import nn
 from fedq import fs
 from fedq.errors import NotBuilt, UsageError
 from fedq.plan import graph as ir
-from fedq.plan import tensors
+from fedq.plan import replay, tensors
 from fedq.plan.codec import Signer
 from fedq.plan.file import PlanFile, encode_plan
-from fedq.plan.graph import About, Action, Graph, show
-from fedq.plan.prove import Asked
+from fedq.plan.graph import About, Action, Graph, Type, show
+from fedq.plan.spec import match
+from fedq.plan.verify import verify
 
 Shapes = Sequence[Sequence[int]]
 
@@ -81,10 +82,10 @@ class Plan(nn.Module):
 
     def build_shapes(self, args_shape: Shapes) -> Plan:
         """Record it on float32 tensors of these shapes; -1 is any size, a number is tried as any size."""
-        return self._build([Asked("f32", _shape(s)) for s in args_shape])
+        return self._build([Type("f32", _shape(s)) for s in args_shape])
 
-    def _build(self, asked: list[Asked]) -> Plan:
-        from fedq.plan.trace import trace
+    def _build(self, asked: list[Type]) -> Plan:
+        from fedq.plan.trace import trace  # brings sympy and half of torch's compiler: only to build
 
         function, state = self._function()
         self._check_count(len(asked))
@@ -193,8 +194,6 @@ class Plan(nn.Module):
         return self._replay(*args)
 
     def _replay(self, *args: Any) -> Any:
-        from fedq.plan.spec import match
-
         match(self.graph, [tensors.type_of(a) for a in args], about=self.about)
         if self._fast is None:
             self._fast = self.compiled()
@@ -202,9 +201,8 @@ class Plan(nn.Module):
 
     def compiled(self) -> Callable[..., Any]:
         """The function a device replays, with the state of now bound: inputs in, outputs out, unchecked."""
-        from fedq.plan import replay
-
-        call, state, outputs = replay.compile(self.graph).fn, self.state_tensors(), self.graph.outputs
+        state, outputs = self.state_tensors(), self.graph.outputs
+        call = replay.compile(verify(self.graph)).fn
         if isinstance(outputs, ir.Var):
             return lambda *inputs: call(*inputs, *state)[0]
         return lambda *inputs: ir.unflatten(outputs, iter(call(*inputs, *state)))
@@ -255,12 +253,12 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def _asked(i: int, value: Any) -> Asked:
+def _asked(i: int, value: Any) -> Type:
     if isinstance(value, torch.Tensor):
         type_ = tensors.type_of(value)
-        return Asked(type_.dtype, tuple(value.shape))
+        return Type(type_.dtype, tuple(value.shape))
     if isinstance(value, (bool, int, float, str)):
-        return Asked(type(value).__name__, None, value)
+        return Type(type(value).__name__, None, value)
     raise UsageError(f"argument {i} is a {type(value).__name__}: a plan takes tensors and numbers")
 
 

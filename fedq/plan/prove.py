@@ -10,32 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
+import sympy
 import torch
 
 from fedq.errors import CannotRecord
 from fedq.plan.blame import Unrecordable
 from fedq.plan.capture import Free, Function, Guard, In, record
 from fedq.plan.graph import Type, Var, flatten
-from fedq.plan.settle import Places, Settled, difference, letter, settle
+from fedq.plan.settle import Place, Places, Settled, difference, letter, settle
 from fedq.plan.sizes import guard as guard_tree
 from fedq.plan.sizes import put
+from fedq.plan.tensors import DTYPES as DTYPE_OF
+from fedq.plan.tensors import NAMES
 
 DTYPES = ("f32", "f64", "f16", "bf16", "i64", "i32")
 """Dtypes tried besides the one built with."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _HINTS = (5, 7, 11, 13, 17)
 _LARGE = 64
+_HUGE = (10**6, 10**6 + 1)
 """A size for functions that need large inputs, such as convolutions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One input as the user gave it: dtype and sizes, -1 for a free one; or a Python value."""
-
-    dtype: str
-    dims: tuple[int, ...] | None = None
-    value: bool | int | float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,13 @@ class Proved:
     refused: Mapping[str, str]
 
 
-def prove(function: Function, asked: Sequence[Asked], state: Sequence[torch.Tensor] = ()) -> Proved:
+def prove(function: Function, asked: Sequence[Type], state: Sequence[torch.Tensor] = ()) -> Proved:
     """Record the function, freeing what can be free.
+
+    Args:
+        function: called with the list of state tensors, then the inputs.
+        asked: types of the inputs as the user gave them: sizes, -1 for a free one; or a Python value.
+        state: tensors the function reads besides its inputs.
 
     Raises:
         CannotRecord: it does what a plan cannot hold, or fixes a size that was asked to be free.
@@ -71,164 +73,182 @@ def prove(function: Function, asked: Sequence[Asked], state: Sequence[torch.Tens
 @dataclass
 class _Prover:
     function: Function
-    asked: tuple[Asked, ...]
+    asked: tuple[Type, ...]
     state: tuple[torch.Tensor, ...]
     hint: int = 5
     base: Settled = field(init=False)
     guards: list[Guard] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    repeated: bool = False
 
     def run(self) -> Proved:
         self._free()
         least = self._lower()
         dtypes = tuple(self._rows())
-        self._repeatable()
         inputs = tuple(self._type(i, a) for i, a in enumerate(self.asked))
-        guards = tuple(self._guard(g) for g in self.guards)
-        return Proved(self.base, inputs, least, guards, dtypes, self.refused)
+        return Proved(self.base, inputs, least, tuple(map(_as_tree, self.guards)), dtypes, self.refused)
 
     # -- which sizes are free
 
     def _free(self) -> None:
         """Record with as much free as keeps the graph of what was written."""
-        fixed: set[tuple[int, int]] = set()
+        fixed: set[Place] = set()
         while True:
             optional = [at for at in self._optional() if at not in fixed]
             try:
                 self.base = self._base(fixed)
+                bad = self._bound(optional)
             except CannotRecord:
-                ones = [at for at in optional if self._written(at) == 1]
                 if not optional:
                     raise
-                fixed |= set(ones or optional)
-                continue
-            bad = self._bound(optional)
+                bad = [at for at in optional if self._written(at) == 1] or optional
             if not bad:
                 return
             fixed |= set(bad)
 
-    def _base(self, fixed: set[tuple[int, int]]) -> Settled:
-        literals = {d for a in self.asked for d in a.dims or ()}
-        hints = [h for h in _HINTS if h not in literals][:1] + [_LARGE]
+    def _base(self, fixed: set[Place]) -> Settled:
+        literals = {d for a in self.asked for d in a.shape or ()}
+        hints = [h for h in _HINTS if h not in literals][:1]
         first: CannotRecord | None = None
-        for self.hint in hints:
+        for self.hint in [*hints, _LARGE] if -1 in literals else hints:
             try:
                 return settle(
                     record(self.function, [self._in(i, a, fixed) for i, a in enumerate(self.asked)], self.state)
                 )
             except CannotRecord as error:
                 first = first or error
-                if not any(d == -1 for a in self.asked for d in a.dims or ()):
-                    break
         assert first is not None
         raise first
 
-    def _in(self, i: int, asked: Asked, fixed: set[tuple[int, int]]) -> In:
-        if asked.dims is None:
+    def _in(self, i: int, asked: Type, fixed: set[Place]) -> In:
+        if asked.shape is None:
             free = type(asked.value) in (int, float) and (i, -1) not in fixed
             return In(asked.dtype, None, Free(asked.value) if free else asked.value)  # type: ignore[arg-type]
-        return In(
-            asked.dtype,
-            tuple(d if d == 0 or (i, n) in fixed else Free(self._hint(d)) for n, d in enumerate(asked.dims)),
-        )
+        sizes = (d if d == 0 or (i, n) in fixed else Free(self._hint(d)) for n, d in enumerate(asked.shape))
+        return In(asked.dtype, tuple(sizes))
 
     def _hint(self, written: int) -> int:
         return written if written >= 2 else self.hint
 
-    def _optional(self) -> Iterator[tuple[int, int]]:
+    def _optional(self) -> Iterator[Place]:
+        """Places written as numbers, which may be free if that changes nothing."""
         for i, asked in enumerate(self.asked):
-            if asked.dims is None:
+            if asked.shape is None:
                 if type(asked.value) in (int, float):
                     yield i, -1
             else:
-                yield from ((i, d) for d, n in enumerate(asked.dims) if n > 0)
+                yield from ((i, d) for d, n in enumerate(asked.shape) if n > 0)
 
-    def _written(self, at: tuple[int, int]) -> Any:
+    def _written(self, at: Place) -> Any:
         asked = self.asked[at[0]]
-        return asked.value if asked.dims is None else asked.dims[at[1]]
+        return asked.value if asked.shape is None else asked.shape[at[1]]
 
-    def _bound(self, optional: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Places that were written as numbers and must stay so; refuses a bound -1."""
+    def _bound(self, optional: Sequence[Place]) -> list[Place]:
+        """Places written as numbers that must stay so.
+
+        Raises:
+            CannotRecord: a -1 is bound, or the graph is another one each time.
+        """
         trace, places = self.base.trace, self.base.places
         for (i, d), symbol in trace.symbols.items():
             if (i, d) not in places and (i, d) not in optional:
                 raise _fixed(i, d, int(trace.solved[symbol]), trace.line_of(symbol))
-        bad = [at for at in optional if at not in places]
         self.guards = [g for g in self.base.guards if not self._disproved(g)]
         guarded = {s.name for g in self.guards for s in g.expr.free_symbols}
-        bad += [at for at in optional if places.get(at) in guarded]
-        if not bad and optional:
-            at = {places[o]: self._written(o) for o in optional}
-            differs = self._differs(at)
-            bad = list(optional) if differs is not None else []
-        return bad
+        bad = [at for at in optional if at not in places or places[at] in guarded or self._meets_other(at)]
+        if bad:
+            return bad
+        written = self._again({places[at]: self._written(at) for at in optional})
+        if isinstance(written, str) and not optional:
+            raise CannotRecord(
+                f"it is another graph each time it is recorded: {written}",
+                hint="leave out the clock, counters and random numbers of Python, or pass them as arguments",
+                line=written,
+            )
+        return list(optional) if isinstance(written, str) else []
+
+    def _meets_other(self, at: Place) -> bool:
+        """Whether this size, if free, would have to equal one that was written differently."""
+        same = [p for p, name in self.base.places.items() if name == self.base.places[at]]
+        return any(self._written(p) != self._written(at) for p in same)
 
     # -- one more recording
 
-    def _differs(self, at: Mapping[str, Any], *, symbolic: bool = False, dtype: str = "") -> str | None:
-        """Record with these numbers for letters; None if the graph is the same, else the line."""
-        keep = {place: name for place, name in self.base.places.items() if symbolic and name not in at}
-        inputs = [self._at(i, a, at, keep, dtype) for i, a in enumerate(self.asked)]
+    def _again(
+        self,
+        at: Mapping[str, Any] = NOTHING,
+        *,
+        free: bool = False,
+        dtype: str = "",
+        hints: Mapping[str, int] = NOTHING,
+    ) -> Settled | str:
+        """Record with these numbers for letters: the recording if it is the same graph, else the line that is not.
+
+        Args:
+            at: letter -> number.
+            free: leave the other letters free; else they are what they looked like at first.
+            dtype: of the inputs of the built dtype.
+            hints: what free letters look like, if not as at first.
+        """
+        looks = {**self._looks(), **hints}
+        keep = {place: name for place, name in self.base.places.items() if free and name not in at}
+        inputs = [self._in_again(i, a, {**looks, **at}, keep, dtype) for i, a in enumerate(self.asked)]
         try:
             other = settle(record(self.function, inputs, self.state), keep)
         except CannotRecord as error:
             return str(error.fields.get("line", ""))
-        filled = {**self._hints(), **at} if not symbolic else dict(at)
-        line = difference(self.base, other, filled)
-        if line is None and symbolic:
-            line = self._new_condition(other, at)
-        if line is None and dtype:
-            self.row = other
-        self.repeated |= line is None
-        return line
+        line = difference(self.base, other, at if free else {**looks, **at})
+        return other if line is None else line
 
-    def _at(self, i: int, asked: Asked, at: Mapping[str, Any], keep: Places, dtype: str) -> In:
-        name = dtype if dtype and asked.dims is not None and asked.dtype == self._built_dtype() else asked.dtype
-        if asked.dims is None:
-            free = (i, -1) in keep
-            return In(name, None, Free(asked.value) if free else asked.value)  # type: ignore[arg-type]
-        dims = []
-        for d, written in enumerate(asked.dims):
-            where = self.base.places.get((i, d))
-            hint = self._hint(written)
-            dims.append(
-                written if where is None else Free(hint) if (i, d) in keep else at.get(where, self._hints()[where])
-            )
-        return In(name, tuple(dims))
+    def _in_again(self, i: int, asked: Type, sizes: Mapping[str, Any], keep: Places, dtype: str) -> In:
+        name = dtype if dtype and asked.shape is not None and asked.dtype == self._built_dtype() else asked.dtype
+        places = self.base.places
 
-    def _hints(self) -> dict[str, Any]:
+        def size(d: int, written: Any) -> Any:
+            if (i, d) not in places:
+                return written
+            return Free(sizes[places[i, d]]) if (i, d) in keep else sizes[places[i, d]]
+
+        if asked.shape is None:
+            return In(name, None, size(-1, asked.value))
+        return In(name, tuple(size(d, n) for d, n in enumerate(asked.shape)))
+
+    def _looks(self) -> dict[str, Any]:
         """What each letter looked like while recording."""
-        hints: dict[str, Any] = {}
-        for (i, d), name in self.base.places.items():
-            hints.setdefault(name, self.asked[i].value if d == -1 else self._hint(self.asked[i].dims[d]))  # type: ignore[index]
-        return hints
-
-    def _new_condition(self, other: Settled, at: Mapping[str, int]) -> str | None:
-        known = {letter(name): n for name, n in at.items()}
-        ours = {put(g.expr, known) for g in self.base.guards}
-        for guard in other.guards:
-            if guard.expr not in ours:
-                return guard.line
-        asked = {put(g.expr, known) for g in self.base.asked}
-        return (
-            next((g.line for g in other.asked if g.expr not in asked and g.expr.free_symbols), None) if not at else None
-        )
+        looks: dict[str, Any] = {}
+        for at, name in self.base.places.items():
+            written = self._written(at)
+            looks.setdefault(name, written if at[1] == -1 else self._hint(written))
+        return looks
 
     def _built_dtype(self) -> str:
-        return next((a.dtype for a in self.asked if a.dims is not None), "")
+        return next((a.dtype for a in self.asked if a.shape is not None), "")
 
-    def _disproved(self, guard: Guard) -> bool:
-        """Whether the graph is the same where the guard does not hold, at all the few such sizes."""
-        if len(guard.expr.free_symbols) != 1:
+    def _new_guards(self, other: Settled, at: Mapping[str, int] = NOTHING) -> list[Guard]:
+        known = {letter(name): n for name, n in at.items()}
+        ours = {put(g.expr, known) for g in self.base.guards}
+        return [g for g in other.guards if g.expr not in ours]
+
+    def _disproved(self, guard: Guard, dtype: str = "") -> bool:
+        """Whether it is the same graph where the guard does not hold: then it is no condition.
+
+        Torch asks much about sizes that changes nothing, such as which kernel is fastest.
+        """
+        if len(guard.expr.free_symbols) != 1 or str(*guard.expr.free_symbols) not in self._sizes():
             return False
         (symbol,) = guard.expr.free_symbols
-        name = str(symbol)
-        if name not in self._sizes():
-            return False
-        holds = [bool(guard.expr.xreplace({symbol: n})) for n in (*range(2, 21), 10**6, 10**6 + 1)]
-        few = [n for n, h in zip(range(2, 21), holds, strict=False) if not h]
-        return all(holds[10:]) and all(self._differs({name: n}, symbolic=True) is None for n in few)
+        fails = [n for n in (*range(2, 21), _LARGE, *_HUGE) if not guard.expr.xreplace({symbol: n})]
+        for n in fails:
+            other = self._again(free=True, dtype=dtype, hints={str(symbol): n})
+            if isinstance(other, str):
+                return False
+            new = [g for g in self._new_guards(other) if g.expr not in (sympy.Not(guard.expr), sympy.Eq(symbol, n))]
+            if new:
+                return False
+            if not any(
+                at in self.base.places and other.trace.solved[s].is_number for at, s in other.trace.symbols.items()
+            ):
+                return True
+        return not set(fails) & set(_HUGE)
 
     # -- how small sizes may be
 
@@ -237,89 +257,110 @@ class _Prover:
 
     def _lower(self) -> dict[str, int]:
         least = dict.fromkeys(self._sizes(), 2)
-        asks = any(g.expr.free_symbols for g in self.base.asked)
+        thorough = any(g.expr.free_symbols for g in self.base.asked)
         for name in least:
             for size in (1, 0):
-                line = self._refuse({name: size}, symbolic=asks)
+                line = self._line_at({name: size}, thorough=thorough)
                 if line is not None:
                     self.refused[f"{name}={size}"] = line
                     break
                 least[name] = size
-        if len(least) > 1:
-            self._lower_together(least, thorough=asks)
-        return least
-
-    def _refuse(self, at: Mapping[str, int], *, symbolic: bool) -> str | None:
-        known = {letter(name): n for name, n in at.items()}
-        for guard in self.guards:
-            if put(guard.expr, known) in (False,):
-                return None
-        return self._differs(at, symbolic=symbolic)
-
-    def _lower_together(self, least: dict[str, int], *, thorough: bool) -> None:
-        """Several small sizes at once: all equal ones, and every mixture where Python looks at sizes."""
-        names = list(least)
-        if thorough and len(names) > 3:
-            least.update(dict.fromkeys(names[1:], 2))
-            return
-        mixtures = (
-            product((2, 1, 0), repeat=len(names))
-            if thorough or len(names) == 2
-            else [(1,) * len(names), (0,) * len(names)]
-        )
-        for sizes in mixtures:
-            at = {name: max(size, least[name]) for name, size in zip(names, sizes, strict=True)}
+        for at in _mixtures(list(least), thorough=thorough):
             small = {name: size for name, size in at.items() if size < 2}
-            if len(small) < 2:
+            if any(size < least[name] for name, size in small.items()):
                 continue
-            line = self._refuse(small, symbolic=thorough)
+            line = self._line_at(small, thorough=thorough)
             if line is not None:
                 last = list(small)[-1]
                 least[last] = small[last] + 1
                 self.refused[f"{last}={small[last]}"] = line
+        return least
+
+    def _line_at(self, at: Mapping[str, int], *, thorough: bool) -> str | None:
+        """None if the graph is the same at these small sizes (or a guard keeps them out), else the line.
+
+        Args:
+            thorough: where Python looks at sizes, all larger sizes of the other letters are meant.
+        """
+        known = {letter(name): n for name, n in at.items()}
+        if any(put(g.expr, known) in (False, sympy.false) for g in self.guards):
+            return None
+        other = self._again(at, free=thorough)
+        if isinstance(other, str):
+            return other
+        return next((g.line for g in self._new_guards(other, at) if thorough), None)
 
     # -- which dtypes
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         built = self._built_dtype()
-        for dtype in DTYPES:
-            if not built or dtype == built:
+        for dtype in DTYPES if built else ():
+            if dtype == built:
                 continue
-            line = self._differs({}, symbolic=True, dtype=dtype)
-            if line is not None:
-                self.refused[dtype] = line
+            row = self._row(dtype)
+            if isinstance(row, str):
+                self.refused[dtype] = row
                 continue
-            inputs = (dtype if a.dims is not None and a.dtype == built else a.dtype for a in self.asked)
-            yield (*inputs, *self._output_dtypes(self.row))
+            inputs = (dtype if a.shape is not None and a.dtype == built else a.dtype for a in self.asked)
+            yield (*inputs, *row)
 
-    def _output_dtypes(self, settled: Settled) -> Iterator[str]:
-        for leaf in flatten(settled.trace.outputs):
-            if isinstance(leaf, Var):
-                yield settled.trace.values[leaf.number].dtype
-            else:
-                yield "float" if isinstance(leaf, float) or getattr(leaf, "made", None) else "int"
+    def _row(self, dtype: str) -> tuple[str, ...] | str:
+        """Dtypes of the outputs for inputs of this one, or the line that treats it differently."""
+        other = self._again(free=True, dtype=dtype)
+        if isinstance(other, str):
+            return other
+        asked = {g.expr for g in self.base.asked}
+        new = [g for g in other.asked if g.expr.free_symbols and g.expr not in asked]
+        new += [g for g in self._new_guards(other) if not self._disproved(g, dtype)]
+        if new:
+            return new[0].line
+        dtypes = tuple(_dtypes(other))
+        return dtypes if self._eager(dtype) == dtypes else (other.trace.calls[0].line if other.trace.calls else "")
 
-    def _repeatable(self) -> None:
-        if self.repeated:
-            return
-        line = self._differs({}, symbolic=True)
-        if line is not None:
-            raise CannotRecord(
-                "it is another graph each time it is recorded",
-                hint="leave out the clock, counters and random numbers of Python, or pass them as arguments",
-                line=line,
-            )
-
-    def _type(self, i: int, asked: Asked) -> Type:
-        if asked.dims is None:
-            return Type(asked.dtype, None, None if (i, -1) in self.base.places else asked.value)
-        return Type(asked.dtype, tuple(self.base.places.get((i, d), n) for d, n in enumerate(asked.dims)))
-
-    def _guard(self, guard: Guard) -> Any:
+    def _eager(self, dtype: str) -> tuple[str, ...] | None:
+        """Dtypes of the outputs of a real call: fakes accept mixtures of dtypes that kernels do not."""
+        looks, none = self._looks(), dict[Place, str]()
+        inputs = [self._in_again(i, a, looks, none, dtype) for i, a in enumerate(self.asked)]
+        made = [v.value if v.dims is None else torch.ones(v.dims, dtype=DTYPE_OF[v.dtype]) for v in inputs]  # type: ignore[arg-type]
         try:
-            return guard_tree(guard.expr)
-        except Unrecordable as error:
-            raise CannotRecord(f"{error.message} ({guard.line})", hint=error.hint or None, line=guard.line) from None
+            out = self.function([t.detach().clone() for t in self.state], *made)
+        except Exception:
+            return None
+        return tuple(NAMES.get(v.dtype, "") if isinstance(v, torch.Tensor) else type(v).__name__ for v in flatten(out))
+
+    def _type(self, i: int, asked: Type) -> Type:
+        if asked.shape is None:
+            return Type(asked.dtype, None, None if (i, -1) in self.base.places else asked.value)
+        return Type(asked.dtype, tuple(self.base.places.get((i, d), n) for d, n in enumerate(asked.shape)))
+
+
+def _mixtures(names: list[str], *, thorough: bool) -> Iterator[dict[str, int]]:
+    """Several small sizes at once: all, where Python looks at sizes or there are two; else all equal ones."""
+    if len(names) < 2:
+        return
+    if len(names) > 3:
+        thorough = False
+    sizes = (
+        product((2, 1, 0), repeat=len(names)) if thorough or len(names) == 2 else ((n,) * len(names) for n in (1, 0))
+    )
+    for row in sizes:
+        if sum(n < 2 for n in row) > 1:
+            yield dict(zip(names, row, strict=True))
+
+
+def _dtypes(settled: Settled) -> Iterator[str]:
+    for leaf in flatten(settled.trace.outputs):
+        if isinstance(leaf, Var):
+            yield settled.trace.values[leaf.number].dtype
+        else:
+            yield "float" if isinstance(leaf, float) or getattr(leaf, "made", None) else "int"
+
+
+def _as_tree(guard: Guard) -> Any:
+    try:
+        return guard_tree(guard.expr)
+    except Unrecordable as error:
+        raise CannotRecord(f"{error.message}: {guard.line}", hint=error.hint or None, line=guard.line) from None
 
 
 def _fixed(i: int, d: int, size: int, line: str) -> CannotRecord:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,8 @@ from fedq.plan.capture import Call, Guard, Size, Trace, Value
 from fedq.plan.graph import Arg, Tree, Var, flatten
 from fedq.plan.sizes import FLOAT_OPS, LETTERS, put
 
-Places = Mapping[tuple[int, int], str]
+Place = tuple[int, int]
+Places = Mapping[Place, str]
 """Letter of each free dimension, by input and dimension; dimension -1 is a Python number."""
 
 
@@ -59,11 +59,7 @@ def settle(trace: Trace, places: Places | None = None) -> Settled:
         ],
         outputs=_settle_arg(trace.outputs, known),
     )
-    return Settled(settled, places, tuple(g for g in guards if not _of_number(g, places, trace)), asked)
-
-
-def _of_number(guard: Guard, places: Places, trace: Trace) -> bool:
-    return not getattr(guard.expr, "free_symbols", None)
+    return Settled(settled, places, tuple(g for g in guards if g.expr.free_symbols), asked)
 
 
 def _places(trace: Trace) -> dict[tuple[int, int], str]:
@@ -133,7 +129,7 @@ def _settle_arg(arg: Arg, known: Mapping[Any, Any]) -> Arg:
         case Size(expr, made):
             expr = put(expr, known)
             made = made and (made[0], *(_settle_arg(a, known) for a in made[1:]))
-            return expr if isinstance(expr, int) else number(Size(expr, made))
+            return expr if made is None and isinstance(expr, int) else number(Size(expr, made))
         case list():
             return [_settle_arg(a, known) for a in arg]
         case tuple():
@@ -145,10 +141,10 @@ def _settle_arg(arg: Arg, known: Mapping[Any, Any]) -> Arg:
 
 def number(size: Any) -> Any:
     """A size whose letters are all known, as the Python number the function would have seen."""
-    if not isinstance(size, Size) or size.expr.free_symbols:
+    if not isinstance(size, Size) or getattr(size.expr, "free_symbols", None):
         return size
     if size.made is None:
-        return float(size.expr) if not size.expr.is_Integer else int(size.expr)
+        return size.expr if isinstance(size.expr, int) else float(size.expr)
     op, *operands = size.made
     return FLOAT_OPS[op][1](*map(number, operands)) if op in FLOAT_OPS else size
 
@@ -206,6 +202,3 @@ class _Same:
 
 def _expr(size: Size) -> Any:
     return size.made or size.expr
-
-
-_ = operator, Callable

@@ -14,23 +14,25 @@ from fedq.errors import CannotRecord
 from fedq.plan.blame import cannot, line_of_call
 from fedq.plan.capture import Function
 from fedq.plan.emit import emit
-from fedq.plan.graph import About, Graph
-from fedq.plan.prove import Asked, Proved, prove
+from fedq.plan.graph import About, Graph, Type
+from fedq.plan.prove import Proved, prove
+
+Traced = tuple[Graph, About, tuple[torch.Tensor, ...]]
 
 
 def trace(
     function: Function,
-    asked: Sequence[Asked],
+    asked: Sequence[Type],
     *,
     state: Sequence[tuple[str, torch.Tensor]] = (),
     name: str = "",
     params: Sequence[str] = (),
-) -> tuple[Graph, About, tuple[torch.Tensor, ...]]:
+) -> Traced:
     """Record ``function(state tensors, *inputs)``.
 
     Args:
         function: called with the list of state tensors first.
-        asked: what to record it on.
+        asked: types to record it on: sizes, -1 for a free one; or a Python value.
         state: named tensors; shapes and dtypes are recorded, values are read when the plan is sent.
         name, params: of the function and its inputs, for people.
 
@@ -46,7 +48,7 @@ def trace(
     return _graph(proved, [n for n, _ in state], name, params)
 
 
-def _graph(proved: Proved, state_names: list[str], name: str, params: Sequence[str]) -> Any:
+def _graph(proved: Proved, state_names: list[str], name: str, params: Sequence[str]) -> Traced:
     with cannot():
         made = emit(proved.settled, proved.inputs, state_names)
     graph = Graph(
@@ -67,21 +69,25 @@ def _graph(proved: Proved, state_names: list[str], name: str, params: Sequence[s
 def _seeds_untouched(again: Callable[[], Any]) -> Iterator[None]:
     """Refuses functions that seed torch or draw from Python's or NumPy's random numbers."""
     before = _seeds()
+    failed: CannotRecord | None = None
     try:
         yield
-    finally:
-        after = _seeds()
-        _restore(before)
+    except CannotRecord as error:
+        failed = error
+    after = _seeds()
+    _restore(before)
     for source, was, is_ in zip(("torch", "random", "numpy"), before, after, strict=True):
         if not _equal(was, is_):
             line = line_of_call(again, source)
             _restore(before)
             raise CannotRecord(
                 f"it {'seeds torch' if source == 'torch' else f'draws from {source!r}'}: "
-                f"a plan would repeat the number it saw ({line})",
+                f"a plan would repeat what it saw{f': {line}' if line else ''}",
                 hint="draw with torch.rand and give the run a seed, or pass the number as an argument",
                 line=line,
-            )
+            ) from failed
+    if failed is not None:
+        raise failed
 
 
 def _seeds() -> tuple[Any, Any, Any]:
