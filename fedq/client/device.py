@@ -12,15 +12,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedq import ids
-from fedq.client import draft as drafts
-from fedq.client.draft import Draft, Envelope
-from fedq.client.outbox import PlanRow, Sent
+from fedq.client import sending
+from fedq.client.draft import Draft, PlanRow
 from fedq.client.pointers import PointerPlan, PointerTensor, raw_tensor
-from fedq.errors import Ambiguous, Conflict, UnknownPlan, UnknownValue, Unreachable, UsageError
-from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, parse_json
+from fedq.errors import Ambiguous, UnknownPlan, UnknownValue, Unreachable, UsageError
+from fedq.plan.codec import MAX_TENSORS, RawTensor, parse_json
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, about_from_json, graph_from_json
-from fedq.queue.message import Ack, Drop, Message, Put, SendPlan, Verb
+from fedq.queue.message import Message, Put, SendPlan, Verb
 from fedq.queue.pair import Catalog, open_pair
 from fedq.trust.keys import unseal
 
@@ -28,10 +27,8 @@ if TYPE_CHECKING:
     from fedq.client.session import Client
     from fedq.plan.plan import Plan
 
-EXPIRES_S = 14 * 24 * 3600.0
 GET_AT_MOST = MAX_TENSORS - 96
 """Values of one reply: it is a file, too."""
-FORGET_AT_MOST = 4000
 
 
 class Device:
@@ -50,9 +47,9 @@ class Device:
 
             client = here()
         self.name, self.client = name, client
-        self.key = client.trusted(name)
         durable = client.config.durability == "full"
         self.pair = open_pair(client.config.queue, name, client.name, durable=durable)
+        self.key = client.trusted(name)
         self.number = client.outbox.pair(client.root, name, self.key.hex())
         self._draft: Draft | None = None
         self._catalog_bytes: bytes = b""
@@ -165,7 +162,7 @@ class Device:
         self._draft = self._new_draft(token)
         try:
             yield self
-            self._send(self._draft)
+            sending.send(self, self._draft)
         finally:
             self._draft = None
 
@@ -185,7 +182,7 @@ class Device:
             return
         draft = self._new_draft()
         yield draft
-        self._send(draft)
+        sending.send(self, draft)
 
     def flush(self) -> None:
         """Send what the batch holds so far, since a value of it is waited for."""
@@ -194,7 +191,7 @@ class Device:
         if self._draft.token is not None:
             raise UsageError("a batch with a token is one message", hint="get values after its end")
         draft, self._draft = self._draft, self._new_draft()
-        self._send(draft)
+        sending.send(self, draft)
 
     def submit(
         self,
@@ -203,77 +200,12 @@ class Device:
         *,
         types: Mapping[str, Type | None] | None = None,
         token: str | None = None,
-        expires_s: float = EXPIRES_S,
+        expires_s: float = sending.EXPIRES_S,
     ) -> Message:
         """Send these actions at once, as a message of their own; of several, where too large, the first."""
         draft = self._new_draft(token)
         draft.actions, draft.tensors, draft.types = list(actions), dict(tensors or {}), dict(types or {})
-        return self._send(draft, expires_s)
-
-    def _send(self, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
-        """Outbox, then the pair. What raised was not sent, or (with a token) is finished next time."""
-        c = self.client
-        c.check_root()
-        now = c.now()
-        envelope = Envelope(c.name, self.name, now, now + expires_s, c.key)
-        if draft.token is None:
-            self._add_riders(draft)
-        elif self._was_asked(draft):
-            c.finish(self)
-            return drafts.message(draft.id, draft.token, tuple(draft.actions), envelope)
-        sealed = drafts.seal(draft, envelope)
-        try:
-            self._commit(draft, [sent for _, sent in sealed])
-        except Conflict:
-            if draft.token is None or not self._was_asked(draft):
-                raise  # else another process asked for the same at the same time
-            c.finish(self)
-        else:
-            self._put([sent for _, sent in sealed], keep=draft.token is not None)
-        return sealed[0][0]
-
-    def _add_riders(self, draft: Draft) -> None:
-        """What was taken away is dropped and acknowledged by the next message."""
-        values, after, replies = self.client.outbox.to_forget(self.number, FORGET_AT_MOST)
-        if values:
-            draft.actions.append(Drop(tuple(values), tuple(after)))
-        if replies:
-            draft.actions.append(Ack(tuple(replies)))
-
-    def _was_asked(self, draft: Draft) -> bool:
-        """Whether the same was asked for under this token; Conflict if something else was."""
-        token = draft.token or ""
-        known = self.client.outbox.token(self.number, token)
-        if known is not None and known[0] != draft.content():
-            raise Conflict(
-                f"token {token!r} stands for another request to {self.name}",
-                hint="the same token means the same plan, arguments and options; use a new one",
-            )
-        return known is not None
-
-    def _commit(self, draft: Draft, parts: Sequence[Sent]) -> None:
-        outbox, made = self.client.outbox, {id_ for part in parts for id_ in part.values}
-        others = {id_ for part in parts for id_ in part.uses} - made
-        mine = made | (outbox.own(self.number, others) if others else set())
-        for part in parts:
-            part.uses &= mine
-        token = None if draft.token is None else (draft.token, draft.content())
-        outbox.commit(self.number, parts, token=token)
-
-    def _put(self, parts: Sequence[Sent], *, keep: bool) -> None:
-        """Put what stands in the outbox. A failure is a message not sent, unless it is to be kept."""
-        for n, part in enumerate(parts):
-            try:
-                self.put(part.id, part.chunks)
-            except Exception:
-                if not keep:
-                    self.client.outbox.forget(self.number, parts[n:])
-                raise
-
-    def put(self, id_: str, chunks: Sequence[Buffer]) -> None:
-        """Put a message that stands in the outbox; again is a no-op."""
-        self.pair.carrier.put(self.pair.message_name(id_), chunks)
-        self.client.outbox.was_put(self.number, id_, size_bytes=sum(len(c) for c in chunks))
+        return sending.send(self, draft, expires_s)
 
     # -- values and plans
 

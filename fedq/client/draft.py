@@ -5,16 +5,55 @@ Pure: ids, keys and times come in, signed bytes and the outbox's record come out
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fedq import ids
-from fedq.client.outbox import PlanRow, Sent
+from fedq import fs, ids
 from fedq.errors import BadFile
-from fedq.plan.codec import MAX_TENSORS, RawTensor, Signer, encode, sha256
+from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, Signer, encode, sha256
 from fedq.plan.graph import Type, about_to_json, canonical, graph_to_json
 from fedq.plan.graphjson import MAX_ACTIONS
 from fedq.queue.message import Ack, Drop, Get, Inline, Message, Put, Ref, Run, SendPlan, Verb, message_to_json
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """A plan at a device: graph and about as canonical JSON."""
+
+    id: str
+    name: str
+    graph_id: str
+    graph: bytes
+    about: bytes
+
+
+@dataclass(slots=True)
+class Sent:
+    """All that one message promises.
+
+    Attributes:
+        digest: of its bytes; chunks: the bytes.
+        values: id -> type as text, if known.
+        replies: value id -> reply id.
+        uses: values of this requester that it reads; they are not dropped before it is done.
+        drops, acks: values and replies it tells the device to forget.
+    """
+
+    id: str
+    digest: str
+    created: float
+    expires: float
+    chunks: Sequence[Buffer]
+    values: dict[str, str | None] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
+    uses: set[str] = field(default_factory=set)
+    plans: list[PlanRow] = field(default_factory=list)
+    drops: Collection[str] = ()
+    acks: Collection[str] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return fs.size_bytes(self.chunks)
 
 
 @dataclass(slots=True)

@@ -12,11 +12,12 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedq import fs
+from fedq.client.draft import PlanRow, Sent
 from fedq.errors import Conflict, DiskFull, Unreachable
 from fedq.plan.codec import Buffer
 
@@ -49,46 +50,6 @@ CREATE TABLE IF NOT EXISTS tokens(
 CREATE TABLE IF NOT EXISTS runs(
   run TEXT, pair INTEGER, value TEXT, n INTEGER, PRIMARY KEY(run, n)) WITHOUT ROWID;
 """
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """A plan at a device: graph and about as canonical JSON."""
-
-    id: str
-    name: str
-    graph_id: str
-    graph: bytes
-    about: bytes
-
-
-@dataclass(slots=True)
-class Sent:
-    """All that one message promises.
-
-    Attributes:
-        digest: of its bytes; chunks: the bytes.
-        values: id -> type as text, if known.
-        replies: value id -> reply id.
-        uses: values of this requester that it reads; they are not dropped before it is done.
-        drops, acks: values and replies it tells the device to forget.
-    """
-
-    id: str
-    digest: str
-    created: float
-    expires: float
-    chunks: Sequence[Buffer]
-    values: dict[str, str | None] = field(default_factory=dict)
-    replies: dict[str, str] = field(default_factory=dict)
-    uses: set[str] = field(default_factory=set)
-    plans: list[PlanRow] = field(default_factory=list)
-    drops: Collection[str] = ()
-    acks: Collection[str] = ()
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(len(c) for c in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +178,10 @@ class Outbox:
         with self._lock:
             self._later.append((sql, row))
 
-    def interrupted(self, root: str) -> list[str]:
+    def interrupted(self, root: str, now: float) -> list[str]:
         """Devices below this root with messages that may not have been put."""
-        sql = "SELECT DISTINCT device FROM messages JOIN pairs ON n=pair WHERE NOT put AND root=?"
-        return [row[0] for row in self._all(sql, (root,))]
+        sql = "SELECT DISTINCT device FROM messages JOIN pairs ON n=pair WHERE NOT put AND root=? AND expires>?"
+        return [row[0] for row in self._all(sql, (root, now))]
 
     def unput(self, pair: int, now: float) -> list[tuple[str, Buffer]]:
         """Messages, oldest first, that may not have been put: id and bytes."""
@@ -303,7 +264,9 @@ class Outbox:
     def to_forget(self, pair: int, limit: int) -> tuple[list[str], list[str], list[str]]:
         """Values to drop, the messages that must be done before, and replies to acknowledge."""
         with self._lock:
-            taken = [r[0] for r in self._all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))]
+            taken = [
+                r[0] for r in self._all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
+            ]
             acks = [r[0] for r in self._all("SELECT reply FROM acks WHERE pair=?", (pair,))]
             values = sorted({*taken, *(v for p, v in self._taken if p == pair)})[:limit]
             replies = sorted({*acks, *(r for p, r in self._acks if p == pair)})[:limit]
@@ -332,7 +295,7 @@ class Outbox:
 
     def run(self, prefix: str) -> Mapping[str, list[tuple[str, str, str]]]:
         """Runs whose id begins with the prefix -> (root, device, value id) of each result."""
-        sql = "SELECT run, root, device, value FROM runs JOIN pairs ON pairs.n=pair WHERE run>=? AND run<? ORDER BY runs.n"
+        sql = "SELECT run, root, device, value FROM runs r JOIN pairs p ON p.n=pair WHERE run>=? AND run<? ORDER BY r.n"
         found: dict[str, list[tuple[str, str, str]]] = {}
         for run, root, device, value in self._all(sql, (prefix, prefix + "g")):
             found.setdefault(run, []).append((root, device, value))

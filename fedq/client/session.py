@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from fedq import config as configs
 from fedq import fs, ids
-from fedq.client import fetch
+from fedq.client import fetch, sending
 from fedq.client.device import Device
 from fedq.client.outbox import Outbox
 from fedq.client.pointers import PointerTensor
@@ -98,7 +98,6 @@ class Client:
 
     def trusted(self, name: str) -> bytes:
         """The public key of a device, as this requester's trust says."""
-        pairs.open_pair(self.config.queue, name, self.name)
         path = self.config.home / "trust" / self.root / f"{name}.json"
         try:
             return _key(bytes(fs.read(path, limit_bytes=1 << 16)))
@@ -159,16 +158,11 @@ class Client:
 
     def _finish_all(self) -> None:
         """Finish sends that a crash cut off; a device that can not be reached is left for later."""
-        for name in self.outbox.interrupted(self.root):
+        for name in self.outbox.interrupted(self.root, self.now()):
             try:
-                self.finish(self.device(name))
+                sending.finish(self.device(name))
             except FedqError as error:
                 log.warning("%s: a message of before is not sent yet: %s", name, error)
-
-    def finish(self, device: Device) -> None:
-        """Put the messages of a device that stand in the outbox and may not have been put."""
-        for id_, raw in self.outbox.unput(device.number, self.now()):
-            device.put(id_, [raw])
 
 
 def _key(raw: bytes) -> bytes:

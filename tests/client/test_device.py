@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from world import ROOT, double_abs, f32, floats
 
 from fedq import ids
 from fedq.errors import Ambiguous, Conflict, SpecMismatch, UnknownPlan, UnknownValue, Unreachable, UsageError
@@ -12,6 +11,7 @@ from fedq.plan.graph import Type
 from fedq.queue.message import Ack, Drop, Get, Inline, Put, Ref, Run, SendPlan
 from fedq.queue.pair import Entry
 from fedq.trust.keys import Key
+from tests.client.world import ROOT, double_abs, f32, floats
 
 X, Y, Z = "aaaaaa" + "0" * 26, "aaaaab" + "0" * 26, "aaaaab" + "1" * 26
 VEC = Type("f32", (2,))

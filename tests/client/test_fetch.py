@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 
 import pytest
-from world import double_abs, f32, floats
 
 from fedq.errors import Failed, TimedOut, UnknownValue, WaitingForApproval
 from fedq.plan.graph import Type
 from fedq.queue.message import Failure, Get, Number
 from fedq.queue.pair import Entry
 from fedq.trust.keys import Key
+from tests.client.world import double_abs, f32, floats
 
 X = "aaaaaa" + "0" * 26
 
