@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plans import Digits
+from digits import Digits, share_right
 from sklearn.datasets import load_breast_cancer, load_digits
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +42,7 @@ class Tour:
     def fedq(self, *words: str, show: bool = True) -> str:
         """Run one command; its standard output."""
         if show:
-            print("\n$ fedq", *(f'"{w}"' if " " in w else w for w in words), flush=True)
+            print("\n$ fedq", *(f'"{w}"' if set(w) & set(" (") else w for w in words), flush=True)
         environ = {k: v for k, v in os.environ.items() if not k.startswith("FEDQ_")}
         done = subprocess.run([FEDQ, *words], cwd=self.root, env=environ, text=True, capture_output=True, check=False)
         if show:
@@ -58,7 +58,7 @@ def say(text: str) -> None:
 
 def check(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """The number that came back is the number computed here."""
-    if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5):
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5):
         raise SystemExit(f"the demo failed: {what} differ: {ours} here, {theirs} there")
     print(f"  checked: {what}, the same as computed here", flush=True)
 
@@ -96,7 +96,7 @@ def owners(tour: Tour, tables: dict[str, dict[str, np.ndarray]]) -> None:
 
 def small_plan(tour: Tour, patients: dict[str, np.ndarray]) -> None:
     say("A small plan: recorded once, run where the patients are, fetched by ids known beforehand")
-    tour.fedq("build", "plans.py:column_means", "-o", "column_means.safetensors")
+    tour.fedq("build", "plans.py:column_means", "--args-shape", "(-1,30)", "-o", "column_means.safetensors")
     tour.fedq("show", "column_means.safetensors")
     tour.fedq("search", "device_1", "patients")
     *lines, run = tour.fedq("run", "column_means.safetensors", "patients", "--on", ",".join(DEVICES)).split()
@@ -106,7 +106,7 @@ def small_plan(tour: Tour, patients: dict[str, np.ndarray]) -> None:
         check(f"means of {device}", torch.from_numpy(patients[device]).mean(0), load(tour.root / f"{device}_means.npy"))
 
     say("A result is an argument as good as any: the largest mean, from the result that lies on device_1")
-    tour.fedq("build", "plans.py:largest", "-o", "largest.safetensors")
+    tour.fedq("build", "plans.py:largest", "--args-shape", "(30,)", "-o", "largest.safetensors")
     value, column = tour.fedq("run", "largest.safetensors", lines[0]).split()
     tour.fedq("get", value, column)
     tour.fedq("get", value, "-o", "largest.npy", show=False)
@@ -114,11 +114,11 @@ def small_plan(tour: Tour, patients: dict[str, np.ndarray]) -> None:
 
 
 def classifier(tour: Tour, net: Digits, pictures: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> None:
-    say("A classifier, trained here on 600 digits, reads those of the devices")
-    net.save(tour.root / "digits.safetensors")
+    say("A classifier, trained here on 600 digits, reads those of the devices; only its scores and their worth leave")
+    net.build(torch.zeros(2, 64)).save(tour.root / "digits.safetensors")
+    share_right.build(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64)).save(tour.root / "share_right.safetensors")
     tour.fedq("show", "digits.safetensors")
     tour.fedq("send", "digits.safetensors", *DEVICES)
-    tour.fedq("build", "plans.py:share_right", "-o", "share_right.safetensors")
     for device in DEVICES:
         scores = tour.fedq("run", "digits.safetensors", f"{device}:digits", "--keep").strip()
         share = tour.fedq("run", "share_right.safetensors", scores, f"{device}:labels").strip()
@@ -138,13 +138,13 @@ def main(root: Path) -> None:
     patients = load_breast_cancer().data.astype(np.float32)
     digits = load_digits()
     pictures, labels = digits.data.astype(np.float32), digits.target.astype(np.int64)
+    os.environ["FEDQ_HOME"] = str(root / "me")
     tour = Tour(root)
     tables = {"patients": halves(patients), "digits": halves(pictures[600:]), "labels": halves(labels[600:])}
     try:
         owners(tour, tables)
         small_plan(tour, tables["patients"])
         net = trained(torch.from_numpy(pictures[:600]), torch.from_numpy(labels[:600]))
-        net.build(torch.zeros(2, 64))
         classifier(tour, net, tables["digits"], tables["labels"])
         say(f"All numbers are those computed here; {time.monotonic() - started:.0f} s. What was written: {root}")
     finally:
