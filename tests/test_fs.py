@@ -130,6 +130,16 @@ def test_put_says_done_only_after_file_then_name_then_directory_are_safe(tmp_pat
     ]  # fmt: skip
 
 
+def test_a_link_that_was_made_but_answered_twice_as_NFS_does_is_done(tmp_path):
+    def twice(name, call, *args, **kwargs):
+        call(*args, **kwargs)
+        call(*args, **kwargs)
+
+    fs.FAILPOINTS.update(WAYS["link"] | {"put.link": twice})
+    fs.put(tmp_path / "a", CHUNKS)
+    assert (tmp_path / "a").read_bytes() == WHOLE and os.listdir(tmp_path) == ["a"]
+
+
 def test_without_durability_exactly_the_fsyncs_are_left_out(tmp_path):
     for call, name in ((fs.put, "a"), (fs.replace, "a")):
         full = trace(call, tmp_path / name, CHUNKS)
@@ -386,6 +396,14 @@ def test_a_file_cut_short_while_reading_gives_what_was_there(tmp_path, size):
 
     fs.FAILPOINTS["read.read"] = cut
     assert fs.read(tmp_path / "a", limit_bytes=1 << 30) == bytes(100)
+
+
+@pytest.mark.parametrize("size", [1000, 9_000_000])
+def test_however_little_each_read_gives_all_is_read(tmp_path, size):
+    data = os.urandom(size)
+    (tmp_path / "a").write_bytes(data)
+    fs.FAILPOINTS["read.read"] = lambda name, call, file, count: call(file, min(count, size // 7))
+    assert fs.read(tmp_path / "a", limit_bytes=size) == data
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from fedq import fs
 from fedq.errors import BadFile, Conflict
 from fedq.fs import Buffer
+from fedq.plan.codec import sha256
 from fedq.queue.watch import InotifyWatch, ObserverWatch, Watch
 
 __all__ = ["Directory", "InotifyWatch", "ObserverWatch", "Watch"]
@@ -72,7 +73,7 @@ class Directory:
             there = None
         except FileNotFoundError:  # taken away between: it was there, so it was delivered
             return
-        if there is None or b"".join(chunks) != there:
+        if there is None or sha256([there]) != sha256(chunks):
             raise Conflict(f"{path} already holds something else", hint="an id has one content: use a new id")
 
     def replace(self, name: str, chunks: Sequence[Buffer]) -> None:

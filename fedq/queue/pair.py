@@ -64,6 +64,11 @@ def root_id(queue: Path) -> str:
     raise BadFile(f"{(queue / MARK).absolute()} is no mark of a queue root")
 
 
+def is_root(queue: Path) -> bool:
+    """Whether a mark stands there, of whatever root."""
+    return fs.fingerprint(queue / MARK) is not None
+
+
 def devices_of(queue: Path) -> list[str]:
     """Devices that have a pair below this root, sorted."""
     return sorted(name for name in fs.names(queue) if ids.is_name(name) and pairs_of(queue, name))

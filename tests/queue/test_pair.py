@@ -18,6 +18,7 @@ from fedq.queue.pair import (
     create_pair,
     create_root,
     devices_of,
+    is_root,
     open_json,
     open_pair,
     pairs_of,
@@ -51,6 +52,7 @@ def test_without_the_mark_nothing_is_made_and_the_absolute_path_is_said(tmp_path
 
 
 def test_a_root_keeps_its_id(queue):
+    assert is_root(queue) and not is_root(queue.parent) and not is_root(queue / "gone")
     assert root_id(queue) == ROOT
     create_root(queue, id=ROOT)
     with pytest.raises(Conflict, match="already"):
