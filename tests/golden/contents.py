@@ -1,0 +1,161 @@
+"""What the golden files of version 1 hold; run as a module, writes those that are missing."""
+
+from pathlib import Path
+
+from fedq.plan.codec import RawTensor
+from fedq.plan.file import PlanFile, encode_plan
+from fedq.plan.graph import About, Action, Dtype, Format, Graph, Subgraph, Type, Var, show
+from fedq.queue.message import (
+    Ack,
+    Cancel,
+    Drop,
+    Failure,
+    Get,
+    Inline,
+    Message,
+    Number,
+    Put,
+    Ref,
+    Reply,
+    Run,
+    SendPlan,
+    encode_message,
+    encode_reply,
+)
+from fedq.queue.pair import Card, Catalog, Entry, Heartbeat, seal_json
+from fedq.trust.keys import Key
+
+FOLDER = Path(__file__).parent
+
+ALICE = Key.from_seed(bytes(range(32)))
+DEVICE = Key.from_seed(bytes(range(32, 64)))
+REQUESTER = f"alice-{ALICE.fingerprint}"
+
+
+def id_of(number: int) -> str:
+    return f"0197{number:028x}"
+
+
+DOUBLE_ABS = Graph(
+    inputs=(Type("f32", ("n", "m")),),
+    actions=(
+        Action("aten.add.Tensor", (Var(0), Var(0)), {}, (Type("f32", ("n", "m")),)),
+        Action("aten.abs", (Var(1),), {}, (Type("f32", ("n", "m")),)),
+    ),
+    outputs=Var(2),
+    sizes={"m": 1, "n": 2},
+    dtypes=(("f64", "f64"), ("i64", "i64")),
+)
+DOUBLE_ABS_ABOUT = About("double_abs", ("tour.py:9", "tour.py:10"), ("x",), {"n=1": "tour.py:9"})
+
+BODY = Graph(
+    inputs=(Type("i64", ()), Type("f32", ("n", 2))),
+    actions=(Action("aten.mul.Scalar", (Var(1), -0.5), {}, (Type("f32", ("n", 2)),)),),
+    outputs=[Var(0), Var(2)],
+)
+EVERYTHING = Graph(
+    inputs=(Type("f32", ("n", 2)), Type("i64", ("2*n+1",)), Type("int"), Type("float", None, 0.1)),
+    actions=(
+        Action("aten.addmm", (Var(5), Var(0), Var(4)), {"alpha": 1, "beta": 2.5}, (Type("f32", ("n", 2)),)),
+        Action("sym.size", (Var(0), 0), {}, (Type("int"),)),
+        Action(
+            "aten.full", ([Var(7), 2], float("inf")),
+            {"dtype": Dtype("f32"), "memory_format": Format("channels_last"), "pin_memory": None},
+            (Type("f32", ("n", 2)),),
+        ),
+        Action("while_loop", (Subgraph(0), [Var(6), Var(8)], True, "größe", complex(0.0, -1.5)), {},
+               (Type("i64", ()), Type("f32", ("n", 2)))),
+    ),
+    outputs={"loss": Var(9), "rest": [(Var(10), None), (Var(7),)], 3: Var(6)},
+    sizes={"n": 2},
+    guards=(("<=", "n", 4096), ("==", ("%", ("*", "n", 3), 2), 0)),
+    dtypes=(("f64", "i64", "int", "float", "i64", "f64", "int", "f64"),),
+    state=(("fc.weight", Type("f32", (2, 2))), ("fc.bias", Type("f32", (2,)))),
+    graphs=(BODY,),
+)  # fmt: skip
+STATE = {
+    "fc.weight": RawTensor("f32", (2, 2), b"\x00\x00\x80\x3f\x00\x00\x00\x40\x00\x00\x40\x40\x00\x00\x80\x40"),
+    "fc.bias": RawTensor("f32", (2,), b"\x00\x00\x00\xbf\x00\x00\x00\x00"),
+}
+PLAN = PlanFile(EVERYTHING, STATE, About("Net", ("net.py:3", "", "net.py:5", "net.py:7"), ("x", "y", "k", "p")))
+DOUBLE = PlanFile(DOUBLE_ABS, {}, DOUBLE_ABS_ABOUT)
+
+ONE_MINUS_TWO = RawTensor("f32", (2,), b"\x00\x00\x80\x3f\x00\x00\x00\xc0")
+FLAGS = RawTensor("bool", (3,), b"\x01\x00\x01")
+
+WORKED = Message(
+    id=id_of(1), sender=REQUESTER, to="device_1", created=1795300000.125, expires=1796509600.125, seed=81207,
+    actions=(
+        Put(id_of(2), "t0", "mine"),
+        Run(DOUBLE.id, (Ref(id_of(2)),), {}, (id_of(3),)),
+        Get(id_of(3), (id_of(3),)),
+    ),
+)  # fmt: skip
+WORKED_TENSORS = {"t0": ONE_MINUS_TWO}
+
+MESSAGE = Message(
+    id=id_of(16), sender=REQUESTER, to="device_1", created=1795300000.0, expires=1796509600.5, seed=(1 << 63) - 1,
+    token="nightly-2026-11-22",
+    actions=(
+        Ack((id_of(9),)),
+        Cancel((id_of(10),)),
+        Put(id_of(17), "t0"),
+        SendPlan(PLAN.id, EVERYTHING, ("t1", "t2"), PLAN.about),
+        Run(PLAN.id, (Ref(id_of(17)), Inline("t3"), -3, 0.1), {"flag": True, "name": "größe", "no": None},
+            (id_of(18), id_of(19), id_of(20), id_of(21))),
+        Run(PLAN.id, (float("nan"), float("-inf"), 1e-07, (1 << 64) - 1), {}, ()),
+        Get(id_of(22), (id_of(18), id_of(19))),
+        Drop((id_of(17),), (id_of(16),)),
+        Drop((id_of(8),)),
+    ),
+)  # fmt: skip
+MESSAGE_TENSORS = {"t0": FLAGS, "t1": STATE["fc.weight"], "t2": STATE["fc.bias"], "t3": RawTensor("i64", (0, 4), b"")}
+
+REPLY = Reply(
+    id=id_of(22), device="device_1", to=REQUESTER, message=id_of(16),
+    values={
+        id_of(18): "v0",
+        id_of(19): Failure("failed", "action 2 failed", {"action": 2, "line": "net.py:5", "op": "aten.full"}),
+        id_of(20): Number(-7),
+        id_of(21): Number(float("-inf")),
+    },
+)  # fmt: skip
+REPLY_TENSORS = {"v0": RawTensor("bf16", (3,), b"\x80\x3f\x00\x40\x40\x40")}
+
+CARD = Card("device_1", DEVICE.public.hex(), REQUESTER, "0.1.0", (1,))
+CATALOG = Catalog(
+    "device_1",
+    (
+        Entry(id_of(40), "input_data", Type("f32", (1797, 64)), "open"),
+        Entry(id_of(41), None, Type("i64", ()), "review", "größe"),
+    ),
+    ((DOUBLE.id, "double_abs"),),
+)
+HEARTBEAT = Heartbeat(
+    "device_1", 1795300001.5, "up", (id_of(16),), (), ((id_of(41), "review"),), ((id_of(50), "bad_version"),)
+)
+
+
+def golden() -> dict[str, bytes]:
+    """File name -> bytes, as today's code writes them."""
+    sealed = {f"{s.KIND}-v1.json": seal_json(s.KIND, s.to_json(), DEVICE) for s in (CARD, CATALOG, HEARTBEAT)}
+    return {
+        "double_abs-v1.safetensors": b"".join(encode_plan(DOUBLE, ALICE)),
+        "plan-v1.safetensors": b"".join(encode_plan(PLAN, ALICE)),
+        "worked-v1.safetensors": b"".join(encode_message(WORKED, WORKED_TENSORS, ALICE)),
+        "message-v1.safetensors": b"".join(encode_message(MESSAGE, MESSAGE_TENSORS, ALICE)),
+        "reply-v1.safetensors": b"".join(encode_reply(REPLY, REPLY_TENSORS, DEVICE)),
+        **sealed,
+        "double_abs-v1.txt": show(DOUBLE_ABS, DOUBLE_ABS_ABOUT).encode() + b"\n",
+        "plan-v1.txt": show(EVERYTHING, PLAN.about).encode() + b"\n",
+    }
+
+
+def main() -> None:
+    for name, raw in golden().items():
+        if not (FOLDER / name).exists():
+            (FOLDER / name).write_bytes(raw)
+
+
+if __name__ == "__main__":
+    main()
