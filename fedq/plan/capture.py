@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
@@ -128,6 +128,10 @@ class Trace:
     solved: dict[Any, Any] = field(default_factory=dict)
     writes: bool = False
 
+    @property
+    def last_line(self) -> str:
+        return self.calls[-1].line if self.calls else ""
+
     def line_of(self, symbol: Any) -> str:
         """The line that first put a condition on this symbol."""
         return next((g.line for g in (*self.guards, *self.asked) if symbol in g.expr.free_symbols and g.line), "")
@@ -208,8 +212,9 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self.sizes.inside_op = was
         leaves = list(out) if isinstance(out, (tuple, list)) else [out]
-        if func in _SAME_VALUE:
-            self.numbers[out] = self._tensor(args[0]).number
+        same = _same_value(func, args)
+        if same is not None:
+            self.numbers[out] = self._tensor(same).number
         elif func._schema.is_mutable or any(isinstance(x, (torch.Tensor, *_SYMS)) for x in leaves):
             self._append(func, args, kwargs, leaves)
         return out
@@ -297,7 +302,23 @@ _HIDDEN_STATE = (
     "it writes to its state (a parameter or buffer), and a plan has outputs, never hidden writes",
     "call .eval() first, or clone the state and return the new one",
 )
-_SAME_VALUE = (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default)
+
+
+def _same_value(func: Any, args: Any) -> torch.Tensor | None:
+    """The argument that an op gives back as it is, if it does: it is left out.
+
+    A slice of all of a dimension is one: torch calls it for free sizes only.
+    """
+    if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default):
+        return cast(torch.Tensor, args[0])
+    if func is torch.ops.aten.slice.Tensor and args[2:] in _ALL:
+        return cast(torch.Tensor, args[0])
+    if func is torch.ops.aten.slice_scatter.default and args[3:] in _ALL:
+        return cast(torch.Tensor, args[1])
+    return None
+
+
+_ALL = ((0, (1 << 63) - 1), (0, (1 << 63) - 1, 1))
 _SPELLED = {
     "aten.zero": "aten.zeros_like",
     "aten.empty.memory_format": "aten.zeros",

@@ -57,11 +57,24 @@ class _Emitter:
         self._letters()
         for call in self.trace.calls:
             self._call(call)
+        self._check_outputs()
         outputs = self._outputs(self.trace.outputs)
         names = (*state_names, *(f"const{i}" for i in range(len(constants))))
         held = (*range(self.trace.num_inputs, given.stop), *constants)
         state = tuple((name, type_of(self.trace.values[n])) for name, n in zip(names, held, strict=True))
         return Emitted(tuple(inputs), state, tuple(self.actions), tuple(self.lines), outputs, constants)
+
+    def _check_outputs(self) -> None:
+        known = set(self.settled.places.values())
+        for leaf in flatten(self.trace.outputs):
+            value = self.trace.values[leaf.number] if isinstance(leaf, Var) else None
+            letters = {str(s) for d in (value and value.dims) or () for s in getattr(d, "free_symbols", ())}
+            if letters - known:
+                line = next((c.line for c in self.trace.calls if leaf.number in c.outs), "")
+                raise Unrecordable(
+                    f"the size of a result depends on data{f': {line}' if line else ''}",
+                    "return torch.where(mask, x, 0), or reduce what was picked, as x[mask].sum() does",
+                )
 
     def _constants(self) -> tuple[int, ...]:
         used = [leaf for c in self.trace.calls for leaf in flatten([*c.args, *c.kwargs.values()])]

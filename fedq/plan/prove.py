@@ -7,6 +7,7 @@ what gave the same graph with the number put for the letter. When in doubt: fixe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,7 +20,7 @@ import torch
 from fedq.errors import CannotRecord
 from fedq.plan.blame import Unrecordable
 from fedq.plan.capture import Free, Function, Guard, In, record
-from fedq.plan.graph import Type, Var, flatten
+from fedq.plan.graph import Type, Var, flatten, show_guard
 from fedq.plan.settle import Place, Places, Settled, difference, letter, settle
 from fedq.plan.sizes import guard as guard_tree
 from fedq.plan.sizes import put
@@ -85,7 +86,9 @@ class _Prover:
         least = self._lower()
         dtypes = tuple(self._rows())
         inputs = tuple(self._type(i, a) for i, a in enumerate(self.asked))
-        return Proved(self.base, inputs, least, tuple(map(_as_tree, self.guards)), dtypes, self.refused)
+        guards = {_as_tree(g): g.line for g in self.guards}
+        self.refused |= {show_guard(guard): line for guard, line in guards.items()}
+        return Proved(self.base, inputs, least, tuple(guards), dtypes, self.refused)
 
     # -- which sizes are free
 
@@ -123,7 +126,7 @@ class _Prover:
         if asked.shape is None:
             free = type(asked.value) in (int, float) and (i, -1) not in fixed
             return In(asked.dtype, None, Free(asked.value) if free else asked.value)  # type: ignore[arg-type]
-        sizes = (d if d == 0 or (i, n) in fixed else Free(self._hint(d)) for n, d in enumerate(asked.shape))
+        sizes = (d if d == 0 or (i, n) in fixed else Free(self._hint(d)) for n, d in enumerate[Any](asked.shape))
         return In(asked.dtype, tuple(sizes))
 
     def _hint(self, written: int) -> int:
@@ -136,7 +139,7 @@ class _Prover:
                 if type(asked.value) in (int, float):
                     yield i, -1
             else:
-                yield from ((i, d) for d, n in enumerate(asked.shape) if n > 0)
+                yield from ((i, d) for d, n in enumerate[Any](asked.shape) if n > 0)
 
     def _written(self, at: Place) -> Any:
         asked = self.asked[at[0]]
@@ -159,12 +162,21 @@ class _Prover:
             return bad
         written = self._again({places[at]: self._written(at) for at in optional})
         if isinstance(written, str) and not optional:
-            raise CannotRecord(
-                f"it is another graph each time it is recorded: {written}",
-                hint="leave out the clock, counters and random numbers of Python, or pass them as arguments",
-                line=written,
-            )
+            raise self._differs_from_itself(written)
         return list(optional) if isinstance(written, str) else []
+
+    def _differs_from_itself(self, line: str) -> CannotRecord:
+        if isinstance(self._again(free=True), str):
+            return CannotRecord(
+                f"it is another graph each time it is recorded: {line}",
+                hint="leave out the clock, counters and random numbers of Python, or pass them as arguments",
+                line=line,
+            )
+        return CannotRecord(
+            f"it is another graph when sizes are plain numbers: {line}",
+            hint="do not ask for the type of a size, or write the size as a number in args_shape",
+            line=line,
+        )
 
     def _meets_other(self, at: Place) -> bool:
         """Whether this size, if free, would have to equal one that was written differently."""
@@ -262,7 +274,7 @@ class _Prover:
             for size in (1, 0):
                 line = self._line_at({name: size}, thorough=thorough)
                 if line is not None:
-                    self.refused[f"{name}={size}"] = line
+                    self.refused |= {f"{name}={smaller}": line for smaller in range(size, -1, -1)}
                     break
                 least[name] = size
         for at in _mixtures(list(least), thorough=thorough):
@@ -273,7 +285,7 @@ class _Prover:
             if line is not None:
                 last = list(small)[-1]
                 least[last] = small[last] + 1
-                self.refused[f"{last}={small[last]}"] = line
+                self.refused |= {f"{last}={smaller}": line for smaller in range(small[last], -1, -1)}
         return least
 
     def _line_at(self, at: Mapping[str, int], *, thorough: bool) -> str | None:
@@ -323,7 +335,8 @@ class _Prover:
         inputs = [self._in_again(i, a, looks, none, dtype) for i, a in enumerate(self.asked)]
         made = [v.value if v.dims is None else torch.ones(v.dims, dtype=DTYPE_OF[v.dtype]) for v in inputs]  # type: ignore[arg-type]
         try:
-            out = self.function([t.detach().clone() for t in self.state], *made)
+            with warnings.catch_warnings(action="ignore"):
+                out = self.function([t.detach().clone() for t in self.state], *made)
         except Exception:
             return None
         return tuple(NAMES.get(v.dtype, "") if isinstance(v, torch.Tensor) else type(v).__name__ for v in flatten(out))

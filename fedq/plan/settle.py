@@ -164,7 +164,10 @@ def difference(base: Settled, other: Settled, at: Mapping[str, Any]) -> str | No
     if len(ours.calls) != len(theirs.calls):
         longer = max(ours.calls, theirs.calls, key=len)
         return longer[min(len(ours.calls), len(theirs.calls))].line
-    return None if same.arg(ours.outputs, theirs.outputs) else (theirs.calls[-1].line if theirs.calls else "")
+    for a, b in zip(flatten(ours.outputs), flatten(theirs.outputs), strict=False):
+        if not (same.arg(a, b) and same.dims(a, b)):
+            return next((c.line for c in theirs.calls if isinstance(b, Var) and b.number in c.outs), theirs.last_line)
+    return None if same.arg(ours.outputs, theirs.outputs) else theirs.last_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +195,13 @@ class _Same:
             case dict():
                 return isinstance(b, dict) and a.keys() == b.keys() and all(self.arg(a[k], b[k]) for k in a)
         return type(a) is type(b) and (a == b or a != a)
+
+    def dims(self, a: Tree, b: Tree) -> bool:
+        """Whether the sizes promised for an output are the sizes it has."""
+        if not isinstance(a, Var):
+            return True
+        promised, has = self.ours.values[a.number].dims or (), self.theirs.values[b.number].dims or ()
+        return [put(d, self.known) for d in promised] == list(has)
 
     def _same_value(self, a: int, b: int) -> bool:
         ours, theirs = self.ours.constants.get(a), self.theirs.constants.get(b)
