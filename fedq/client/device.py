@@ -273,13 +273,11 @@ class Device:
         strange = set(others) - self.client.outbox.own(self.number, others)
         if strange:
             strange -= {e.id for e in self.catalog().values}
-        for id_, pointer in wanted.items():
-            if pointer.taken:
-                raise UnknownValue(f"{id_} on {self.name} was taken away by .get()", hint=".copy() leaves it there")
-            if id_ in strange:
-                raise UnknownValue(
-                    f"{id_} was never promised by {self.name}", hint="a batch that ends in an error is not sent"
-                )
+        for id_ in sorted(strange):
+            self._by_id(id_)
+            raise UnknownValue(
+                f"{id_} was never promised by {self.name}", hint="a batch that ends in an error is not sent"
+            )
 
     def take(self, pointers: Sequence[PointerTensor], replies: Collection[str]) -> None:
         """These came: what this requester made is dropped by a later message, the rest only let go of."""

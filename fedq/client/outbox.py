@@ -214,11 +214,13 @@ class Outbox:
     def promised(self, pair: int, prefix: str) -> list[Promised]:
         """Values this requester made whose id begins with the prefix; at most 20."""
         sql = "SELECT id, message, type, state FROM vals WHERE pair=? AND id>=? AND id<? LIMIT 20"
-        return [Promised(*row) for row in self._all(sql, (pair, prefix, prefix + "g"))]
+        rows = self._all(sql, (pair, prefix, prefix + "g"))
+        return [Promised(i, m, t, "taken" if (pair, i) in self._taken else state) for i, m, t, state in rows]
 
     def own(self, pair: int, ids: Collection[str]) -> set[str]:
-        """Those of the ids that this requester made."""
-        return {row[0] for row in self._among("SELECT id FROM vals WHERE pair=? AND id IN", pair, ids)}
+        """Those of the ids that this requester made and did not take away."""
+        rows = self._among("SELECT id FROM vals WHERE state='' AND pair=? AND id IN", pair, ids)
+        return {row[0] for row in rows if (pair, row[0]) not in self._taken}
 
     def replies(self, pair: int, ids: Collection[str], now: float) -> dict[str, str]:
         """Values that were asked for -> reply id, while that message has not expired."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Value = Any
 """What a user gets: a torch.Tensor, or a Python number."""
+UNKNOWN = Type("?")
+"""Of an argument that only the device knows enough of."""
 
 
 class PointerTensor:
@@ -97,7 +99,7 @@ class PointerPlan:
 
     def __init__(self, device: Device, id_: str, graph: Graph, about: About) -> None:
         self.device, self.id, self.graph, self.about = device, id_, graph, about
-        self._checked: dict[tuple[Type | None, ...], tuple[Type | None, ...]] = {}
+        self._checked: dict[tuple[Type, ...], tuple[Type, ...]] = {}
 
     @property
     def name(self) -> str:
@@ -136,7 +138,7 @@ class PointerPlan:
                 draft.ask([p.id])
         return results
 
-    def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type | None]:
+    def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type]:
         if isinstance(arg, PointerTensor):
             if arg.device != self.device:
                 raise UsageError(
@@ -145,22 +147,20 @@ class PointerPlan:
                 )
             if arg.taken:
                 raise UsageError(f"{arg.id} was taken away by .get()", hint=".copy() leaves it there")
-            return Ref(arg.id), arg.type if arg.type and _known(arg.type) else None
+            return Ref(arg.id), arg.type if arg.type and _known(arg.type) else UNKNOWN
         if isinstance(arg, (bool, int, float)):
             return arg, Type(type(arg).__name__, None, arg)
         raw = raw_tensor(arg)
         return raw, Type(raw.dtype, raw.shape)
 
-    def _output_types(self, given: tuple[Type | None, ...]) -> tuple[Type | None, ...]:
-        """Check the arguments where they are known; what the results will be, where that is known."""
+    def _output_types(self, given: tuple[Type, ...]) -> tuple[Type | None, ...]:
+        """Check the arguments, unless the device must; what the results will be, where that is known."""
         found = self._checked.get(given)
         if found is None:
-            known = [type_ for type_ in given if type_ is not None]
-            if len(known) == len(given) or len(given) != len(self.graph.inputs):
-                spec.match(self.graph, known, about=self.about)
-                found = spec.output_types(self.graph, known)
-            else:
-                found = (None,) * len(self.graph.output_vars)
+            if UNKNOWN in given and len(given) == len(self.graph.inputs):
+                return (None,) * len(self.graph.output_vars)
+            spec.match(self.graph, given, about=self.about)
+            found = spec.output_types(self.graph, given)
             if len(self._checked) < 1000:
                 self._checked[given] = found
         return found

@@ -93,9 +93,10 @@ class World:
         self.now = 1_795_300_000.0
         self.clients: list[Client] = []
         pairs.create_root(self.config.queue, id=ROOT)
-        self.config.home.mkdir(mode=0o700)
-        (self.config.home / "key").write_text(b"a".hex() * 32 + "\n")
-        (self.config.home / "key").chmod(0o600)
+        if not self.config.home.exists():  # else this is another process of the same requester
+            self.config.home.mkdir(mode=0o700)
+            (self.config.home / "key").write_text(b"a".hex() * 32 + "\n")
+            (self.config.home / "key").chmod(0o600)
 
     def clock(self) -> float:
         self.now += 0.001
