@@ -90,11 +90,15 @@ class VirtualWorker(Device):
 
     def approve(self, id: str) -> None:
         """Release a result held for review, as its owner would."""
-        self.home.judge(id, "approved")
+        self._judge(id, "approved")
 
     def deny(self, id: str) -> None:
         """Decline to release a result."""
-        self.home.judge(id, "denied")
+        self._judge(id, "denied")
+
+    def _judge(self, id: str, verdict: str) -> None:
+        self.home.judge(id, verdict)
+        self.gate.served[self.name].refresh()
 
     def __repr__(self) -> str:
         return f"VirtualWorker({self.name!r})"

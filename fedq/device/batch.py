@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fedq import ids
 from fedq.device.calls import Call
 from fedq.device.journal import NOTHING, Value
 from fedq.errors import BadFile
@@ -82,8 +83,9 @@ def _add(peer: Peer, known: dict[str, int], batch: Batch, call: Call) -> Failure
             return found
         args.append(found)
     _load(known, batch, call.plan, plan[0])
+    seed = ids.derive_seed(call.seed, call.action) if plan[1].random else 0
     batch.calls.append(call)
-    batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], call.seed])
+    batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], seed])
     return None
 
 

@@ -22,7 +22,8 @@ class Call:
 
     Attributes:
         sender, message, action: whose, and the number of the action in the message.
-        plan, args, results, seed: as in the message; the seed is the action's own.
+        plan, args, results: as in the message.
+        seed: the message's.
         received, expires: seconds since 1970, device's clock and sender's word.
         attempts: how often the message was started before.
         missing: ids that have no content yet and are not in the worker's queue.
@@ -109,5 +110,6 @@ class Waiting:
 
     def hopeless(self, call: Call, now: float) -> bool:
         """Whether nothing will come: expired, or its missing ids stayed unpromised for an hour."""
-        promised = all(id_ in self._makers for id_ in call.missing)
-        return now > call.expires or (not promised and now > call.received + PATIENCE_S)
+        if now <= min(call.expires, call.received + PATIENCE_S):
+            return False
+        return now > call.expires or not all(id_ in self._makers for id_ in call.missing)

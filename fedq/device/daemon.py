@@ -5,6 +5,7 @@ Holds the lock of its devices root as long as it lives; the lock file names its 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -112,6 +113,8 @@ def main() -> int:
         level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
     )
     logging.Formatter.converter = time.gmtime
+    gc.freeze()
+    gc.set_threshold(100_000)  # thousands of small frozen records come and go without cycles
     try:
         run(configs.find())
     except FedqError as error:

@@ -8,7 +8,7 @@ kept over crashes: callers group what must appear together in ``with journal.tra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ NOTHING = Type("str")
 """The type of a value that is a failure."""
 OWNER = ""
 """The scope of the owner's values: every trusted requester may refer to them."""
+
+CACHED = 100_000
+"""Ids remembered at most between transactions."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages(
@@ -91,7 +94,9 @@ class Journal:
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self._db = fs.database(path, durable=durable)
         self._db.executescript(_SCHEMA)
-        self._values: dict[tuple[str, str], Value] = {}
+        self._known: dict[tuple[str, str], Value | None] = {}
+        self._dropped: set[tuple[str, str]] = set()
+        self._added: list[tuple[Any, ...]] = []
         self._version = self._data_version()
 
     def close(self) -> None:
@@ -100,15 +105,23 @@ class Journal:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing, durable when it ends."""
+        if len(self._known) > CACHED:
+            self._forget()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._write_added()
             self._db.execute("COMMIT")
         except BaseException:
-            self._values.clear()
+            self._added.clear()
+            self._forget()
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._dropped.clear()
 
     def _data_version(self) -> int:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
@@ -117,7 +130,7 @@ class Journal:
         """Whether another process wrote since the last call; forgets what was cached if so."""
         version, self._version = self._version, self._data_version()
         if version != self._version:
-            self._values.clear()
+            self._forget()
         return version != self._version
 
     # -- messages
@@ -152,39 +165,43 @@ class Journal:
 
     def value(self, scope: str, id_: str) -> Value | None:
         """What stands under (scope, id), unless dropped."""
-        found = self._values.get((scope, id_))
-        if found is None:
-            sql = f"SELECT {_VALUE} FROM vals WHERE scope=? AND id=? AND NOT dropped"
-            row = self._db.execute(sql, (scope, id_)).fetchone()
-            found = _value(row) if row else None
-            if found is not None:
-                self._remember(found)
-        return found
-
-    def _remember(self, value: Value) -> None:
-        if len(self._values) >= 20_000:
-            self._values.clear()
-        self._values[value.scope, value.id] = value
+        key = (scope, id_)
+        if key not in self._known:
+            self.look_up(scope, [id_])
+        return self._known[key]
 
     def exists(self, scope: str, id_: str) -> bool:
         """Whether the id was ever given a content, dropped or not."""
-        if (scope, id_) in self._values:
-            return True
-        return self._db.execute("SELECT 1 FROM vals WHERE scope=? AND id=?", (scope, id_)).fetchone() is not None
+        return self.value(scope, id_) is not None or (scope, id_) in self._dropped
+
+    def look_up(self, scope: str, ids: Iterable[str]) -> None:
+        """Learn of many ids at once, of those that are not there too."""
+        new = [i for i in ids if (scope, i) not in self._known]
+        self._known.update(((scope, i), None) for i in new)
+        for start in range(0, len(new), 500):
+            some = new[start : start + 500]
+            sql = f"SELECT dropped, {_VALUE} FROM vals WHERE scope=? AND id IN ({','.join('?' * len(some))})"
+            for dropped, *row in self._db.execute(sql, (scope, *some)):
+                if dropped:
+                    self._dropped.add((scope, row[1]))
+                else:
+                    self._known[scope, row[1]] = _value(row)
 
     def add(self, values: Iterable[Value], *, message: str | None, now: float) -> None:
-        """Record values whose ids are new; an id that stands keeps its content."""
-        rows = []
+        """Record values whose ids are new, with the commit; an id that stands keeps its content."""
         for v in values:
-            failure = json.dumps([v.failure.code, v.failure.text, dict(v.failure.fields)]) if v.failure else None
-            rows.append((v.scope, v.id, v.tag, str(v.type), v.release, message, now, v.data, failure))
             if not self.exists(v.scope, v.id):
-                self._remember(v)
+                self._known[v.scope, v.id] = v
+                row = (v.scope, v.id, v.tag, str(v.type), v.release, message, now, v.data, _failure_text(v.failure))
+                self._added.append(row)
+
+    def _write_added(self) -> None:
         sql = (
-            "INSERT OR IGNORE INTO vals(scope, id, tag, type, release, message, created, data, failure)"
-            " VALUES(?,?,?,?,?,?,?,?,?)"
+            "INSERT INTO vals(scope, id, tag, type, release, message, created, data, failure) VALUES(?,?,?,?,?,?,?,?,?)"
         )
-        self._db.executemany(sql, rows)
+        if self._added:
+            self._db.executemany(sql, self._added)
+            self._added.clear()
 
     def tagged(self, scope: str, tag: str | None = None) -> list[Value]:
         """Values of a scope that carry a tag (this one, if given), oldest first."""
@@ -199,14 +216,15 @@ class Journal:
 
     def drop(self, scope: str, ids: Iterable[str]) -> None:
         """Forget these values' contents; their ids stay taken."""
+        self._write_added()
         for id_ in ids:
-            self._values.pop((scope, id_), None)
+            self._known.pop((scope, id_), None)
             self._db.execute("UPDATE vals SET dropped=1, data=NULL, tag=NULL WHERE scope=? AND id=?", (scope, id_))
 
     # -- plans
 
     def add_plan(self, scope: str, id_: str, name: str, file: bytes | None, failure: Failure | None) -> None:
-        text = json.dumps([failure.code, failure.text, dict(failure.fields)]) if failure else None
+        text = _failure_text(failure)
         self._db.execute("INSERT OR IGNORE INTO plans VALUES(?,?,?,?,?)", (scope, id_, name, file, text))
 
     def plan(self, scope: str, id_: str) -> tuple[bytes | None, Failure | None] | None:
@@ -265,9 +283,13 @@ class Journal:
         return row[0] if row else None
 
 
-def _value(row: tuple[Any, ...]) -> Value:
+def _value(row: Sequence[Any]) -> Value:
     scope, id_, tag, type_, release, data, failure = row
     return Value(scope, id_, tag, Type.parse(type_), release, data, _failure(failure))
+
+
+def _failure_text(failure: Failure | None) -> str | None:
+    return json.dumps([failure.code, failure.text, dict(failure.fields)]) if failure else None
 
 
 def _failure(text: str | None) -> Failure | None:

@@ -21,7 +21,7 @@ from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.verify import Verified, verify
-from fedq.queue.message import Ack, Cancel, Drop, Failure, Get, Message, Put, Run, SendPlan
+from fedq.queue.message import Ack, Cancel, Drop, Failure, Get, Message, Put, Ref, Run, SendPlan
 
 MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
@@ -80,6 +80,7 @@ class Peer:
     def enter(self, message: Message, file: File, taken: Taken, now: float) -> None:
         """Do a message's immediate actions and queue its calls; again, after a restart, changes nothing."""
         calls: list[Call] = []
+        self._look_up(message)
         for number, verb in enumerate(message.actions):
             match verb:
                 case Put():
@@ -102,6 +103,13 @@ class Peer:
                     self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
                     self.delete += verb.replies
         self._enter_calls(message, file, calls, now)
+
+    def _look_up(self, message: Message) -> None:
+        """Learn at once of all ids that a message names."""
+        runs = [verb for verb in message.actions if isinstance(verb, Run)]
+        refs = [a.id for verb in runs for a in verb.args if isinstance(a, Ref)]
+        self.journal.look_up(self.name, dict.fromkeys([*refs, *(r for verb in runs for r in verb.results)]))
+        self.journal.look_up(OWNER, dict.fromkeys(refs))
 
     def _enter_calls(self, message: Message, file: File, calls: list[Call], now: float) -> None:
         calls = [c for c in calls if not all(self.journal.exists(self.name, r) for r in c.results)]
@@ -246,9 +254,11 @@ class Peer:
                 self.touched.add(want.wanted.id)
 
     def _hopeless(self, want: Want, now: float) -> bool:
+        if not want.missing or now <= min(want.expires, want.received + PATIENCE_S):
+            return False
         missing = want.missing - want.given_up.keys()
         promised = all(self._will_be(i) or self.waiting.makes(i) for i in missing)
-        return bool(missing) and now > (want.expires if promised else min(want.expires, want.received + PATIENCE_S))
+        return bool(missing) and (now > want.expires or not promised)
 
     def late(self, now: float) -> bool:
         """Whether there is something to give up."""
@@ -274,8 +284,7 @@ class Peer:
 
 
 def _call(message: Message, number: int, verb: Run, taken: Taken) -> Call:
-    seed = ids.derive_seed(message.seed, number)
-    head = (message.sender, message.id, number, verb.plan, verb.args, verb.results, seed)
+    head = (message.sender, message.id, number, verb.plan, verb.args, verb.results, message.seed)
     return Call(*head, taken.received, message.expires, taken.attempts)
 
 
