@@ -77,8 +77,8 @@ def run(
 
     All is looked up before anything is sent: what one device does not have, no device runs.
     """
-    devices, wanted = [client.device(name) for name in where(on, args)], plan(text)
-    given = [argument(a) for a in args]
+    given, names = [argument(a) for a in args], where(on, args)
+    devices, wanted = [client.device(name) for name in names], plan(text)
     looked_up = [[on_device(device, arg) for arg in given] for device in devices]
     made = []
     for device, values in zip(devices, looked_up, strict=True):

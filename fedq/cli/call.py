@@ -126,14 +126,22 @@ def _disguise(run: Callable[..., None], body: Body) -> None:
 def finish(shown: Shown, *, as_json: bool) -> int:
     """Print what was found and return the exit code."""
     if as_json:
-        print(json.dumps(envelope(shown.data, shown.error)))
+        _print(json.dumps(envelope(shown.data, shown.error)))
     elif shown.text:
-        print(shown.text)
+        _print(shown.text)
     if shown.error is None:
         return 0
     if not as_json:
         complain(shown.error)
     return shown.error.exit_code
+
+
+def _print(text: str) -> None:
+    """A reader that went away, such as ``head``, is no error: the rest goes nowhere."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def envelope(data: Any, error: FedqError | None) -> dict[str, Any]:
@@ -160,12 +168,7 @@ def _paint(text: str, colour: int) -> str:
 def guarded(app: typer.Typer, argv: Sequence[str]) -> int:
     """Run the app; every way it can end becomes an exit code."""
     try:
-        code = typer.main.get_command(app).main(list(argv), prog_name="fedq", standalone_mode=False)
-        sys.stdout.flush()
-        return int(code or 0)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(typer.main.get_command(app).main(list(argv), prog_name="fedq", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as problem:

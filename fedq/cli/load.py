@@ -42,15 +42,19 @@ def plan_file(path: str | Path) -> PlanFile:
         raise type(error)(f"{path}: {error}", hint=error.hint) from None
 
 
-def save(path: str | Path, plan: PlanFile, key: Key) -> None:
+def check_suffix(path: str) -> None:
+    """UsageError unless a plan file may be called so."""
+    if not path.endswith(".safetensors"):
+        raise UsageError(
+            f"{path}: a plan file ends in .safetensors", hint=f"-o {Path(path).with_suffix('.safetensors')}"
+        )
+
+
+def save(path: str, plan: PlanFile, key: Key) -> None:
     """Write a plan file, whole or not at all."""
     from fedq import fs
     from fedq.plan.file import encode_plan
 
-    if Path(path).suffix != ".safetensors":
-        raise UsageError(
-            f"{path}: a plan file ends in .safetensors", hint=f"-o {Path(path).with_suffix('.safetensors')}"
-        )
     fs.replace(Path(path).absolute(), encode_plan(plan, key))
 
 
@@ -60,9 +64,9 @@ def plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None) -> 
     Args:
         shapes: of the inputs; builds it anew. None: it must be built in the file.
     """
-    from fedq.plan.plan import Plan, func2plan
-
     found = name_in(path, name)
+    from fedq.plan.plan import Plan, func2plan  # torch, not before the file is known to run
+
     with _blaming(path):
         if isinstance(found, type) and issubclass(found, Plan):
             found = found()

@@ -35,6 +35,7 @@ def build(
     """Record a function as a plan file. Runs the Python file that it is in."""
     from fedq.cli import load, words
 
+    load.check_suffix(out)
     path, name = words.file_and_name(source)
     file = load.plan_in(path, name, words.shapes(args_shape) if args_shape else None).file()
     load.save(out, file, call.key)

@@ -105,9 +105,15 @@ def shell(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory, plans):
+def open_shell(tmp_path_factory):
+    """A shell for a whole module."""
+    return lambda name: Shell(tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="module")
+def town(open_shell, plans):
     """Two devices that are up, with open and reviewed data, and plan files beside."""
-    shell = Shell(tmp_path_factory.mktemp("town"))
+    shell = open_shell("town")
     for name, plan in plans.items():
         shell.plan(f"{name}.safetensors", plan)
     for n, device in enumerate(("device_1", "device_2"), 1):
