@@ -162,7 +162,8 @@ class Device:
         self._draft = self._new_draft(token)
         try:
             yield self
-            sending.send(self, self._draft)
+            if self._draft.actions:
+                sending.send(self, self._draft)
         finally:
             self._draft = None
 
@@ -182,7 +183,8 @@ class Device:
             return
         draft = self._new_draft()
         yield draft
-        sending.send(self, draft)
+        if draft.actions:
+            sending.send(self, draft)
 
     def flush(self) -> None:
         """Send what the batch holds so far, since a value of it is waited for."""
@@ -238,10 +240,12 @@ class Device:
             self._plans[file.id] = pointer
         else:
             with self.drafting() as draft:
-                sent = {a.id for a in draft.actions if isinstance(a, SendPlan)}
+                sent = [a.id for a in draft.actions if isinstance(a, SendPlan)]
                 if file.id not in sent:
-                    names = tuple(draft.inline(self.hold(file.state[name])).name for name, _ in file.graph.state)
-                    draft.actions.append(SendPlan(file.id, file.graph, names, file.about))
+                    names = (name for name, _ in file.graph.state)
+                    state = {f"p{len(sent)}.{n}": self.hold(file.state[name]) for n, name in enumerate(names)}
+                    draft.tensors.update(state)
+                    draft.actions.append(SendPlan(file.id, file.graph, tuple(state), file.about))
         return pointer
 
     def ask(self, values: Iterable[PointerTensor]) -> dict[str, str]:
@@ -250,12 +254,8 @@ class Device:
         Returns:
             value id -> the reply it will come in. For one value made by the same message that
             is its own id.
-
-        Raises:
-            UnknownValue: a value was never promised, or was taken away.
         """
-        wanted = {p.id: p for p in values}
-        self._check_promised(wanted)
+        wanted = dict.fromkeys(p.id for p in values)
         replies = self.client.outbox.replies(self.number, wanted, self.client.now())
         if self._draft is not None:
             replies |= self._draft.replies
@@ -267,16 +267,17 @@ class Device:
                 replies |= draft.replies
         return {id_: replies[id_] for id_ in wanted}
 
-    def _check_promised(self, wanted: Mapping[str, PointerTensor]) -> None:
+    def check_known(self, values: Iterable[PointerTensor]) -> None:
+        """That these were promised, or are in the catalog; UnknownValue for one that can never come."""
         made = self._draft.types if self._draft is not None else {}
-        others = [id_ for id_ in wanted if id_ not in made]
-        strange = set(others) - self.client.outbox.own(self.number, others)
+        others = {p.id for p in values} - made.keys()
+        strange = others - self.client.outbox.own(self.number, others)
         if strange:
             strange -= {e.id for e in self.catalog().values}
         for id_ in sorted(strange):
-            self._by_id(id_)
+            self._by_id(id_)  # says so if it was taken away
             raise UnknownValue(
-                f"{id_} was never promised by {self.name}", hint="a batch that ends in an error is not sent"
+                f"{id_} was never promised by {self.name}, or is gone", hint="a batch that ends in an error is not sent"
             )
 
     def take(self, pointers: Sequence[PointerTensor], replies: Collection[str]) -> None:

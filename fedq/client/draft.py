@@ -75,6 +75,7 @@ class Draft:
     types: dict[str, Type | None] = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
     count: int = 0
+    inlined: int = 0
 
     def new_id(self) -> str:
         """A fresh id, or the next one that the token gives."""
@@ -82,8 +83,9 @@ class Draft:
         return self.fresh() if self.token is None else ids.derive("result", self.id, self.count)
 
     def inline(self, raw: RawTensor) -> Inline:
-        """Take a tensor along."""
-        name = f"t{len(self.tensors)}"
+        """Take a tensor along. Its name says nothing of which plans are sent along, as `content` must not."""
+        name = f"t{self.inlined}"
+        self.inlined += 1
         self.tensors[name] = raw
         return Inline(name)
 

@@ -81,6 +81,8 @@ def outcomes(
     wanted: dict[Device, list[PointerTensor]] = {}
     for p in pointers:
         wanted.setdefault(p.device, []).append(p)
+    for device, some in wanted.items():
+        device.check_known(some)
     asked = {device: device.ask(some) for device, some in wanted.items()}
     for device in wanted:
         device.flush()
@@ -152,32 +154,38 @@ def _read(device: Device, reply: str, value: str) -> Arrived | None:
 
 def _late(device: Device, reply: str, value: str) -> FedqError:
     """What it is that nothing came, now that time is up."""
-    why, code = reason(device, reply, value)
-    error = errors.from_code(code, f"{value} did not come from {device.name}: {why}", device=device.name, id=value)
+    why, code, id_ = reason(device, reply, value)
+    error = errors.from_code(code, f"{id_} did not come from {device.name}: {why}", device=device.name, id=id_)
     if isinstance(error, WaitingForApproval):
-        error.hint = f"fedq approve {device.name}:{value}"
+        error.hint = f"fedq approve {device.name}:{id_}"
     return error
 
 
-def reason(device: Device, reply: str, value: str) -> tuple[str, str]:
-    """Why a reply is not there, from the device's heartbeat; and the code of the error that it is when time is up."""
-    beat = heartbeat(device)
+def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
+    """Why a reply is not there, from the device's heartbeat.
+
+    Returns:
+        the reason; the code of the error that it is when time is up; the value it is about.
+    """
+    beat, late = heartbeat(device), TimedOut.code
     if beat is None:
-        return f"{device.name} was never started", TimedOut.code
-    makers = device.client.outbox.messages_of(device.number, value, reply)
-    refused, held = [code for message, code in beat.refused if message in makers], dict(beat.held).get(value)
-    if refused:
-        return f"{device.name} does not take the message ({refused[0]})", refused[0]
-    if held is not None:
-        return f"it waits for the owner's approval (release: {held})", WaitingForApproval.code
+        return f"{device.name} was never started", late, value
+    outbox, number = device.client.outbox, device.number
+    makers, coming = outbox.messages_of(number, value, reply), {value} | outbox.asked_in(number, reply)
+    for message, code in beat.refused:
+        if message in makers:
+            return f"{device.name} does not take the message ({code})", code, value
+    for id_, release in beat.held:
+        if id_ in coming:
+            return f"it waits for the owner's approval (release: {release})", WaitingForApproval.code, id_
     seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
-        return f"{device.name} is not running, {seen}", TimedOut.code
+        return f"{device.name} is not running, {seen}", late, value
     if makers & set(beat.running):
-        return "it is running", TimedOut.code
+        return "it is running", late, value
     if makers & set(beat.waiting):
-        return "it waits for its turn or its arguments", TimedOut.code
-    return f"{device.name} runs and has not answered, {seen}", TimedOut.code
+        return "it waits for its turn or its arguments", late, value
+    return f"{device.name} runs and has not answered, {seen}", late, value
 
 
 def heartbeat(device: Device) -> Heartbeat | None:

@@ -84,13 +84,18 @@ class Outbox:
     def settle(self) -> None:
         """Record now what was put off; not fsynced, since nothing is lost with it."""
         with self._lock:
-            if self._later:
-                self._db.execute(f"PRAGMA synchronous={'NORMAL' if self._durable else 'OFF'}")
-                try:
-                    with self._transaction():
-                        pass
-                finally:
-                    self._db.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
+            if not self._later:
+                return
+            self._synchronous("NORMAL")
+            try:
+                with self._transaction():
+                    pass
+            finally:
+                self._synchronous("FULL")
+
+    def _synchronous(self, level: str) -> None:
+        if self._durable:
+            self._db.execute(f"PRAGMA synchronous={level}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -81,17 +81,17 @@ def gather(pointers: Iterable[PointerTensor], timeout_s: float | None = None, *,
     Raises:
         whatever the first one that failed raises; nothing is taken away then.
     """
-    found = fetch.outcomes(list(pointers), timeout_s, take=not copy)
-    for outcome in found:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return [outcome.value if isinstance(outcome, Number) else _tensor(outcome) for outcome in found]  # type: ignore
+    return [_value(outcome) for outcome in fetch.outcomes(list(pointers), timeout_s, take=not copy)]
 
 
-def _tensor(raw: RawTensor) -> torch.Tensor:
-    from fedq.plan.tensors import from_raw
+def _value(outcome: fetch.Outcome) -> Value:
+    if isinstance(outcome, RawTensor):
+        from fedq.plan.tensors import from_raw
 
-    return from_raw(raw)
+        return from_raw(outcome)
+    if isinstance(outcome, Number):
+        return outcome.value
+    raise outcome
 
 
 class PointerPlan:

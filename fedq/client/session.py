@@ -55,6 +55,7 @@ class Client:
     ) -> None:
         self.config, self.now, self.new_id, self.pump = config, now, new_id, pump
         self.root = pairs.root_id(config.queue)
+        self._mark: tuple[int, ...] | None = None
         fs.make_dir(config.home)
         self.key = key or keys.load_or_create(config.home / "key")
         self.name = f"{config.user}-{self.key.fingerprint}"
@@ -87,8 +88,11 @@ class Client:
         Raises:
             Unreachable: it is not; nothing may be written.
         """
-        if pairs.root_id(self.config.queue) != self.root:
-            raise Unreachable(f"{self.config.queue} is another queue root than before", hint="start again")
+        seen = fs.fingerprint(self.config.queue / pairs.MARK)
+        if seen is None or seen != self._mark:
+            if pairs.root_id(self.config.queue) != self.root:
+                raise Unreachable(f"{self.config.queue} is another queue root than before", hint="start again")
+            self._mark = seen
 
     @functools.cached_property
     def watch(self) -> Watch:

@@ -7,7 +7,8 @@ import pytest
 from fedq import ids
 from fedq.errors import Ambiguous, Conflict, SpecMismatch, UnknownPlan, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import RawTensor
-from fedq.plan.graph import Type
+from fedq.plan.file import PlanFile
+from fedq.plan.graph import About, Graph, Type, Var
 from fedq.queue.message import Ack, Drop, Get, Inline, Put, Ref, Run, SendPlan
 from fedq.queue.pair import Entry
 from fedq.trust.keys import Key
@@ -173,6 +174,17 @@ def test_the_same_request_under_a_token_gives_the_same_ids_and_sends_nothing_new
     world.now += 100
     assert ask(world.clients[0]) == ask(world.client()) == first == message.actions[1].results[0]
     assert side.take() == []
+
+
+def test_a_token_knows_a_request_again_whether_or_not_its_plan_was_sent_along(world, device, side):
+    graph = Graph((VEC,), (), Var(1), state=(("w", VEC),))
+    plan, ids_ = PlanFile(graph, {"w": f32(1, 1)}, About("state")), []
+    for _ in range(2):
+        with device.batch(token="nightly"):
+            ids_.append(device.send_plan(plan)(f32(2, 2)).id)
+    assert ids_[0] == ids_[1]
+    ((message, tensors),) = side.take()
+    assert message.actions[0].tensors == ("p0.0",) and floats(tensors["t0"]) == [2, 2]
 
 
 def test_another_request_under_a_token_is_a_conflict(device, side, x):
