@@ -1,13 +1,17 @@
+import ast
 import json
 import math
 import operator
+import re
+import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedq.errors import BadFile, BadVersion
-from fedq.plan.codec import parse_json
+from fedq.plan.codec import MAX_HEADER_BYTES, parse_json
 from fedq.plan.graph import (
     About,
     Action,
@@ -31,6 +35,7 @@ from fedq.plan.graph import (
     unflatten,
 )
 from fedq.plan.graphjson import MAX_ACTIONS
+from fedq.plan.types import is_size
 from tests.strategies import abouts, args, graphs, guards, size_texts, trees, types
 
 DOUBLE = Graph(
@@ -102,6 +107,31 @@ def test_a_size_means_what_python_means_by_it(text, letters):
     except ZeroDivisionError:
         return
     assert value_of(parse_size(text), letters) == expected
+
+
+@given(st.text("n1m0()+-*/%@", max_size=12))
+def test_a_text_is_a_size_exactly_if_python_can_read_it_as_one(text):
+    ours = is_size(text)
+    try:
+        theirs = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError):
+        assert not ours
+        return
+    allowed = (ast.BinOp, ast.Name, ast.Constant, ast.Load, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)
+    assert ours == (all(isinstance(n, allowed) for n in ast.walk(theirs)) and not re.search(r"\b00", text))
+    if ours:
+        assert _tree(theirs) == parse_size(text)
+
+
+def _tree(node):
+    names = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//", ast.Mod: "%"}
+    match node:
+        case ast.BinOp(left, op, right):
+            return (names[type(op)], _tree(left), _tree(right))
+        case ast.Name(name):
+            return name
+        case ast.Constant(value):
+            return value
 
 
 @given(guards, LETTERS)
@@ -249,6 +279,35 @@ def test_a_malformed_graph_is_refused_as_a_bad_file(reason):
     with pytest.raises(BadFile) as caught:
         graph_from_json(BAD_GRAPHS[reason])
     assert not isinstance(caught.value, BadVersion)
+
+
+def actions_of(args, types=()):
+    return {"inputs": [], "actions": [["a", args, {}, list(types)]], "outputs": None}
+
+
+COSTLY = {
+    "texts": actions_of([{"s": "a"}] * 98_000),
+    "vars": actions_of(["%1234567"] * 190_000),
+    "complex": actions_of([{"c": [1.5, {"f": "nan"}]}] * 39_000),
+    "types": actions_of([], [f"f32[{i}]" for i in range(95_000)]),
+    "sizes": actions_of([], [f"f32[{i}+{'+'.join('n' * 95)}]" for i in range(19_500)]),
+    "brackets": actions_of([], [f"f32[{i}+{'(' * 8}n+n{')' * 8}]" for i in range(18_000)]),
+    "keywords": {"inputs": [], "actions": [["a", [], {f"a{i}": 1 for i in range(180_000)}, []]], "outputs": None},
+}
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_the_costliest_graphs_below_the_caps_stay_within_bounds(what):
+    text = canonical(COSTLY[what])
+    assert len(text) <= MAX_HEADER_BYTES
+    start = time.perf_counter()
+    graph_from_json(parse_json(text))
+    assert time.perf_counter() - start < 1  # at most 0.25 s measured; the rest is for busy machines
+    tracemalloc.start()
+    graph_from_json(parse_json(text))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 anything = st.recursive(
