@@ -39,7 +39,7 @@ class Unrecordable(Exception):
 
 @cache
 def _is_users(filename: str) -> bool:
-    return not filename.startswith((*_NOT_USERS, "<frozen"))
+    return not filename.startswith((*_NOT_USERS, "<frozen", "<eval_with_key", "<string"))
 
 
 def user_line() -> str:
@@ -88,24 +88,26 @@ def _cure(error: Exception) -> tuple[str, str]:
             "it uses a tensor from outside the function",
             "pass it as an argument, or give func2plan state=(tensor,) and read it with state.read()",
         )
+    if "not registered" in text:
+        return "torch.cond, while_loop, scan and map can not be recorded yet", "write it with torch.where"
+    if "not linked with support" in text or "CUDA" in text:
+        return f"it asks for another device: {text.splitlines()[0]}", DEVICES
     return f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}", ""
 
 
+DEVICES = "leave devices out: a plan runs where the data is"
 _VALUES = "keep it a tensor: a plan is recorded without data"
 
 
-@cache
-def watched() -> dict[Callable[..., Any], tuple[str, str]]:
-    """Calls that take a tensor's values out of the recording -> the reason and the cure."""
-    tensor = torch.Tensor
-    return {
-        tensor.numpy: ("it turns a tensor into a NumPy array", _VALUES),
-        tensor.__array__: ("it turns a tensor into a NumPy array", _VALUES),
-        tensor.tolist: ("it turns a tensor into a list", _VALUES),
-        tensor.data_ptr: ("it asks for a tensor's address", _VALUES),
-        tensor.__repr__: ("it prints a tensor, which has no values yet", "print the result instead"),
-        tensor.__format__: ("it prints a tensor, which has no values yet", "print the result instead"),
-    }
+WATCHED: dict[Callable[..., Any], tuple[str, str]] = {
+    torch.Tensor.numpy: ("it turns a tensor into a NumPy array", _VALUES),
+    torch.Tensor.__array__: ("it turns a tensor into a NumPy array", _VALUES),
+    torch.Tensor.tolist: ("it turns a tensor into a list", _VALUES),
+    torch.Tensor.data_ptr: ("it asks for a tensor's address", _VALUES),
+    torch.Tensor.__repr__: ("it prints a tensor, which has no values yet", "print the result instead"),
+    torch.Tensor.__format__: ("it prints a tensor, which has no values yet", "print the result instead"),
+}
+"""Calls that take a tensor's values out of the recording -> the reason and the cure."""
 
 
 def line_of_call(again: Callable[[], Any], source: str) -> str:

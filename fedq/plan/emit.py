@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedq.plan.blame import Unrecordable
-from fedq.plan.capture import Call, Size, Trace, Value
 from fedq.plan.graph import Action, Arg, Tree, Type, Var, flatten
+from fedq.plan.recording import Call, Size, Trace, Value
 from fedq.plan.settle import Settled
 from fedq.plan.sizes import FLOAT_OPS, OPS, text, tree
 
@@ -124,7 +124,7 @@ class _Emitter:
         if not isinstance(size, Size):
             return size
         if size.made is None or size.made[0] not in FLOAT_OPS:
-            return self._tree(tree(size.expr), line)
+            return self._tree(_tree_at(size.expr, line), line)
         op, *operands = size.made
         return self._once(FLOAT_OPS[op][0], tuple(self._size(o, line) for o in operands), "float", line)
 
@@ -167,6 +167,13 @@ class _Emitter:
             case None:
                 return None
         return self.arg(out, "")
+
+
+def _tree_at(expr: Any, line: str) -> Any:
+    try:
+        return tree(expr)
+    except Unrecordable as error:
+        raise Unrecordable(f"{error.message}{f': {line}' if line else ''}", error.hint) from None
 
 
 def type_of(value: Value) -> Type:

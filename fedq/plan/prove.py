@@ -19,8 +19,9 @@ import torch
 
 from fedq.errors import CannotRecord
 from fedq.plan.blame import Unrecordable
-from fedq.plan.capture import Free, Function, Guard, In, record
+from fedq.plan.capture import Function, record
 from fedq.plan.graph import Type, Var, flatten, show_guard
+from fedq.plan.recording import Free, Guard, In
 from fedq.plan.settle import Place, Places, Settled, difference, letter, settle
 from fedq.plan.sizes import guard as guard_tree
 from fedq.plan.sizes import put
@@ -335,7 +336,7 @@ class _Prover:
         inputs = [self._in_again(i, a, looks, none, dtype) for i, a in enumerate(self.asked)]
         made = [v.value if v.dims is None else torch.ones(v.dims, dtype=DTYPE_OF[v.dtype]) for v in inputs]  # type: ignore[arg-type]
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
                 out = self.function([t.detach().clone() for t in self.state], *made)
         except Exception:
             return None
@@ -366,7 +367,7 @@ def _dtypes(settled: Settled) -> Iterator[str]:
         if isinstance(leaf, Var):
             yield settled.trace.values[leaf.number].dtype
         else:
-            yield "float" if isinstance(leaf, float) or getattr(leaf, "made", None) else "int"
+            yield getattr(leaf, "kind", type(leaf).__name__)
 
 
 def _as_tree(guard: Guard) -> Any:

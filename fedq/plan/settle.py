@@ -9,8 +9,8 @@ from typing import Any
 import sympy
 import torch
 
-from fedq.plan.capture import Call, Guard, Size, Trace, Value
 from fedq.plan.graph import Arg, Tree, Var, flatten
+from fedq.plan.recording import Call, Guard, Size, Trace, Value
 from fedq.plan.sizes import FLOAT_OPS, LETTERS, put
 
 Place = tuple[int, int]
@@ -126,10 +126,10 @@ def _settle_value(value: Value, known: Mapping[Any, Any]) -> Value:
 
 def _settle_arg(arg: Arg, known: Mapping[Any, Any]) -> Arg:
     match arg:
-        case Size(expr, made):
+        case Size(expr, made, kind):
             expr = put(expr, known)
             made = made and (made[0], *(_settle_arg(a, known) for a in made[1:]))
-            return expr if made is None and isinstance(expr, int) else number(Size(expr, made))
+            return expr if kind == "int" and isinstance(expr, int) else number(Size(expr, made, kind))
         case list():
             return [_settle_arg(a, known) for a in arg]
         case tuple():
@@ -144,7 +144,7 @@ def number(size: Any) -> Any:
     if not isinstance(size, Size) or getattr(size.expr, "free_symbols", None):
         return size
     if size.made is None:
-        return size.expr if isinstance(size.expr, int) else float(size.expr)
+        return int(size.expr) if size.kind == "int" else float(size.expr)
     op, *operands = size.made
     return FLOAT_OPS[op][1](*map(number, operands)) if op in FLOAT_OPS else size
 

@@ -1,0 +1,257 @@
+"""The dispatch mode that appends every op it sees to a `Trace`, and lets it run on fakes.
+
+Devices, layouts and uninitialised memory are left out on the way; ops that give back an argument
+as it is are not recorded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import sympy
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fedq.plan.blame import DEVICES, Unrecordable, user_line
+from fedq.plan.graph import Arg, Dtype, Format, Var
+from fedq.plan.recording import Call, Guard, Size, Trace, Value
+from fedq.plan.tensors import NAMES
+
+FORMATS = {
+    torch.contiguous_format: "contiguous",
+    torch.preserve_format: "preserve",
+    torch.channels_last: "channels_last",
+    torch.channels_last_3d: "channels_last_3d",
+}
+_KINDS = {torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
+_SYMS = tuple(_KINDS)
+
+
+class Sizes(ShapeEnv):
+    """Torch's account of symbolic sizes, which also notes who asked what."""
+
+    def __init__(self) -> None:
+        super().__init__(duck_shape=False)
+        self.inside_op = False
+        self.lines: list[Guard] = []
+        self.asked: list[Guard] = []
+
+    def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
+        known = len(self.guards)
+        result = super().evaluate_expr(orig_expr, *args, **kwargs)
+        if getattr(orig_expr, "free_symbols", None):
+            if not self.inside_op:
+                self.asked.append(Guard(orig_expr, user_line()))
+            self.lines += [Guard(g.expr, user_line()) for g in self.guards[known:]]
+        return result
+
+
+class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Appends every op that reaches it to a trace, then lets it run on the fakes."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, sizes: Sizes, *, pre_dispatch: bool) -> None:
+        super().__init__(PythonKeyTracer(), "real", pre_dispatch=pre_dispatch)
+        self.sizes = sizes
+        self.trace = Trace()
+        self.numbers = WeakIdKeyDictionary()  # a strong one makes torch copy what factories return
+        self.alive: list[Any] = []
+        self.made: dict[int, tuple[Any, ...]] = {}
+        self.state_memory: set[int] = set()
+
+    def __sym_dispatch__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        if isinstance(out, torch.SymFloat):
+            self.alive.append(out)
+            self.made[id(out.node)] = (func.__name__, *args)
+        return out
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            raise Unrecordable(
+                f"torch.{getattr(func, '__name__', func)} can not be recorded yet", "write it with torch.where"
+            )
+        was, self.sizes.inside_op = self.sizes.inside_op, True
+        try:
+            run = _RNNS.get(func, func) if self.pre_dispatch else func
+            out = _apart(run(*args, **kwargs), func, args)
+        finally:
+            self.sizes.inside_op = was
+        leaves = list(out) if isinstance(out, (tuple, list)) else [out]
+        same = _same_value(func, args, kwargs)
+        if same is not None:
+            self.numbers[out] = self._tensor(same).number
+        elif func._schema.is_mutable or any(isinstance(x, (torch.Tensor, *_SYMS)) for x in leaves):
+            self._append(func, args, kwargs, leaves)
+        return out
+
+    def _append(self, func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> None:
+        line = user_line()
+        self._note_writes(func, args, kwargs)
+        op, args, kwargs = _named(func, args, kwargs)
+        call_args = tuple(self.arg(a) for a in args)
+        call_kwargs = {k: self.arg(v) for k, v in kwargs.items()}
+        kept = func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags
+        outs = tuple(self.add(x) for x in leaves)
+        self.trace.calls.append(Call(op, call_args, call_kwargs, outs, line, kept))
+
+    def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        if func.overloadpacket in _HIDDEN_WRITES and any(self._is_state(a) for a in args[3:5]) and args[5]:
+            raise Unrecordable(*_HIDDEN_STATE)
+        if not func._schema.is_mutable:
+            return
+        self.trace.writes = True
+        for i, spec in enumerate(func._schema.arguments):
+            value = args[i] if i < len(args) else kwargs.get(spec.name)
+            written = spec.alias_info is not None and spec.alias_info.is_write
+            if written and any(map(self._is_state, value if isinstance(value, list) else [value])):
+                raise Unrecordable(*_HIDDEN_STATE)
+
+    def _is_state(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in self.state_memory
+
+    def add(self, value: Any) -> int:
+        """The number of a value that was just made."""
+        number = len(self.trace.values)
+        self.trace.values.append(_value(value))
+        if isinstance(value, torch.Tensor):
+            self.numbers[value] = number
+        return number
+
+    def arg(self, value: Any) -> Arg:
+        """An argument of an op, as data."""
+        match value:
+            case torch.Tensor():
+                return self._tensor(value)
+            case torch.SymInt() | torch.SymFloat() | torch.SymBool():
+                return self._size(value)
+            case torch.dtype():
+                return _dtype(value)
+            case torch.memory_format():
+                return Format(FORMATS[value])
+            case list() | tuple():
+                return [self.arg(v) for v in value]
+            case None | bool() | int() | float() | complex() | str():
+                return value
+        raise Unrecordable(f"a {type(value).__name__} can not be an argument of a recorded op")
+
+    def _tensor(self, value: torch.Tensor) -> Var:
+        number = self.numbers.get(value)  # type: ignore[no-untyped-call]
+        if number is None:
+            if isinstance(value, FakeTensor):
+                raise Unrecordable("it uses a tensor that no op made", "leave out torch.vmap and its like")
+            number = self.add(value)
+            self.trace.constants[number] = value
+        return Var(number)
+
+    def _size(self, value: Any) -> Any:
+        if value.node.is_constant() or not isinstance(value.node.expr, sympy.Basic):
+            return value.node.constant
+        return Size(value.node.expr, self._made(value), _KINDS[type(value)])
+
+    def _made(self, value: Any) -> tuple[Any, ...] | None:
+        found = self.made.get(id(value.node)) if isinstance(value, torch.SymFloat) else None
+        return found and (found[0], *(self._size(a) if isinstance(a, _SYMS) else a for a in found[1:]))
+
+
+def _rnn(given: Any, hx: Any, params: Any, *rest: Any, **named: Any) -> Any:
+    """What a recurrent layer gives; torch's own rule would run over every time step."""
+    states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
+    layers = rest[1] if len(rest) > 1 else named["num_layers"]
+    out = given.new_empty((*given.shape[:-1], states[0].shape[-1] * (states[0].shape[0] // layers)))
+    return (out, *(given.new_empty(s.shape) for s in states))
+
+
+_RNNS = {getattr(torch.ops.aten, name).input: _rnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+_HIDDEN_WRITES = (torch.ops.aten.batch_norm, torch.ops.aten.native_batch_norm, torch.ops.aten.instance_norm)
+_HIDDEN_STATE = (
+    "it writes to its state (a parameter or buffer), and a plan has outputs, never hidden writes",
+    "call .eval() first, or clone the state and return the new one",
+)
+
+
+def _apart(out: Any, func: Any, args: Any) -> Any:
+    """What an op gave; where that is its argument itself (``x.float()`` of floats), a view of it.
+
+    Else the argument would be taken for the result from then on.
+    """
+    if func._schema.is_mutable or not any(out is a for a in args):
+        return out
+    return torch.ops.aten.alias.default(out)
+
+
+def _same_value(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """The argument that an op gives back as it is, if it does: it is left out.
+
+    A slice of all of a dimension is one: torch calls it for free sizes only.
+    """
+    if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default):
+        return cast(torch.Tensor, args[0])
+    if func is torch.ops.aten.slice.Tensor and args[2:] in _ALL:
+        return cast(torch.Tensor, args[0])
+    if func is torch.ops.aten.slice_scatter.default and args[3:] in _ALL:
+        return cast(torch.Tensor, args[1])
+    if (
+        func is torch.ops.aten.to.dtype_layout
+        and kwargs.get("dtype") in (None, args[0].dtype)
+        and not kwargs.get("copy")
+    ):
+        return cast(torch.Tensor, args[0])  # x.to(device): torch adds the dtype that x has
+    return None
+
+
+_ALL = ((0, (1 << 63) - 1), (0, (1 << 63) - 1, 1))
+_SPELLED = {
+    "aten.zero": "aten.zeros_like",
+    "aten.empty.memory_format": "aten.zeros",
+    "aten.empty_like": "aten.zeros_like",
+    "aten.new_empty": "aten.new_zeros",
+}
+_STRIPPED = ("device", "layout", "pin_memory")
+
+
+def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+    """Our name and arguments of an op: no devices, no layouts, nothing uninitialised."""
+    device = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.device)), None)
+    if device is not None and device.type != "cpu":
+        raise Unrecordable(f"it asks for device {device}", DEVICES)
+    op = func.name().replace("::", ".")
+    if op == "aten.to.device":
+        op, args = "aten.to.dtype", (args[0], *args[2:])
+    elif op == "aten.to.dtype_layout":
+        op, args, kwargs = _to_dtype(args, kwargs)
+    kwargs = {k: v for k, v in kwargs.items() if k not in _STRIPPED and v is not None}
+    if op == "aten.empty.memory_format":
+        kwargs.pop("memory_format", None)
+    if op == "aten.empty_strided":
+        raise Unrecordable("it makes an uninitialised tensor", "use torch.zeros")
+    return _SPELLED.get(op, op), args, kwargs
+
+
+def _to_dtype(args: Any, kwargs: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+    dtype = next((a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.dtype)), args[0].dtype)
+    rest = {k: v for k, v in kwargs.items() if k in ("non_blocking", "copy", "memory_format")}
+    return "aten.to.dtype", (args[0], dtype), rest
+
+
+def _dtype(dtype: torch.dtype) -> Dtype:
+    if dtype not in NAMES:
+        raise Unrecordable(f"{dtype} has no place in a plan", f"use one of {', '.join(sorted(NAMES.values()))}")
+    return Dtype(NAMES[dtype])
+
+
+def _value(value: Any) -> Value:
+    match value:
+        case torch.Tensor():
+            dims = tuple(d if isinstance(d, int) else d.node.expr for d in value.shape)
+            return Value(_dtype(value.dtype).name, dims)
+        case torch.SymInt() | torch.SymFloat() | torch.SymBool():
+            return Value(_KINDS[type(value)], None, value.node.expr)
+        case bool() | int() | float() | str():
+            return Value(type(value).__name__, None, value)
+    raise Unrecordable("it uses an op that gives no tensor in one of its places")
