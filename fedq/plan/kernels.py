@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 
+from fedq.plan.contracts import CHECKS
 from fedq.plan.optable import Op
 
 Kernel = Callable[..., Any]
-
-
-class Broken(ValueError):
-    """Arguments that would make an op crash or read beyond them."""
 
 
 @cache
@@ -32,15 +29,15 @@ def kernel(op: Op) -> Kernel:
     if op.name in GUARDED:
         return GUARDED[op.name]
     call = _plain(op)
-    checks = [CHECKS[words[0]] for words in op.contract if words[0] in CHECKS]
-    conditions = [words[1:] for words in op.contract if words[0] in CHECKS]
-    return _checked(op, call, tuple(zip(checks, conditions, strict=True))) if checks else call
+    conditions = [words for words in op.contract if words[0] in CHECKS]
+    if ("contiguous", "self") in op.contract:
+        return _contiguous(call)
+    return _checked(op, call, conditions) if conditions else call
 
 
 def method(op: Op) -> str | None:
     """The name of the tensor's method that is the op's kernel, if one is."""
-    plain = op.name not in GUARDED and not any(words[0] in CHECKS for words in op.contract)
-    return op.fast[1:] if plain and op.fast.startswith(".") else None
+    return op.fast[1:] if op.fast.startswith(".") and kernel(op) is _plain(op) else None
 
 
 def exact(op: Op) -> Kernel:
@@ -57,11 +54,13 @@ def _plain(op: Op) -> Kernel:
     return operator.attrgetter(op.fast.removeprefix(".").removeprefix("torch."))(start)  # type: ignore[no-any-return]
 
 
-def _checked(op: Op, call: Kernel, checks: tuple[tuple[Callable[..., None], tuple[str, ...]], ...]) -> Kernel:
-    positional = [p.name for p in op.params if not p.keyword]
+def _checked(op: Op, call: Kernel, conditions: Sequence[tuple[str, ...]]) -> Kernel:
+    names = [p.name for p in op.params if not p.keyword]
+    defaults = {p.name: _default(p.default) for p in op.params if p.default is not None}
+    checks = [(CHECKS[words[0]], words[1:]) for words in conditions]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(positional, args, strict=False)) | kwargs
+        given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         for check, words in checks:
             check(given, *words)
         return call(*args, **kwargs)
@@ -69,38 +68,18 @@ def _checked(op: Op, call: Kernel, checks: tuple[tuple[Callable[..., None], tupl
     return run
 
 
-# -- contracts that need the tensors ------------------------------------------------------------
+def _default(text: str) -> Any:
+    """A default as the table writes it; None where no check needs it."""
+    return {"True": True, "False": False}.get(text, int(text) if text.lstrip("-").isdecimal() else None)
 
 
-def _need(condition: object, what: str) -> None:
-    if not condition:
-        raise Broken(what)
+def _contiguous(call: Kernel) -> Kernel:
+    """With its tensor made contiguous: on expanded ones, the op reads beyond it."""
 
+    def run(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return call(self.contiguous(), *args, **kwargs)
 
-def _same(given: Mapping[str, Any], *names: str) -> None:
-    """``same a b``: tensors of one shape."""
-    shapes = {given[n].shape for n in names if given.get(n) is not None}
-    _need(len(shapes) <= 1, f"{' and '.join(names)} differ in shape")
-
-
-def _values(given: Mapping[str, Any], name: str, low: str, high: str) -> None:
-    """``values indices 0 num_weights``: all within [low, high)."""
-    tensor = given[name]
-    if tensor.numel():
-        least, most = torch.aminmax(tensor)
-        _need(int(least) >= int(low) and int(most) < _bound(given, high), f"{name} out of bounds")
-
-
-def _bound(given: Mapping[str, Any], word: str) -> int:
-    if word == "plane":
-        return int(math.prod(given["self"].shape[-2:]))
-    return int(given[word]) if word in given else int(word)
-
-
-CHECKS: Mapping[str, Callable[..., None]] = {
-    "same": _same,
-    "values": _values,
-}
+    return run
 
 
 # -- ops that crash on values -------------------------------------------------------------------

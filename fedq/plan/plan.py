@@ -167,9 +167,9 @@ class Plan(nn.Module):
         return [*(t for _, t in held), *self._need()[2]]
 
     def file(self) -> PlanFile:
-        """The plan with its state as it is now."""
+        """The plan with a copy of its state as it is now."""
         names = (name for name, _ in self.graph.state)
-        raw = map(tensors.to_raw, self.state_tensors())
+        raw = (tensors.to_raw(t.detach().clone()) for t in self.state_tensors())
         return PlanFile(self.graph, dict(zip(names, raw, strict=True)), self.about)
 
     @property

@@ -78,13 +78,13 @@ class _Prover:
     asked: tuple[Type, ...]
     state: tuple[torch.Tensor, ...]
     hint: int = 5
+    fixed: set[Place] = field(default_factory=set)
     base: Settled = field(init=False)
     guards: list[Guard] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Proved:
-        self._free()
-        least = self._lower()
+        least = self._least()
         dtypes = tuple(self._rows())
         inputs = tuple(self._type(i, a) for i, a in enumerate(self.asked))
         guards = {_as_tree(g): g.line for g in self.guards}
@@ -93,13 +93,26 @@ class _Prover:
 
     # -- which sizes are free
 
+    def _least(self) -> dict[str, int]:
+        """Free what can be; a letter that does not reach down to what was written is fixed again."""
+        while True:
+            self._free()
+            self.refused.clear()
+            least = self._lower()
+            places = self.base.places
+            low = [
+                at for at in self._optional() if at[1] != -1 and self._written(at) < least.get(places.get(at, ""), 0)
+            ]
+            if not low:
+                return least
+            self.fixed |= set(low)
+
     def _free(self) -> None:
         """Record with as much free as keeps the graph of what was written."""
-        fixed: set[Place] = set()
         while True:
-            optional = [at for at in self._optional() if at not in fixed]
+            optional = [at for at in self._optional() if at not in self.fixed]
             try:
-                self.base = self._base(fixed)
+                self.base = self._base()
                 bad = self._bound(optional)
             except CannotRecord:
                 if not optional:
@@ -107,27 +120,25 @@ class _Prover:
                 bad = [at for at in optional if self._written(at) == 1] or optional
             if not bad:
                 return
-            fixed |= set(bad)
+            self.fixed |= set(bad)
 
-    def _base(self, fixed: set[Place]) -> Settled:
+    def _base(self) -> Settled:
         literals = {d for a in self.asked for d in a.shape or ()}
         hints = [h for h in _HINTS if h not in literals][:1]
         first: CannotRecord | None = None
         for self.hint in [*hints, _LARGE] if -1 in literals else hints:
             try:
-                return settle(
-                    record(self.function, [self._in(i, a, fixed) for i, a in enumerate(self.asked)], self.state)
-                )
+                return settle(record(self.function, [self._in(i, a) for i, a in enumerate(self.asked)], self.state))
             except CannotRecord as error:
                 first = first or error
         assert first is not None
         raise first
 
-    def _in(self, i: int, asked: Type, fixed: set[Place]) -> In:
+    def _in(self, i: int, asked: Type) -> In:
         if asked.shape is None:
-            free = type(asked.value) in (int, float) and (i, -1) not in fixed
+            free = type(asked.value) in (int, float) and (i, -1) not in self.fixed
             return In(asked.dtype, None, Free(asked.value) if free else asked.value)  # type: ignore[arg-type]
-        sizes = (d if d == 0 or (i, n) in fixed else Free(self._hint(d)) for n, d in enumerate[Any](asked.shape))
+        sizes = (d if d == 0 or (i, n) in self.fixed else Free(self._hint(d)) for n, d in enumerate[Any](asked.shape))
         return In(asked.dtype, tuple(sizes))
 
     def _hint(self, written: int) -> int:

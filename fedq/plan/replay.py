@@ -8,6 +8,7 @@ failure finds its action. Values are let go after their last use.
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 
 from fedq.plan import optable
 from fedq.plan.graph import Action, Arg, Dtype, Format, Graph, Var
-from fedq.plan.kernels import exact, kernel, method
+from fedq.plan.kernels import kernel, method
 from fedq.plan.tensors import DTYPES
 from fedq.plan.verify import Verified
 
@@ -166,12 +167,12 @@ class _Writer:
         args = [*map(self.arg, action.args), *(f"{k}={self.arg(v)}" for k, v in named.items())]
         if op.name == "sym.size" and len(action.args) == 2:
             return f"{args[0]}.shape[{args[1]}]"
-        if not all(keyword[k].keyword for k in named):
-            return f"{self.constant(exact(op) if method(op) or op.fast else kernel(op))}({', '.join(args)})"
         name = method(op)
-        if name and action.args and isinstance(action.args[0], Var):
+        if not all(keyword[k].keyword for k in named) or (name and not isinstance(action.args[0], Var)):
+            op, name = dataclasses.replace(op, fast=""), None
+        if name:
             return f"{args[0]}.{name}({', '.join(args[1:])})"
-        return f"{self.constant(kernel(op) if not name else exact(op))}({', '.join(args)})"
+        return f"{self.constant(kernel(op))}({', '.join(args)})"
 
     def arg(self, arg: Arg) -> str:
         match arg:

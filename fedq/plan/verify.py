@@ -2,7 +2,7 @@
 
 What it says of a graph holds whoever made it: nothing here trusts a type, a number of results or
 an order written in a file. What needs actual tensors (sizes that must agree, indices within
-bounds) is checked by `plan.kernels` before the call.
+bounds) is checked by `plan.contracts` before the call.
 """
 
 from __future__ import annotations
@@ -288,15 +288,15 @@ def _sane(param: Param, arg: Arg) -> bool:
 
 
 def _check_contract(op: Op, words: tuple[str, ...], given: Mapping[str, tuple[Param, Arg]]) -> None:
-    """Conditions on literals; those on tensors are for `plan.kernels`."""
+    """Conditions on literals; those on tensors are for `plan.contracts`."""
     match words:
         case (name, "in", *allowed) if name in given:
             arg = given[name][1]
-            if arg is not None and (type(arg) not in (int, str) or str(arg) not in allowed):
+            if arg is not None and (type(arg) not in (int, str, bool) or str(arg) not in allowed):
                 _wrong(f"{op.name}: argument {name!r} is one of {', '.join(allowed)}")
         case (name, "from", low, "to", high) if name in given:
             arg = given[name][1]
-            if any(type(a) is int and not int(low) <= a <= int(high) for a in (arg if type(arg) is list else [arg])):
+            if any(type(a) is not int or not int(low) <= a <= int(high) for a in (arg if type(arg) is list else [arg])):
                 _wrong(f"{op.name}: argument {name!r} is out of bounds: {low} to {high}")
 
 
