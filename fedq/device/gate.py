@@ -98,12 +98,16 @@ class Gate:
         served.home.close()
         log.info("%s: no longer served", name)
 
-    def step(self, now: float) -> bool:
-        """One step of every device; whether anything was done."""
+    def step(self, now: float, *, scan: bool = True) -> bool:
+        """One step of every device; whether anything was done.
+
+        Args:
+            scan: look for new files; not needed when only a worker called.
+        """
         busy = False
         for name, served in self.served.items():
             try:
-                busy |= served.step(now)
+                busy |= served.step(now, scan=scan)
                 served.beat(now)
                 self._failed.pop(name, None)
             except FedqError as error:  # a full disk, a share that went away: hold, and go on later
@@ -124,17 +128,17 @@ class Gate:
         """Serve until told to stop, or, when devices are marked, until none is."""
         watch = Watch()
         watch.add(gate_dir(self.config))
-        checked = 0.0
-        poked: tuple[int, ...] | None = None
-        with selectors.DefaultSelector() as selector:
+        looked, poked, heard = 0.0, None, True
+        with selectors.PollSelector() as selector:
             selector.register(watch.fileno(), selectors.EVENT_READ)
             while not stop() and (self.served or self._names is not None or marked_up(self.config)):
                 now = fs.clock()
-                if not self.step(now):
-                    self._wait(selector, watch)
-                poke = fs.fingerprint(gate_dir(self.config) / "poke")
-                if poke != poked or not checked <= now < checked + SCAN_S:
-                    checked, poked = now, poke
+                self.step(now, scan=heard)
+                heard = self._wait(selector, watch)
+                due = not looked <= now < looked + SCAN_S
+                poke = fs.fingerprint(gate_dir(self.config) / "poke") if heard or due else poked
+                if due or poke != poked:
+                    looked, poked, heard = now, poke, True
                     self._look_around(watch, now)
         watch.close()
 
@@ -149,17 +153,23 @@ class Gate:
                     peer.worker = None
         watch.wait(0)
 
-    def _wait(self, selector: selectors.BaseSelector, watch: Watch) -> None:
-        """Until a file, a worker or the clock calls."""
-        workers = [p.worker for s in self.served.values() for p in s.peers.values() if p.worker and p.batch]
-        for worker in workers:
+    def _wait(self, selector: selectors.BaseSelector, watch: Watch | None = None) -> bool:
+        """Until a file, a worker or the clock calls; whether files are to be looked for."""
+        busy = [p.worker for s in self.served.values() for p in s.peers.values() if p.worker and p.batch]
+        for worker in busy:
             selector.register(worker.fileno(), selectors.EVENT_READ)
-        try:
-            selector.select(SCAN_S)
-        finally:
-            for worker in workers:
-                selector.unregister(worker.fileno())
-        watch.drain()
+        nap_s = min((s.nap_s for s in self.served.values()), default=SCAN_S)
+        called = {key.fd for key, _ in selector.select(nap_s)}
+        for worker in busy:
+            selector.unregister(worker.fileno())
+        if watch is None or watch.fileno() not in called:
+            return not called
+        return watch.drain()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to do at once."""
+        return any(s.nap_s == 0 for s in self.served.values())
 
     @property
     def idle(self) -> bool:
@@ -177,18 +187,9 @@ def serve_waiting(config: Config, names: Iterable[str]) -> None:
     with fs.lock(gate_dir(config) / "lock"):
         gate = Gate(config, names)
         try:
-            with selectors.DefaultSelector() as selector:
+            with selectors.PollSelector() as selector:
                 while gate.step(fs.clock()) or not gate.idle:
-                    _wait_for_workers(gate, selector)
+                    if not gate.ready:
+                        gate._wait(selector)
         finally:
             gate.close()
-
-
-def _wait_for_workers(gate: Gate, selector: selectors.BaseSelector) -> None:
-    busy = [p.worker for s in gate.served.values() for p in s.peers.values() if p.worker and p.batch]
-    for worker in busy:
-        selector.register(worker.fileno(), selectors.EVENT_READ)
-    if busy:
-        selector.select(SCAN_S)
-    for worker in busy:
-        selector.unregister(worker.fileno())

@@ -42,7 +42,7 @@ def init(config: Config, name: str, *, requester: Requester, new_id: ids.NewId =
     """
     if not ids.is_name(name):
         raise UsageError(f"{name!r} can not name a device", hint="use letters, digits, '_', '-', '.'; at most 64")
-    if not (config.queue / pairs.MARK).exists():
+    if not pairs.is_root(config.queue):
         pairs.create_root(config.queue, id=new_id())
     path = config.devices / name
     fs.make_dir(path / "trust")

@@ -60,6 +60,7 @@ class Served:
         self._skip: dict[tuple[str, str], tuple[int, ...]] = {}
         self._looked_at = 0.0
         self._told: dict[str, tuple[float, Any]] = {}
+        self._more = self._unsaid = False
         self.refresh()
         self._recover(now)
 
@@ -87,19 +88,27 @@ class Served:
 
     # -- a step
 
-    def step(self, now: float) -> bool:
-        """Do what can be done now without waiting; whether there was anything."""
-        arrivals = self._collect()
+    def step(self, now: float, *, scan: bool = True) -> bool:
+        """Do what can be done now without waiting; whether there was anything. ``scan``: look for new files."""
+        arrivals = self._collect() if scan else []
         answers = [(p, a) for p in self.peers.values() if p.batch and p.worker and (a := p.worker.poll())]
         if self.journal.changed_elsewhere():
             self.refresh()
-        ready = any(p.touched or (p.queue and not p.batch) for p in self.peers.values())
-        busy = bool(arrivals or answers or ready)
+        busy = bool(arrivals or answers or self._ready)
         if busy or self._look(now):
             with self.journal.transaction():
                 self._decide(arrivals, answers, now)
         self._act()
         return busy
+
+    @property
+    def _ready(self) -> bool:
+        return any(p.touched or (p.queue and not p.batch) for p in self.peers.values())
+
+    @property
+    def nap_s(self) -> float:
+        """How long a gate may wait before the next step, if nothing calls."""
+        return 0.0 if self._more or self._ready else SOON_S if self._unsaid else LOOK_S
 
     def _look(self, now: float) -> bool:
         """Whether time has come for something, or something is to be noted."""
@@ -112,10 +121,11 @@ class Served:
 
     def _collect(self) -> list[tuple[Peer, Arrival]]:
         arrivals: list[tuple[Peer, Arrival]] = []
-        size = 0
+        size, self._more = 0, False
         for peer in self.peers.values():
             for name in peer.pair.carrier.list("in"):
                 if len(arrivals) >= MAX_TAKEN or size > MAX_TAKEN_BYTES:
+                    self._more = True
                     return arrivals
                 arrival = self._read(peer, name)
                 if arrival is not None:
@@ -239,14 +249,15 @@ class Served:
 
     def _act(self) -> None:
         for peer in self.peers.values():
-            while peer.delete_in:
-                self._delete_in(peer, peer.delete_in.pop())
             if peer.start is not None and peer.worker is not None:
                 batch, peer.start = peer.start, None
                 peer.worker.start(batch.head, batch.tensors)
+        for peer in self.peers.values():
             while peer.publish:
                 self._publish(peer, peer.publish[0])
                 peer.publish.pop(0)
+            while peer.delete_in:
+                self._delete_in(peer, peer.delete_in.pop())
             while peer.delete:
                 peer.pair.carrier.delete(f"out/{peer.delete.pop()}{SUFFIX}")
             if peer.forget:
@@ -258,14 +269,14 @@ class Served:
 
     def _delete_in(self, peer: Peer, id_: str) -> None:
         """Delete a shared copy; where we may not, the journal knows the file and it is not read again."""
-        path = peer.pair.carrier.path(f"in/{id_}{SUFFIX}")
-        mark = fs.fingerprint(path)
+        name = f"in/{id_}{SUFFIX}"
         try:
-            peer.pair.carrier.delete(f"in/{id_}{SUFFIX}")
+            peer.pair.carrier.delete(name)
         except FedqError as error:
+            mark = fs.fingerprint(peer.pair.carrier.path(name))
             if mark is not None:
                 self._skip[peer.name, f"{id_}{SUFFIX}"] = mark
-            log.info("%s: %s stays: %s", self.name, path, error)
+            log.info("%s: %s stays: %s", self.name, name, error)
 
     def _publish(self, peer: Peer, want: Want) -> None:
         """Write a reply; doing it again writes the same bytes, and what was planted there is replaced."""
@@ -327,12 +338,20 @@ class Served:
 
     def beat(self, now: float, state: str = "up") -> None:
         """Write the heartbeats that are due: every few seconds, sooner when something changed."""
+        self._unsaid = False
         for peer in self.peers.values():
-            waiting = running((*peer.queue, *peer.waiting.calls()))[:TOLD]
-            held = tuple(row for rows in peer.held.values() for row in rows)[:TOLD]
-            tell = (state, waiting, running(peer.batch)[:TOLD], held, tuple(peer.refused.items())[:TOLD])
             when, told = self._told.get(peer.name, (0.0, None))
-            due = not when <= now < when + (BEAT_S if tell == told else SOON_S)
-            if due or state == "down":  # the last word is always said
+            if when <= now < when + SOON_S and state == "up":
+                self._unsaid = True
+                continue
+            tell = (state, *_standing(peer))
+            if tell != told or not when <= now < when + BEAT_S:
                 self._told[peer.name] = (now, tell)
                 peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)
+
+
+def _standing(peer: Peer) -> tuple[Any, ...]:
+    """What waits, runs, is held and was refused; for the heartbeat."""
+    waiting = running((*peer.queue, *peer.waiting.calls()))
+    held = tuple(row for rows in peer.held.values() for row in rows)
+    return waiting[:TOLD], running(peer.batch)[:TOLD], held[:TOLD], tuple(peer.refused.items())[:TOLD]
