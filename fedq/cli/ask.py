@@ -116,7 +116,10 @@ def fetch(call: Call, pointers: Sequence[PointerTensor], timeout: str | None, ou
     timeout_s = words.duration(timeout) if timeout else None
     came = call.client.outcomes(pointers, timeout_s, on_wait=call.say)
     named = [(f"{p.device.name}:{p.id}", value) for p, value in zip(pointers, came, strict=True)]
-    error = next((value for value in came if isinstance(value, FedqError)), None)
+    failed = [(name, value) for name, value in named if isinstance(value, FedqError)]
+    for name, other in failed[1:]:
+        call.say(f"{name}: {other}")
+    error = failed[0][1] if failed else None
     if out and error is None:
         arrays.write(out, {name: show.as_raw(value) for name, value in named})
         return Shown({"file": out, "values": [name for name, _ in named]}, out)

@@ -10,11 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedq import fs
+from fedq.client import fetch
+from fedq.client.device import Device
+from fedq.client.session import Client
 from fedq.config import Config
 from fedq.device import daemon, gate
 from fedq.device.daemon import log_file as log_file
 from fedq.device.home import Home, homes
-from fedq.errors import FedqError, Unreachable, UsageError
+from fedq.errors import FedqError, UnknownDevice, Unreachable, UsageError
+from fedq.queue import pair as pairs
 from fedq.queue.pair import Heartbeat
 from fedq.trust import keys
 
@@ -130,7 +134,33 @@ def state(config: Config, name: str) -> dict[str, Any]:
 
 
 def states(config: Config) -> list[dict[str, Any]]:
-    return [state(config, name) for name in homes(config)]
+    """The devices on this machine, then those elsewhere that you have a pair with."""
+    here = homes(config)
+    return [state(config, name) for name in here] + [_elsewhere(d) for d in _paired(config) if d.name not in here]
+
+
+def _paired(config: Config) -> list[Device]:
+    """Those that are trusted here, without making a key or a root by looking."""
+    found: list[Device] = []
+    if "key" in fs.names(config.home) and pairs.MARK in fs.names(config.queue):
+        client = Client(config)
+        for name in client.devices():
+            with contextlib.suppress(UnknownDevice):
+                found.append(client.device(name))
+    return found
+
+
+def _elsewhere(device: Device) -> dict[str, Any]:
+    beat = fetch.heartbeat(device)
+    return {
+        "device": device.name,
+        "state": "never started" if beat is None else "up" if _alive(beat) else "not running",
+        "last_seen": beat and beat.time,
+        "values": len(device.catalog().values),
+        "waiting": len(beat.waiting) if beat else 0,
+        "running": len(beat.running) if beat else 0,
+        "held": len(beat.held) if beat else 0,
+    }
 
 
 def log_lines(config: Config, name: str | None, count: int) -> list[str]:

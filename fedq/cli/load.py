@@ -72,9 +72,9 @@ def plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None) -> 
             found = found()
         if not callable(found):
             raise UsageError(f"{name!r} in {path} is a {type(found).__name__}, not a function or plan")
-        if shapes is not None:
-            return func2plan(args_shape=shapes)(found)
         plan = found if isinstance(found, Plan) else func2plan()(found)
+        if shapes is not None:
+            return plan.build_shapes(shapes)
     if not plan.is_built:
         raise UsageError(f"{name!r} in {path} is not built there", hint='give its input shapes: --args-shape "(-1,1)"')
     return plan

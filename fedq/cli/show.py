@@ -57,7 +57,7 @@ def plural(count: int, thing: str) -> str:
 
 def devices(rows: Sequence[Mapping[str, Any]]) -> str:
     """``fedq device ls``."""
-    head = ("device", "state", "last seen", "values", "waiting", "running", "held for you")
+    head = ("device", "state", "last seen", "values", "waiting", "running", "held")
     body = [
         (r["device"], r["state"], when(r["last_seen"]), r["values"], r["waiting"], r["running"], r["held"])
         for r in rows

@@ -34,6 +34,11 @@ class Net(fq.Plan):
         return self.fc(x)
 
 
+@fq.func2plan()
+def later(x):
+    return x * 3
+
+
 line = nn.Linear(3, 1)
 number = 3
 
@@ -66,10 +71,13 @@ def test_a_plan_that_is_built_in_the_file_is_written(desk):
     assert shown.splitlines()[-1].endswith("tour.py:12")
 
 
-@pytest.mark.parametrize(("name", "shape"), [("plain", "(-1,)"), ("Net", "(-1,3)"), ("line", "(-1,3)")])
-def test_functions_classes_and_modules_are_built_with_shapes(name, shape, desk):
+@pytest.mark.parametrize(
+    ("name", "shape", "called"),
+    [("plain", "(-1,)", "plain"), ("later", "(-1,)", "later"), ("Net", "(-1,3)", "Net"), ("line", "(-1,3)", "Linear")],
+)
+def test_functions_classes_and_modules_are_built_with_shapes(name, shape, called, desk):
     row = desk.json("build", f"more.py:{name}", "-o", "out.safetensors", "--args-shape", shape)
-    assert row["file"] == "out.safetensors"
+    assert (row["file"], row["name"]) == ("out.safetensors", called)
     assert len(row["id"]) == 64
     assert desk.json("show", "out.safetensors")["id"] == row["id"]
 
@@ -78,8 +86,8 @@ REFUSED = {
     "not built": ("plain", (), 2, "'plain' in more.py is not built there"),
     "not there": ("nothing", (), 3, "more.py has no 'nothing'"),
     "not a function": ("number", (), 2, "'number' in more.py is a int, not a function"),
-    "a branch on data": ("branches", ("--args-shape", "(-1,)"), 4, "if x.sum() > 0:        more.py:25"),
-    "a mistake": ("misspelled", ("--args-shape", "(-1,)"), 4, "return x + undefined_name        more.py:31"),
+    "a branch on data": ("branches", ("--args-shape", "(-1,)"), 4, "if x.sum() > 0:        more.py:30"),
+    "a mistake": ("misspelled", ("--args-shape", "(-1,)"), 4, "return x + undefined_name        more.py:36"),
 }
 
 

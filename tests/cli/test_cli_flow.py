@@ -174,3 +174,9 @@ def test_foreground_serves_until_interrupted(shell):
     process.send_signal(2)
     process.communicate(timeout=60)
     assert shell.json("device", "ls")[0]["state"] == "down"
+
+
+def test_devices_on_other_machines_are_listed_as_their_heartbeats_say(town):
+    elsewhere = town.root / "elsewhere"
+    rows = town.json("device", "ls", "--devices", str(elsewhere))
+    assert [(r["device"], r["state"]) for r in rows] == [("device_1", "up"), ("device_2", "up")]
