@@ -33,7 +33,10 @@ def mark(config: Config, names: Sequence[str] | None, *, up: bool) -> list[str]:
     if up and not wanted:
         raise UsageError(f"no devices in {config.devices}", hint="fedq device init NAME")
     for name in wanted:
-        Home(config.devices / name, config).close()
+        home = Home(config.devices / name, config)
+        if up:
+            home.check_root()
+        home.close()
     for name in wanted:
         gate.mark(config, name, up=up)
     return wanted

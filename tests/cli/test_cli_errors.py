@@ -127,6 +127,8 @@ def test_nothing_is_written_where_no_queue_is_mounted(shell):
     assert f"no queue root in {shell.root / 'queue'}" in refused.stderr
     assert "mounted?" in refused.stderr
     assert sorted((shell.root / "queue").rglob("*")) == before
+    assert "no queue root" in shell("device", "up", code=9).stderr
+    assert shell("device", "down").stderr == "nothing was up\n"
 
 
 def test_roots_are_given_before_or_after_the_command_or_by_the_environment(shell, tmp_path):
