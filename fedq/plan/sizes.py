@@ -121,6 +121,9 @@ def _plain(size: Any) -> Any:
 
 
 def put(expr: Any, known: Mapping[Any, Any]) -> Any:
-    """The expression with symbols replaced; a Python int where none is left."""
-    made = expr.xreplace(known) if isinstance(expr, sympy.Basic) else expr
+    """The expression with symbols replaced; a Python int where none is left, nan where it divides by 0."""
+    try:
+        made = expr.xreplace(known) if isinstance(expr, sympy.Basic) else expr
+    except ZeroDivisionError:
+        return sympy.nan
     return int(made) if isinstance(made, sympy.Integer) else made
