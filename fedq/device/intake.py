@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fedq.errors import BadFile, BadSignature
 from fedq.plan.codec import Buffer, File, decode
-from fedq.queue.message import Inline, Message, Put, Run, SendPlan, message_from_json
+from fedq.queue.message import Message, decode_message
 from fedq.trust.keys import signer_of
 
 SUFFIX = ".safetensors"
@@ -40,26 +40,9 @@ def check(raw: Buffer, *, name: str, requester: str, key: str, device: str) -> t
     if signer != key:
         raise BadSignature(f"signed by {signer[:8]}, which is not {requester}")
     file = decode(raw)
-    message = message_from_json(file.body)
+    message = decode_message(file)
     if f"{message.id}{SUFFIX}" != name:
         raise BadFile(f"holds message {message.id}, which is not its name")
     if (message.sender, message.to) != (requester, device):
         raise BadFile(f"is from {message.sender} to {message.to}, not from {requester} to {device}")
-    missing = sorted(_names(message) - file.tensors.keys())
-    if missing:
-        raise BadFile(f"lacks tensor {missing[0][:60]!r}")
     return message, file
-
-
-def _names(message: Message) -> set[str]:
-    """The tensors that the actions speak of."""
-    names: set[str] = set()
-    for verb in message.actions:
-        match verb:
-            case Put():
-                names.add(verb.tensor)
-            case SendPlan():
-                names.update(verb.tensors)
-            case Run():
-                names.update(a.name for a in (*verb.args, *verb.kwargs.values()) if isinstance(a, Inline))
-    return names

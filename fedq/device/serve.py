@@ -22,8 +22,8 @@ from fedq.device.journal import Taken
 from fedq.device.peer import DropRow, Peer, Want, running
 from fedq.device.pool import Answer, Died, Worker
 from fedq.errors import BadFile, Conflict, FedqError
-from fedq.plan.codec import RawTensor, decode, encode
-from fedq.queue.message import Failure, Get, Number, Reply, message_from_json, reply_to_json
+from fedq.plan.codec import RawTensor, decode
+from fedq.queue.message import Failure, Get, Number, Reply, encode_reply, message_from_json
 from fedq.queue.pair import Heartbeat
 
 log = logging.getLogger("fedq.device")
@@ -283,7 +283,7 @@ class Served:
         tensors: dict[str, RawTensor] = {}
         values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
         reply = Reply(want.wanted.id, self.name, peer.name, want.wanted.message, values)
-        chunks = encode("reply", reply_to_json(reply), tensors, self.home.key)
+        chunks = encode_reply(reply, tensors, self.home.key)
         name = f"out/{reply.id}{SUFFIX}"
         try:
             peer.pair.carrier.put(name, chunks)

@@ -23,6 +23,7 @@ from fedq.queue.message import check_kind
 
 MARK = ".fedq"
 IN, OUT, BLOBS = "in", "out", "blobs"
+MAX_ITEMS = 10_000_000
 MAX_BYTES = 64 << 20
 """Largest card, catalog or heartbeat that is read."""
 
@@ -176,7 +177,7 @@ def open_json(kind: str, raw: Buffer, verify: Verify) -> tuple[dict[str, Any], b
     if tail is None:
         raise BadSignature(f"not a sealed {kind}: unsigned, truncated, or changed after signing")
     public = verify(kind, sha256([head]), bytes.fromhex(tail[1].decode()))
-    body = parse_json(head + b"}")
+    body = parse_json(head + b"}", max_items=MAX_ITEMS)
     if not isinstance(body, dict):
         raise BadFile(f"malformed {kind}")
     check_kind(body, kind)
