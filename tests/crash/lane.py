@@ -1,0 +1,235 @@
+"""One lane: a root, roles that are killed one after the other or two at once, and the checks between."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedq import config as configs
+from fedq import fs
+from fedq.client.session import Client
+from fedq.config import Config
+from fedq.device import gate as gates
+from fedq.device.home import Home
+from fedq.local import introduce
+from tests.crash import kill, roles
+from tests.crash.model import Model, Violation
+from tests.crash.roles import NAME
+
+PER_ROOT = 120
+"""Kills before everything must come to rest and be checked to the last."""
+START = 1_795_300_000.0
+
+
+def config_of(root: Path, durability: str = "full") -> Config:
+    found = configs.find(cwd=root, environ={"FEDQ_USER": "alice", "HOME": str(root)})
+    return dataclasses.replace(found, home=root / "home", durability=durability)
+
+
+def small_limits() -> None:
+    """Let small tensors take the ways that large ones take: spools, files, private copies."""
+    from fedq.client import outbox
+    from fedq.device import serve, store
+
+    fs.IN_MEMORY_BYTES = 200_000
+    outbox.SPOOL_ABOVE_BYTES = 100_000
+    serve.SPOOL_BYTES = 150_000
+    store.INLINE_BYTES = 3000
+
+
+@dataclass
+class Child:
+    """A role in a process of its own."""
+
+    role: str
+    pid: int
+    pipe: int
+    began: float = field(default_factory=time.monotonic)
+
+
+class Lane:
+    """Runs roles, kills them, and checks; deterministic but for the system's timing, by its seed."""
+
+    def __init__(self, where: Path, seed: int, *, durability: str = "full", worker: Any = None) -> None:
+        self.where, self.seed, self.durability, self.worker = where, seed, durability, worker
+        self.rng = random.Random(seed)
+        self.aims = kill.Aims(self.rng)
+        self.hits: Counter[tuple[str, str, str]] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.kills = self.lives = self.roots = self.messages = 0
+
+    def run(self, kills: int, *, until: Callable[[], bool] = lambda: False) -> None:
+        """Until that many kills were made; Violation tells the seed and leaves the root where it is."""
+        small_limits()
+        gc.collect()
+        gc.freeze()
+        while self.kills < kills and not until():
+            self.root = self.where / f"lane{self.seed}-{self.roots}"
+            try:
+                self._one_root(min(PER_ROOT, kills - self.kills))
+            except Violation as error:
+                raise Violation(f"seed {self.seed}, root {self.root}, life {self.lives}: {error}") from error
+            shutil.rmtree(self.root)
+            self.roots += 1
+
+    def _one_root(self, kills: int) -> None:
+        self.root.mkdir(parents=True)
+        self.config = config_of(self.root, self.durability)
+        introduce(self.config, NAME)
+        self.model, self.now, self._last = Model(), START, ""
+        home = Home(self.config.devices / NAME, self.config)
+        self.device_key, self.pair = home.key.public, home.pair(home.trusted()[0].name)
+        self.requester_key = bytes.fromhex(home.trusted()[0].key)
+        home.close()
+        end = self.kills + kills
+        while self.kills < end:
+            self._pass_time()
+            both = self.rng.random() < 0.25
+            children = [self._start(role) for role in (("requester", "gate") if both else (self._turn(),))]
+            for child in children:
+                self._end(child)
+            self.model.look(self.pair, self.requester_key, self.device_key)
+        self.converge()
+
+    def _turn(self) -> str:
+        self._last = "gate" if self._last == "requester" and self.rng.random() < 0.8 else "requester"
+        return self._last
+
+    def _pass_time(self) -> None:
+        chance = self.rng.random()
+        if chance < 0.01:
+            self.now += 4000.0
+        elif chance < 0.012:
+            self.now += 86400 * 365 * 3
+            self.model.jumped = True
+        elif chance < 0.014:
+            self.now -= 86400 * 365 * 2
+            self.model.jumped = True
+        else:
+            self.now += self.rng.uniform(0.1, 5)
+
+    # -- children
+
+    def _start(self, role: str, aim: kill.Aim | None = None) -> Child:
+        aim = self.aims.next(role) if aim is None else aim
+        seed = self.rng.getrandbits(64)
+        read, write = os.pipe()
+        self.lives += 1
+        pid = os.fork()
+        if pid:
+            os.close(write)
+            return Child(role, pid, read)
+        os.close(read)
+        tell = lambda line: os.write(write, line.encode() + b"\n")  # noqa: E731
+        try:
+            gc.disable()
+            rng = random.Random(seed)
+            roles.complain(tell)
+            passed = kill.arm(aim, tell, rng)
+            if role == "requester":
+                roles.Requester(self.config, rng, self.now, tell, self.model).live()
+            else:
+                how = {"worker": self.worker} if self.worker else {}
+                roles.serve(self.config, self.now, close=rng.random() < 0.2, **how)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            tell("P " + " ".join(f"{n}:{c}" for n, c in passed.items()))
+        except BaseException:
+            tell("X " + traceback.format_exc()[-1500:].replace("\n", " | "))
+        os._exit(0)
+
+    def _end(self, child: Child) -> None:
+        with os.fdopen(child.pipe) as pipe:
+            lines = pipe.read().splitlines()
+        _, status = os.waitpid(child.pid, 0)
+        for line in lines:
+            what, _, rest = line.partition(" ")
+            if what == "K":
+                phase, name = rest.split()
+                self.hits[child.role, phase, name] += 1
+                self.aims.hit[child.role, name] += 1
+            elif what == "P":
+                passed = Counter({n: int(c) for n, c in (p.rsplit(":", 1) for p in rest.split())})
+                self.aims.learn(child.role, passed, time.monotonic() - child.began)
+            else:
+                self.model.told(line)
+        if os.WIFSIGNALED(status):
+            self.kills += 1
+            if os.WTERMSIG(status) == signal.SIGALRM:
+                self.hits[child.role, "any", "any microsecond"] += 1
+
+    # -- the end
+
+    def converge(self) -> None:
+        """No more kills: all that was promised comes, and nothing is left lying about."""
+        for _ in range(6):
+            for role in ("requester", "gate"):
+                self._end(self._start(role, kill.Aim()) if role == "gate" else self._finish())
+            self.model.look(self.pair, self.requester_key, self.device_key)
+            self.now += 4000.0
+        committed = self._committed()
+        if lost := self.model.lost(committed):
+            raise Violation(f"LOST: {sorted(lost)[:5]} and {len(lost)} in all, never answered")
+        self.messages += len(committed)
+        self.outcomes += self.model.outcomes
+        self._clean()
+
+    def _finish(self) -> Child:
+        """A requester that only starts: it finishes what was cut off."""
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(write)
+            return Child("requester", pid, read)
+        try:
+            roles.complain(lambda line: os.write(write, line.encode() + b"\n"))
+            Client(self.config, now=lambda: self.now).close()
+        except BaseException:
+            os.write(write, b"X " + traceback.format_exc()[-1500:].replace("\n", " | ").encode() + b"\n")
+        os._exit(0)
+
+    def _committed(self) -> set[str]:
+        with contextlib.closing(sqlite3.connect(self.config.home / "outbox.sqlite")) as db:
+            if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+                raise Violation("the outbox is not whole")
+            if left := db.execute("SELECT count(*) FROM messages WHERE NOT put AND expires>?", (self.now,)).fetchone()[0]:
+                raise Violation(f"{left} messages of the outbox were never put")
+            return {r[0] for r in db.execute("SELECT id FROM messages")}
+
+    def _clean(self) -> None:
+        """Nothing is left in the way of the next year."""
+        if left := self.pair.carrier.list("in"):
+            raise Violation(f"left in in/: {left[:3]}")
+        with contextlib.closing(sqlite3.connect(self.config.devices / NAME / "journal.sqlite")) as db:
+            if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+                raise Violation("the journal is not whole")
+            if rows := db.execute("SELECT id, attempts FROM messages WHERE state != 'done'").fetchall():
+                raise Violation(f"open for ever: {rows[:3]}")
+            if rows := db.execute("SELECT id, state FROM replies WHERE state NOT IN ('published', 'acked')").fetchall():
+                raise Violation(f"never answered: {rows[:3]}")
+            acked = {r[0] for r in db.execute("SELECT id FROM replies WHERE state='acked'")}
+            kept = {r[0] for r in db.execute("SELECT id FROM vals WHERE NOT dropped AND scope!=''")}
+        out = {n.partition(".")[0] for n in self.pair.carrier.list("out")}
+        if out & acked:
+            raise Violation(f"acknowledged and still there: {sorted(out & acked)[:3]}")
+        values = {n.partition(".")[0] for n in fs.names(self.config.devices / NAME / "values" / self.pair.requester)}
+        if values - kept:
+            raise Violation(f"files of values that are no more: {sorted(values - kept)[:3]}")
+        for folder in (self.config.devices / NAME / "spool" / self.pair.requester, self.config.home / "spool"):
+            if names := fs.names(folder):
+                raise Violation(f"left in {folder}: {names[:3]}")
+
+
+__all__ = ["PER_ROOT", "Lane", "config_of", "gates"]

@@ -1,0 +1,161 @@
+"""What must hold: what was promised, what was seen, and the invariants between the two."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedq import fs
+from fedq.errors import FedqError
+from fedq.plan.codec import RawTensor, decode
+from fedq.queue.message import Failure, Number, decode_message, decode_reply
+from fedq.queue.pair import Pair
+from fedq.trust.keys import signer_of
+
+DICE = "dice"
+"""Whatever a worker gives: but once given, the same for ever."""
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+def digest(outcome: Any) -> str:
+    """Of a value's content; ``!code`` of a failure."""
+    match outcome:
+        case RawTensor():
+            return hashlib.sha256(f"{outcome.dtype}{list(outcome.shape)}".encode() + bytes(outcome.data)).hexdigest()[:20]
+        case Number():
+            return f"n{outcome.value!r}"
+        case Failure() | FedqError():
+            return f"!{outcome.code}"
+    raise TypeError(outcome)
+
+
+@dataclass
+class Expected:
+    """What may come of a value: a digest, or ``DICE``, or one of these failures."""
+
+    content: str
+    failures: set[str]
+    refs: tuple[str, ...] = ()
+    """Arguments: what fails there fails here."""
+
+
+@dataclass
+class Model:
+    """All that one requester promised itself at one device."""
+
+    values: dict[str, Expected] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
+    """Value -> digest of what came of it, as first seen."""
+    gets: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Message -> reply -> values."""
+    returned: set[str] = field(default_factory=set)
+    raised: set[str] = field(default_factory=set)
+    intended: set[str] = field(default_factory=set)
+    maybe_dropped: set[str] = field(default_factory=set)
+    maybe_cancelled: set[str] = field(default_factory=set)
+    makers: dict[str, str] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
+    """Reply -> SHA-256 of its file, for ever."""
+    fetched: set[str] = field(default_factory=set)
+    jumped: bool = False
+    outcomes: Counter[str] = field(default_factory=Counter)
+    _seen: dict[str, Any] = field(default_factory=dict)
+
+    # -- what a role told
+
+    def told(self, line: str) -> None:
+        what, *rest = line.split(" ")
+        match what:
+            case "I":  # intends to send: message, then per get reply=value,value
+                self.intended.add(rest[0])
+                self.gets[rest[0]] = {r: tuple(v.split(",")) for r, _, v in (g.partition("=") for g in rest[1:])}
+            case "V":  # may make a value: id, message, content, allowed failures, arguments
+                failures, refs = (tuple(filter(None, text.split(","))) for text in rest[3:5])
+                self.values[rest[0]] = Expected(rest[2], set(failures), refs)
+                self.makers[rest[0]] = rest[1]
+            case "S":
+                self.returned.add(rest[0])
+            case "R":
+                self.raised.add(rest[0])
+            case "D":
+                self.maybe_dropped.add(rest[0])
+            case "C":
+                self.maybe_cancelled.add(rest[0])
+            case "F":  # fetched: reply, value, digest
+                self.fetched.add(rest[0])
+                self.saw(rest[1], rest[2])
+            case "X":
+                raise Violation(f"a role raised: {line}")
+
+    def saw(self, value: str, content: str) -> None:
+        """Something came of a value: it must be allowed, and the same as before."""
+        expected = self.values.get(value)
+        if expected is None:
+            raise Violation(f"value {value} was never promised, {content} came")
+        self.outcomes[content if content.startswith("!") else "ok"] += 1
+        if content.startswith("!"):
+            allowed = self._allowed(value)
+            if content[1:] not in allowed:
+                raise Violation(f"value {value}: {content}, allowed are {sorted(allowed)}")
+            if value in self.maybe_dropped or content == "!missing_value":
+                return  # may come later, or have gone since
+        elif expected.content not in (DICE, content):
+            raise Violation(f"value {value}: {content} came, {expected.content} was put")
+        if self.given.setdefault(value, content) != content:
+            raise Violation(f"value {value} CHANGED: {self.given[value]}, then {content}")
+
+    def _allowed(self, value: str) -> set[str]:
+        expected = self.values[value]
+        allowed = expected.failures | ({"missing_value"} if value in self.maybe_dropped else set())
+        allowed |= {"cancelled"} if self.makers[value] in self.maybe_cancelled else set()
+        allowed |= {"expired", "missing_value"} if self.jumped else set()
+        return allowed.union(*(self._allowed(ref) for ref in expected.refs if ref in self.values))
+
+    # -- what lies in the pair
+
+    def look(self, pair: Pair, requester: bytes, device: bytes) -> None:
+        """Every visible file is whole and signed; no reply ever changes."""
+        now_there = set()
+        for folder, kind, key in (("in", "message", requester), ("out", "reply", device)):
+            for name in pair.carrier.list(folder):
+                path = pair.carrier.path(f"{folder}/{name}")
+                mark = fs.fingerprint(path)
+                now_there.add((folder, name))
+                if mark is None or self._seen.get((folder, name)) == mark:
+                    continue
+                try:
+                    raw = bytes(pair.carrier.get(f"{folder}/{name}"))
+                except FileNotFoundError:
+                    continue
+                try:
+                    if signer_of(kind, raw) != key:
+                        raise Violation(f"{path} is signed by another")
+                    file = decode(raw)
+                    read: Any = decode_message(file) if kind == "message" else decode_reply(file)
+                except FedqError as error:
+                    raise Violation(f"TORN: {path}: {error}") from error
+                if f"{read.id}.safetensors" != name:
+                    raise Violation(f"{path} holds {read.id}")
+                self._seen[folder, name] = mark
+                sha = hashlib.sha256(raw).hexdigest()
+                if self.replies.setdefault(f"{folder}/{name}", sha) != sha:
+                    raise Violation(f"CHANGED: {path}")
+                if kind == "reply":
+                    for value, what in read.values.items():
+                        self.saw(value, digest(file.tensors[what] if isinstance(what, str) else what))
+        for gone in self._seen.keys() - now_there:
+            del self._seen[gone]
+
+    def answered(self, reply: str) -> bool:
+        return f"out/{reply}.safetensors" in self.replies or reply in self.fetched
+
+    def lost(self, committed: Iterable[str]) -> list[str]:
+        """Messages that returned, or that the outbox promised, with a get that was never answered."""
+        due = (self.returned | set(committed)) - self.raised
+        return [m for m in due for reply in self.gets.get(m, {}) if not self.answered(reply)]

@@ -1,0 +1,291 @@
+"""What requester and gate do in a child process, by chance, until they end or are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedq import ids
+from fedq.client import fetch
+from fedq.client.device import Device
+from fedq.client.session import Client
+from fedq.config import Config
+from fedq.device.gate import Gate
+from fedq.device.pool import Answer, Died, Worker
+from fedq.errors import FedqError
+from fedq.plan.codec import RawTensor
+from fedq.plan.file import PlanFile
+from fedq.plan.graph import About, Action, Graph, Type, Var
+from fedq.queue.message import Cancel, Drop, Get, Put, Ref, Run, RunArg, SendPlan, Verb
+from tests.crash.model import DICE, Model, digest
+
+NAME = "device_1"
+VECTOR = Type("f32", ("n",))
+GOOD = PlanFile(
+    Graph(
+        (VECTOR,),
+        (Action("aten.add.Tensor", (Var(0), Var(0)), {}, (VECTOR,)), Action("aten.abs", (Var(1),), {}, (VECTOR,))),
+        Var(2),
+        sizes={"n": 0},
+    ),
+    {},
+    About("double_abs"),
+)
+BAD = PlanFile(
+    Graph((VECTOR,), (Action("aten.from_file", ("/etc/passwd",), {}, (VECTOR,)),), Var(1), sizes={"n": 2}),
+    {},
+    About("mean"),
+)
+RUNS = {"failed", "worker_died", "missing_value"}
+"""What may come of a call whose worker may be killed, and whose argument may be dropped."""
+
+Tell = Callable[[str], None]
+
+
+def content(id_: str, size: int) -> RawTensor:
+    """The tensor that is put under this id, always."""
+    data = (bytes.fromhex(id_) * (4 * size // 16 + 1))[: 4 * size]
+    return RawTensor("f32", (size,), data)
+
+
+class Complain(logging.Handler):
+    """A step that raised is a violation, however well the gate lived through it."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__(logging.ERROR)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell("X " + self.format(record)[-1500:].replace("\n", " | "))
+
+
+def complain(tell: Tell) -> None:
+    log = logging.getLogger("fedq")
+    log.handlers[:] = [Complain(tell)]
+    log.setLevel(logging.ERROR)
+    log.propagate = False
+
+
+# -- the requester ---------------------------------------------------------------------------
+
+
+@dataclass
+class Requester:
+    """One process of a requester: starts, does a few things, ends."""
+
+    config: Config
+    rng: random.Random
+    now: float
+    tell: Tell
+    model: Model
+    sizes: Sequence[int] = (2, 2, 2, 2, 40, 1000, 30_000, 60_000)
+
+    def live(self) -> None:
+        with contextlib.suppress(FedqError):
+            client = Client(self.config, now=self.tick, new_id=self.new_id)
+            device = client.device(NAME)
+            for _ in range(self.rng.randint(1, 4)):
+                self.one(device)
+            if self.rng.random() < 0.3:
+                client.close()
+
+    def tick(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def new_id(self) -> str:
+        return f"{self.rng.getrandbits(128):032x}"
+
+    def one(self, device: Device) -> None:
+        kind = self.rng.choice(KINDS)
+        if kind == "fetch":
+            self.fetch(device)
+        else:
+            self.send(device, *getattr(self, kind)())
+
+    def send(
+        self, device: Device, actions: list[Verb], tensors: dict[str, RawTensor], token: str | None = None,
+        expires_s: float = 14 * 86400.0,
+    ) -> None:  # fmt: skip
+        draft = device._new_draft(token)
+        draft.actions, draft.tensors = actions, tensors
+        gets = [f"{a.reply}={','.join(a.values)}" for a in actions if isinstance(a, Get)]
+        self.tell(" ".join(["I", draft.id, *gets]))
+        for verb in actions:
+            match verb:
+                case Put():
+                    self.tell(f"V {verb.id} {draft.id} {digest(tensors[verb.tensor])}  ")
+                case Run():
+                    failures = {"unknown_plan": "unknown_plan", "bad": "not_allowed"}.get(self._why, "")
+                    allowed = {failures} if failures else RUNS
+                    if expires_s < 0:
+                        allowed = allowed | {"expired", "unknown_plan"}
+                    refs = ",".join(a.id for a in verb.args if isinstance(a, Ref))
+                    for result in verb.results:
+                        self.tell(f"V {result} {draft.id} {DICE} {','.join(allowed)} {refs}")
+                case Drop():
+                    for value in verb.values:
+                        self.tell(f"D {value}")
+                case Cancel():
+                    for message in verb.messages:
+                        self.tell(f"C {message}")
+        from fedq.client import sending
+
+        sending.send(device, draft, expires_s)
+        self.tell(f"S {draft.id}")
+
+    _why = ""
+
+    # -- kinds of messages
+
+    def _put(self, id_: str, size: int, number: int = 0) -> tuple[Verb, dict[str, RawTensor]]:
+        tag = f"tag{self.rng.randrange(5)}" if self.rng.random() < 0.1 else None
+        return Put(id_, f"t{number}", tag), {f"t{number}": content(id_, size)}
+
+    def put(self) -> Any:
+        id_ = self.new_id()
+        verb, tensors = self._put(id_, self.rng.choice(self.sizes))
+        return [verb, Get(id_, (id_,))], tensors
+
+    def several(self) -> Any:
+        values = [self.new_id() for _ in range(3)]
+        made = [self._put(v, 2, n) for n, v in enumerate(values)]
+        tensors = {k: t for _, some in made for k, t in some.items()}
+        return [*(v for v, _ in made), Get(self.new_id(), tuple(values))], tensors
+
+    def token(self) -> Any:
+        """The same again, perhaps in another process: one of few tokens, each with one content."""
+        token = f"token{self.rng.randrange(8)}"
+        id_ = ids.derive("crash", token)
+        return [Put(id_, "t0"), Get(id_, (id_,))], {"t0": content(id_, 2)}, token
+
+    def _arg(self) -> RunArg:
+        known = [v for v, e in self.model.values.items() if e.content != DICE or self.rng.random() < 0.3]
+        return Ref(self.rng.choice(known)) if known and self.rng.random() < 0.8 else 3
+
+    def run(self) -> Any:
+        first, second = self.new_id(), self.new_id()
+        plan = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about)
+        calls = [Run(GOOD.id, (self._arg(),), {}, (first,)), Run(GOOD.id, (Ref(first),), {}, (second,))]
+        return [plan, *calls, Get(first, (first,)), Get(second, (second,))], {}
+
+    def copy(self) -> Any:
+        known = list(self.model.values)
+        if not known:
+            return self.put()
+        return [Get(self.new_id(), (self.rng.choice(known),))], {}
+
+    def unknown_plan(self) -> Any:
+        self._why, result = "unknown_plan", self.new_id()
+        return [Run(self.new_id() * 2, (3,), {}, (result,)), Get(result, (result,))], {}
+
+    def bad(self) -> Any:
+        self._why, result = "bad", self.new_id()
+        plan = SendPlan(BAD.id, BAD.graph, (), BAD.about)
+        return [plan, Run(BAD.id, (3,), {}, (result,)), Get(result, (result,))], {}
+
+    def missing(self) -> Any:
+        result = self.new_id()
+        return [Run(GOOD.id, (Ref(self.new_id()),), {}, (result,)), Get(result, (result,))], {}
+
+    def expired(self) -> Any:
+        result = self.new_id()
+        return [Run(GOOD.id, (3,), {}, (result,)), Get(result, (result,))], {}, None, -5.0
+
+    def drop(self) -> Any:
+        known = [v for v in self.model.values if v not in self.model.maybe_dropped]
+        return [Drop(tuple(self.rng.sample(known, min(2, len(known)))))] if known else self.put()[0], {}
+
+    def cancel(self) -> Any:
+        known = sorted(self.model.intended)
+        return [Cancel(tuple(self.rng.sample(known, min(2, len(known)))))], {}
+
+    # -- fetching
+
+    def fetch(self, device: Device) -> None:
+        """What came of some values; taken away in half of the cases."""
+        there = device.client.outbox.replies(device.number, list(self.model.values), self.now)
+        some = self.rng.sample(sorted(there), min(3, len(there)))
+        take = self.rng.random() < 0.6
+        for value in some:
+            if take:
+                self.tell(f"D {value}")
+            try:
+                (came,) = fetch.outcomes([device._pointer(value, None, None)], 0, take=take, on_wait=lambda _: None)
+            except FedqError:
+                continue
+            if not (isinstance(came, FedqError) and came.code in ("timed_out", "waiting_for_approval")):
+                self.tell(f"F {there[value]} {value} {digest(came)}")
+
+
+KINDS = (
+    *["fetch"] * 6, *["put"] * 5, "several", "token", *["run"] * 3, "copy", "unknown_plan", "bad", "missing",
+    "expired", "drop", "cancel",
+)  # fmt: skip
+
+
+# -- the gate --------------------------------------------------------------------------------
+
+
+class Dice:
+    """A worker that gives something else each time it is asked, and sometimes dies or answers nonsense.
+
+    Untrusted, as any worker is: what the gate made of its first answer must stand for ever.
+    """
+
+    pid, busy, idle_s = 0, False, 0.0
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+        self._answer: Answer | Died | None = None
+        self._rng = random.SystemRandom()
+
+    def fileno(self) -> int:
+        return -1
+
+    def start(self, head: Any, tensors: Sequence[RawTensor]) -> None:
+        calls, r = head["calls"], self._rng
+        if r.random() < 0.05:
+            self._answer = Died(r.randrange(len(calls)), "killed by the dice")
+            return
+        out: list[RawTensor] = []
+        rows: list[Any] = []
+        for _, _, keys, _ in calls:
+            if r.random() < 0.05:
+                rows.append(["e", "failed", "aten.abs failed", {}])
+                continue
+            made: list[Any] = []
+            for _ in keys:
+                if r.random() < 0.3:
+                    made.append({"n": r.random()})
+                else:
+                    size = r.choice((1, 1, 1, 2000))
+                    out.append(RawTensor("f32", (size,), struct.pack("<f", r.random()) * size))
+                    made.append(len(out) - 1)
+            rows.append(["ok", made])
+        self._answer = Answer(rows, out)
+
+    def poll(self) -> Answer | Died | None:
+        answer, self._answer = self._answer, None
+        return answer
+
+    def close(self) -> None:
+        self._answer = None
+
+
+def serve(
+    config: Config, now: float, *, worker: Callable[[], Worker] = Dice, most: int = 60, close: bool = False
+) -> None:
+    """One life of a gate: recover, work until nothing waits, end."""
+    gate = Gate(config, [NAME], worker=worker, now=now)
+    for _ in range(most):
+        now += 0.3
+        if not gate.step(now) and gate.idle:
+            break
+    if close:
+        gate.close()
