@@ -18,8 +18,6 @@ from pathlib import Path
 
 import torch
 
-FAST: dict[str, str] = {}
-
 ROOT = Path(__file__).parent.parent
 TABLE, PAGE = ROOT / "fedq/plan/ops.py", ROOT / "docs/ops.md"
 
@@ -50,7 +48,7 @@ shapes: alias atleast_1d atleast_2d atleast_3d broadcast_tensors broadcast_to ch
   pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice split
   split_with_sizes squeeze swapaxes swapdims t tensor_split tile transpose tril triu unbind unflatten unfold
   unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze view view_as _unsafe_view vsplit dsplit channel_shuffle
-  _reshape_alias unsqueeze_copy
+  unsqueeze_copy
 joining: block_diag cartesian_prod cat column_stack concat concatenate dstack hstack meshgrid row_stack stack vstack
 indexing: diagonal_scatter gather index index_add index_copy index_fill index_put index_reduce index_select masked_fill
   masked_scatter scatter scatter_add scatter_reduce select_backward select_scatter slice_backward slice_scatter take
@@ -63,14 +61,14 @@ making: arange eye fill full full_like linspace logspace new_full new_ones new_z
 copies and dtypes: _to_copy clone lift lift_fresh lift_fresh_copy to type_as item _local_scalar_dense
 random: bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm uniform
   exponential normal_functional dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout
-  native_dropout_backward geometric log_normal cauchy binomial
+  native_dropout_backward geometric log_normal cauchy
 products: addbmm addmm addmv addr baddbmm bilinear _trilinear bmm chain_matmul dot einsum inner kron
   linalg_cross linalg_multi_dot linalg_vecdot linear matmul mm mv outer tensordot vdot cross cov corrcoef
   linalg_matmul ger linear_backward
 linear algebra: linalg_cholesky linalg_cholesky_ex linalg_det _linalg_det linalg_eigh _linalg_eigh linalg_eigvalsh
   linalg_inv linalg_inv_ex linalg_matrix_exp linalg_matrix_power linalg_pinv linalg_qr linalg_slogdet _linalg_slogdet
   linalg_solve linalg_solve_ex _linalg_solve_ex linalg_solve_triangular linalg_svd _linalg_svd linalg_svdvals
-  linalg_lstsq inverse det logdet slogdet cholesky_solve matrix_power matrix_exp cholesky
+  inverse det logdet slogdet cholesky_solve matrix_power matrix_exp cholesky
 fourier: _fft_c2c _fft_c2r _fft_r2c fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft2
   fft_irfft2 fft_fftshift fft_ifftshift fft_fftfreq fft_rfftfreq fft_hfft fft_ihfft
 activations: _log_softmax _log_softmax_backward_data _prelu_kernel _prelu_kernel_backward _safe_softmax _softmax
@@ -89,7 +87,7 @@ layers: batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit
   native_batch_norm_backward instance_norm group_norm native_group_norm native_group_norm_backward layer_norm
   native_layer_norm native_layer_norm_backward rms_norm _fused_rms_norm conv1d conv2d conv3d conv_transpose1d
   conv_transpose2d conv_transpose3d convolution convolution_backward lstm gru rnn_tanh rnn_relu lstm_cell gru_cell
-  rnn_tanh_cell rnn_relu_cell mkldnn_rnn_layer scaled_dot_product_attention _scaled_dot_product_attention_math
+  rnn_tanh_cell rnn_relu_cell scaled_dot_product_attention _scaled_dot_product_attention_math
   _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward
 pooling, padding, images: _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d adaptive_avg_pool1d
   adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool2d_backward
@@ -97,6 +95,7 @@ pooling, padding, images: _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _ad
   max_pool2d_with_indices_backward max_pool3d_with_indices constant_pad_nd pad reflection_pad1d reflection_pad2d
   reflection_pad3d reflection_pad1d_backward reflection_pad2d_backward replication_pad1d replication_pad2d
   replication_pad3d replication_pad1d_backward replication_pad2d_backward affine_grid_generator grid_sampler
+  max_pool3d_with_indices_backward avg_pool3d_backward multi_margin_loss_backward
   grid_sampler_2d grid_sampler_3d upsample_bilinear2d upsample_nearest1d upsample_nearest2d upsample_linear1d
   upsample_bicubic2d col2im im2col
 """
@@ -113,6 +112,7 @@ DENY = {
     "aten.gru.data": "reads by lengths given as data; use aten.gru.input",
     "aten.rnn_tanh.data": "reads by lengths given as data; use aten.rnn_tanh.input",
     "aten.rnn_relu.data": "reads by lengths given as data; use aten.rnn_relu.input",
+    "aten.tensor_split.tensor_indices_or_sections": "the shape of its result depends on data",
     "aten.unique_consecutive": "the shape of its result depends on data",
     "aten.norm.names_ScalarOpt_dim": "named dimensions",
 }
@@ -133,7 +133,9 @@ WHY = {
     "_ctc_loss": "crashes on inconsistent lengths",
     "ctc_loss": "crashes on inconsistent lengths",
     "batch_norm_update_stats": "crashes on inconsistent lengths",
-    "mkldnn_rnn_layer_backward": "crashes on inconsistent sizes; record with mkldnn off",
+    "mkldnn_rnn_layer": "crashes on inconsistent sizes; record with mkldnn off",
+    "_reshape_alias": "reads memory by offset; use reshape",
+    "binomial": "can run for ever on large counts",
     "lu_unpack": "crashes on inconsistent pivots",
     "linalg_ldl_solve": "crashes on inconsistent pivots",
     "native_batch_norm": "reads beyond statistics of the wrong length; use _native_batch_norm_legit_functional",
@@ -145,6 +147,10 @@ WHY = {
 }
 """Reasons for names outside ALLOW that people ask for: a base name, and what starts with it."""
 
+_STATISTICS = [
+    "length weight input 1", "length bias input 1", "length running_mean input 1", "length running_var input 1",
+    "floats input weight bias running_mean running_var", "contiguous weight bias running_mean running_var",
+]  # fmt: skip
 CONTRACTS = {
     "": [  # by the name of an argument, wherever it stands
         "reduction in 0 1 2", "interpolation_mode in 0 1 2", "padding_mode in 0 1 2", "normalization in 0 1 2",
@@ -153,11 +159,56 @@ CONTRACTS = {
         "reduce in sum prod mean amax amin add multiply", "interpolation in linear lower higher midpoint nearest",
         "driver in gels gelsy gelsd gelss gesvd gesvdj gesvda",
     ],
-    "embedding_dense_backward": ["values indices 0 num_weights", "wide grad_output indices"],
-    "max_pool2d_with_indices_backward": ["same grad_output indices", "values indices 0 plane"],
-    "adaptive_max_pool2d_backward": ["same grad_output indices", "values indices 0 plane"],
+    "embedding_dense_backward": ["values indices 0 num_weights"],
+    "max_pool2d_with_indices_backward": ["same grad_output indices", "values indices 0 plane", "leading grad_output self 2"],
+    "max_pool3d_with_indices_backward": ["same grad_output indices", "values indices 0 space", "leading grad_output self 3"],
+    "adaptive_max_pool2d_backward": ["same grad_output indices", "values indices 0 plane", "leading grad_output self 2"],
+    "_adaptive_avg_pool2d_backward": ["leading grad_output self 2", "kin grad_output self", "contiguous grad_output self"],
     "_softmax_backward_data": ["same grad_output output"],
     "_log_softmax_backward_data": ["same grad_output output"],
+    "nll_loss_backward": ["values target 0 self.-1 ignore_index"],
+    "nll_loss2d_backward": ["values target 0 self.1 ignore_index"],
+    "smooth_l1_loss_backward": ["floats grad_output self target"],
+    "reflection_pad1d_backward": ["padded grad_output 1", "contiguous grad_output self"],
+    "reflection_pad2d_backward": ["padded grad_output 2", "contiguous grad_output self"],
+    "replication_pad1d_backward": ["padded grad_output 1", "contiguous grad_output self"],
+    "replication_pad2d_backward": ["padded grad_output 2", "contiguous grad_output self"],
+    "native_layer_norm_backward": ["outer mean rstd", "same grad_out input", "floats input grad_out mean rstd",
+                                   "contiguous grad_out input mean rstd weight bias"],
+    "unfold_backward": ["unfolded grad_in"],
+    "native_group_norm": ["groups", "contiguous input weight bias"],
+    "native_group_norm_backward": ["groups mean rstd", "same grad_out input", "contiguous grad_out input mean rstd weight"],
+    "batch_norm": ["unwritten training"],
+    "instance_norm": ["unwritten use_input_stats"],
+    "aten._native_batch_norm_legit.no_stats": ["training in True", "length weight input 1", "length bias input 1", "contiguous weight bias"],
+    "_native_batch_norm_legit_functional": _STATISTICS,
+    "_native_batch_norm_legit_no_training": _STATISTICS,
+    "native_batch_norm_backward": [
+        "length weight input 1", "length running_mean input 1", "length running_var input 1",
+        "length save_mean input 1", "length save_invstd input 1", "statistics train", "same grad_out input",
+        "floats input grad_out weight running_mean running_var save_mean save_invstd",
+        "contiguous grad_out input weight running_mean running_var save_mean save_invstd",
+    ],
+    "_fft_r2c": ["fourier"],
+    "_fft_c2c": ["fourier"],
+    "_fft_c2r": ["fourier"],
+    "_cdist_backward": ["distances cdist grad", "kin x1 x2 grad cdist"],
+    "median": ["contiguous self"],
+    "nanmedian": ["contiguous self"],
+    "aten.tensor_split.sections": ["sections from 1 to 65536"],
+    "hsplit": ["sections from 1 to 65536"],
+    "vsplit": ["sections from 1 to 65536"],
+    "dsplit": ["sections from 1 to 65536"],
+    "_scaled_dot_product_flash_attention_for_cpu": ["attention", "kin query key value", "contiguous attn_mask"],
+    "avg_pool2d_backward": ["leading grad_output self 2"],
+    "avg_pool3d_backward": ["leading grad_output self 3"],
+    "_scaled_dot_product_flash_attention_for_cpu_backward": ["attention out grad_out", "kin query key value out grad_out",
+        "contiguous attn_mask",
+    ],
+    "aten.lstm.input": ["recurrent 4"],
+    "aten.gru.input": ["recurrent 3"],
+    "aten.rnn_tanh.input": ["recurrent 1"],
+    "aten.rnn_relu.input": ["recurrent 1"],
 }  # fmt: skip
 
 RANDOM = {"scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"}
@@ -165,6 +216,22 @@ RANDOM = {"scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 NUMBERS = {"floor_divide", "true_divide", "divide", "multiply", "subtract"}
 """Ops that take a number for a tensor although torch does not tag them pointwise."""
+
+SLOW = set(
+    """
+_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training _unsafe_masked_index
+_unsafe_masked_index_put_accumulate add.Scalar addmm.dtype all.dims arange.start_step baddbmm.dtype
+bernoulli.Tensor binary_cross_entropy binary_cross_entropy_with_logits bmm.dtype conv2d.padding conv3d.padding
+conv_transpose1d conv_transpose3d.input cosine_embedding_loss cross_entropy_loss div.Scalar divide.Scalar
+floor_divide.Scalar hinge_embedding_loss huber_loss index_fill.int_Tensor kl_div l1_loss
+linalg_pinv.atol_rtol_float margin_ranking_loss mm.dtype mse_loss mul.Scalar multi_margin_loss
+multilabel_margin_loss multiply.Scalar narrow.Tensor nll_loss nll_loss2d nll_loss_nd norm.Scalar
+norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype randint randint.low reflection_pad3d
+rnn_relu.input rnn_relu_cell smooth_l1_loss soft_margin_loss std std_mean sub.Scalar subtract.Scalar
+to.dtype_layout triplet_margin_loss true_divide.Scalar var var_mean
+""".split()
+)
+"""Ops whose short form is another overload, or other code: tests/plan/test_kernels.py finds them."""
 
 KINDS = {
     "Tensor": "Tensor", "Tensor?": "Tensor?", "Tensor[]": "Tensor[]", "Tensor?[]": "Tensor?[]",
@@ -220,7 +287,12 @@ def table() -> dict[str, tuple[str, ...]]:
     for schema in torch._C._jit_get_all_schemas():
         base = schema.name.removeprefix("aten::")
         name = "aten." + base + ("." + schema.overload_name if schema.overload_name else "")
-        if not schema.name.startswith("aten::") or base not in allow or name in DENY:
+        if (
+            not schema.name.startswith("aten::")
+            or base not in allow
+            or name in DENY
+            or "generator" in schema.overload_name
+        ):
             continue
         made = row(str(schema))
         if made and ("Tensor" in made[0] or "Tensor" in made[1]):
@@ -228,7 +300,7 @@ def table() -> dict[str, tuple[str, ...]]:
             tags = {str(t) for t in op.tags}
             flags = ["numbers"] if "Tag.pointwise" in tags or base in NUMBERS else []
             flags += ["random"] if "Tag.nondeterministic_seeded" in tags or base in RANDOM else []
-            rows[name] = (*made, "; ".join(contract(base, name, made[0])), " ".join(flags), FAST.get(name, ""))
+            rows[name] = (*made, "; ".join(contract(base, name, made[0])), " ".join(flags), fast(name, made[0]))
     missing = allow - {n.split(".")[1] for n in rows}
     missing -= {n.split(".")[1] for n in DENY}
     if missing:
@@ -236,9 +308,23 @@ def table() -> dict[str, tuple[str, ...]]:
     return dict(sorted(rows.items()))
 
 
+def fast(name: str, args: str) -> str:
+    """Where the fastest callable of an op is: a tensor's method, or a builtin function of torch."""
+    base = name.split(".")[1]
+    if name.removeprefix("aten.") in SLOW:
+        return ""
+    if args.startswith("Tensor self") and type(vars(torch._C.TensorBase).get(base)).__name__ == "method_descriptor":
+        return f".{base}"
+    places = {"torch": torch, "torch._C._nn": torch._C._nn, "torch._C._linalg": torch._C._linalg}
+    places |= {"torch._C._fft": torch._C._fft, "torch._C._special": torch._C._special}
+    found = (path for path, place in places.items() if isinstance(getattr(place, base, None), type(len)))
+    return next((f"{path}.{base}" for path in found), "")
+
+
 def contract(base: str, name: str, args: str) -> list[str]:
-    names = {a.split(" ")[1].split("=")[0] for a in args.split(", ") if a.startswith(("int ", "str ", "str? "))}
-    general = [c for c in CONTRACTS[""] if c.split(" ")[0] in names]
+    kinds = {a.split(" ")[1].split("=")[0]: a[:3] for a in args.split(", ") if " " in a}
+    wanted = [(c, "int" if c[-1].isdigit() else "str") for c in CONTRACTS[""]]
+    general = [c for c, kind in wanted if kinds.get(c.split(" ")[0]) == kind]
     return general + CONTRACTS.get(name, []) + (CONTRACTS.get(base, []) if base else [])
 
 

@@ -30,9 +30,8 @@ def kernel(op: Op) -> Kernel:
         return GUARDED[op.name]
     call = _plain(op)
     conditions = [words for words in op.contract if words[0] in CHECKS]
-    if ("contiguous", "self") in op.contract:
-        return _contiguous(call)
-    return _checked(op, call, conditions) if conditions else call
+    dense = tuple(name for words in op.contract if words[0] == "contiguous" for name in words[1:])
+    return _checked(op, call, conditions, dense) if conditions or dense else call
 
 
 def method(op: Op) -> str | None:
@@ -54,7 +53,7 @@ def _plain(op: Op) -> Kernel:
     return operator.attrgetter(op.fast.removeprefix(".").removeprefix("torch."))(start)  # type: ignore[no-any-return]
 
 
-def _checked(op: Op, call: Kernel, conditions: Sequence[tuple[str, ...]]) -> Kernel:
+def _checked(op: Op, call: Kernel, conditions: Sequence[tuple[str, ...]], dense: tuple[str, ...]) -> Kernel:
     names = [p.name for p in op.params if not p.keyword]
     defaults = {p.name: _default(p.default) for p in op.params if p.default is not None}
     checks = [(CHECKS[words[0]], words[1:]) for words in conditions]
@@ -63,23 +62,21 @@ def _checked(op: Op, call: Kernel, conditions: Sequence[tuple[str, ...]]) -> Ker
         given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         for check, words in checks:
             check(given, *words)
+        if dense:
+            args = tuple(_dense(a) if n in dense else a for n, a in zip(names, args, strict=False))
+            kwargs = {n: _dense(a) if n in dense else a for n, a in kwargs.items()}
         return call(*args, **kwargs)
 
     return run
 
 
+def _dense(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, torch.Tensor) else value
+
+
 def _default(text: str) -> Any:
     """A default as the table writes it; None where no check needs it."""
     return {"True": True, "False": False}.get(text, int(text) if text.lstrip("-").isdecimal() else None)
-
-
-def _contiguous(call: Kernel) -> Kernel:
-    """With its tensor made contiguous: on expanded ones, the op reads beyond it."""
-
-    def run(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return call(self.contiguous(), *args, **kwargs)
-
-    return run
 
 
 # -- ops that crash on values -------------------------------------------------------------------

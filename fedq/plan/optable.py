@@ -8,7 +8,7 @@ leaves out: devices, layouts, generators); ``[]`` marks lists, ``?`` what may be
 A contract is a list of conditions beyond kinds, each a text of words:
     ``reduction in 0 1 2``           a literal, one of these
     ``padding from 0 to 4096``       every integer within these bounds
-    ``contiguous self``              made so before the call
+    ``contiguous self``              tensors made so before the call
 and the others, on the tensors themselves, as `plan.contracts` explains them.
 """
 

@@ -62,11 +62,11 @@ def compile(verified: Verified) -> Compiled:
     """The function of a graph."""
     graph = verified.graph
     first = len(graph.inputs) + len(graph.state)
-    writer = _Writer({"__builtins__": {}})
+    writer = _Writer(graph, {"__builtins__": {}})
     lines = [
         f"def replay({', '.join(f'v{n}' for n in range(first))}):",
         f"    {_entry(graph)}",
-        *(f"    {line}" for line in writer.lines(graph)),
+        *(f"    {line}" for line in writer.lines()),
         f"    return ({''.join(f'v{var.number}, ' for var in graph.output_vars)})",
     ]
     source = "\n".join(lines) + "\n"
@@ -136,21 +136,26 @@ def _entry(graph: Graph) -> str:
 class _Writer:
     """Writes actions as lines; what can not stand in a text goes to ``scope``, the function's globals."""
 
-    def __init__(self, scope: dict[str, Any]) -> None:
+    def __init__(self, graph: Graph, scope: dict[str, Any]) -> None:
+        self.graph = graph
+        self.types = graph.types
         self.scope = scope
         self.named: dict[Any, str] = {}
 
-    def lines(self, graph: Graph) -> Iterator[str]:
-        last = {var.number: i for i, action in enumerate(graph.actions) for var in action.vars()}
-        kept = {var.number for var in graph.output_vars}
+    def lines(self) -> Iterator[str]:
+        last = {var.number: i for i, action in enumerate(self.graph.actions) for var in action.vars()}
+        kept = {var.number for var in self.graph.output_vars}
         dying: dict[int, list[int]] = {}
-        for i, (_, numbers) in enumerate(graph.numbered()):
+        for i, (_, numbers) in enumerate(self.graph.numbered()):
             for n in numbers:
                 if n not in kept:
                     dying.setdefault(last.get(n, i), []).append(n)
-        for i, (action, numbers) in enumerate(graph.numbered()):
+        for i, (action, numbers) in enumerate(self.graph.numbered()):
             dead = "; del " + ", ".join(f"v{n}" for n in dying[i]) if i in dying else ""
             yield f"{self.results(action, numbers)} = {self.call(action)}{dead}"
+
+    def is_tensor(self, arg: Arg) -> bool:
+        return isinstance(arg, Var) and self.types[arg.number].is_tensor
 
     def results(self, action: Action, numbers: range) -> str:
         op = optable.find(action.op)
@@ -168,7 +173,7 @@ class _Writer:
         if op.name == "sym.size" and len(action.args) == 2:
             return f"{args[0]}.shape[{args[1]}]"
         name = method(op)
-        if not all(keyword[k].keyword for k in named) or (name and not isinstance(action.args[0], Var)):
+        if not all(keyword[k].keyword for k in named) or (name and not self.is_tensor(action.args[0])):
             op, name = dataclasses.replace(op, fast=""), None
         if name:
             return f"{args[0]}.{name}({', '.join(args[1:])})"

@@ -1,0 +1,292 @@
+"""Ordinary functions and models, and the calls of ops that they make.
+
+One table for several tests: every op they use must be allowed, replay as eager, run exactly itself
+through its fastest callable, and survive its arguments being bent.
+"""
+
+import warnings
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Interpreter
+from torch.fx.experimental.proxy_tensor import make_fx
+
+I4 = (0, 2, 1, 3)
+
+
+def index():
+    return torch.tensor(I4)
+
+
+def floats():
+    return torch.linspace(-2.0, 2.0, 32).view(4, 8)
+
+
+def image():
+    return torch.linspace(-1.0, 1.0, 392).view(2, 1, 14, 14)
+
+
+def sequence():
+    return torch.linspace(-1.0, 1.0, 120).view(3, 5, 8)
+
+
+FUNCTIONS = {
+    "arithmetic": lambda a: (a - 1) / 2 * a**2 % 3 // 1 + (-a) - (1 - a) + 1 / (a + 10),
+    "powers": lambda a: (a.abs() + 1).log().sqrt().rsqrt().exp().sin().cos().tan().tanh().erf().reciprocal(),
+    "rounding": lambda a: a.floor() + a.ceil() + a.round() + a.trunc() + a.sign() + a.frac() + a.square() + a.neg(),
+    "logs": lambda a: (a.log1p(), a.expm1(), a.log2(), a.log10(), a.exp2(), a.sinh(), a.cosh(), a.asinh(), a.erfc(),
+                       a.lgamma(), a.digamma(), a.sigmoid(), a.logit(0.1), a.sinc(), a.atan(), a.acos(), a.asin(),
+                       a.acosh(), a.atanh(), a.erfinv(), a.i0(), a.deg2rad(), a.rad2deg(), a.positive(), a.signbit()),
+    "pairs": lambda a: (torch.atan2(a, a + 1), torch.maximum(a, a + 1), torch.minimum(a, a), torch.fmod(a, 2),
+                        torch.remainder(a, 2), torch.hypot(a, a), torch.lerp(a, a + 1, 0.5), torch.lerp(a, a, a),
+                        torch.logaddexp(a, a), torch.xlogy(a, a), torch.addcmul(a, a, a), torch.addcdiv(a, a, a),
+                        torch.copysign(a, a), torch.nan_to_num(a), torch.pow(2, a), torch.pow(a, a), torch.fmax(a, a),
+                        torch.fmin(a, a), torch.nextafter(a, a), torch.heaviside(a, a), torch.logaddexp2(a, a),
+                        torch.float_power(a, 2), a.ldexp(a), torch.rsub(a, 1), a.true_divide(2), a.sub(a, alpha=2),
+                        a.add(a, alpha=2), a.subtract(a), a.multiply(a), a.divide(a)),
+    "comparing": lambda a: ((a > 0) & (a < 1) | (a == 2) ^ (a != 3)) & (a >= 0) & (a <= 1) & ~(a > a) & torch.isnan(a)
+        & torch.isinf(a) & torch.isfinite(a) & torch.logical_and(a, a) & torch.logical_or(a, a) & (a > a + 1)
+        & torch.logical_not(a) & torch.logical_xor(a, a) & (a == a) & (a != a) & (a < a) & (a <= a) & (a >= a)
+        & torch.isclose(a, a) & torch.isposinf(a) & torch.isneginf(a) & torch.isin(a, a),
+    "choosing": lambda a: (torch.where(a > 0, a, torch.zeros_like(a)), torch.where(a > 0, 1.0, 0.0),
+                           torch.where(a > 0, a, 0.0), a.masked_fill(a > 0, 1.0), torch.where(a > 0, 1.0, a),
+                           a.masked_fill(a > 0, torch.tensor(1.0))),
+    "clamping": lambda a: (a.clamp(0, 1), a.clamp(min=0), a.clamp_min(0), a.clamp_max(2), torch.clamp(a, a, a + 1),
+                           a.relu(), F.relu6(a), F.hardtanh(a), a.clip(0, 1), a.clamp_min(a), a.clamp_max(a)),
+    "reducing": lambda a: (a.sum(), a.sum(0), a.mean(), a.mean(1, keepdim=True), a.std(), a.std(0), a.var(0),
+                           a.var(0, unbiased=False), a.prod(), a.prod(1), a.max(), a.max(1), a.min(0), a.amax(1),
+                           a.min(), a.amin(1), a.argmax(), a.argmin(1), a.norm(), a.norm(dim=1), a.logsumexp(1),
+                           torch.linalg.vector_norm(a), torch.linalg.norm(a), a.any(), a.all(), (a > 0).any(1),
+                           (a > 0).all(1), a.median(), a.median(1), a.nansum(), a.nanmean(), torch.std_mean(a),
+                           torch.var_mean(a, 0), torch.aminmax(a), torch.quantile(a, 0.5), a.count_nonzero(),
+                           a.mode(1), a.kthvalue(1, 1), torch.linalg.matrix_norm(a), a.nanmedian(), a.nanmedian(1),
+                           a.sum(0, dtype=torch.float64), a.max(a), a.min(a), a.count_nonzero(0), a.trace(),
+                           torch.quantile(a, torch.tensor([0.5])), a.sum((0, 1), keepdim=True), a.any((0, 1)),
+                           torch.linalg.matrix_norm(a, 2), torch.linalg.norm(a, "fro"), a.nanquantile(0.5)),
+    "running": lambda a: (a.cumsum(0), a.cumprod(1), a.cummax(0), a.cummin(0), a.logcumsumexp(0), a.sort(), a.topk(2),
+                          a.sort(dim=0, descending=True), a.argsort(), a.diff(), torch.sort(a, stable=True, dim=1),
+                          torch.searchsorted(a[0], a), torch.bucketize(a, a[0]), torch.msort(a), torch.histc(a),
+                          a.argsort(dim=1, stable=True)),
+    "shapes": lambda a: (a.view(-1), a.reshape(a.shape[0] * 8), a.t(), a.transpose(0, 1), a.permute(1, 0), a.mT,
+                         a.unsqueeze(0), a.squeeze(), a.unsqueeze(0).squeeze(0), a.flatten(), a.expand(2, *a.shape),
+                         a.repeat(2, 1), torch.repeat_interleave(a, 2, 0), a[:2], a[:, 1:], a[0], a[..., None],
+                         a[::2], a.narrow(1, 0, 2), a.select(0, 0), a.unflatten(1, (2, 4)), a.view_as(a),
+                         a.squeeze((0, 1)), a.expand_as(a), a.swapaxes(0, 1), a.rot90(), a.unfold(1, 2, 2), a.ravel(),
+                         torch.diag_embed(a), torch.block_diag(a, a), torch.atleast_3d(a), a.tile(2), a.diagonal(),
+                         torch.diag(a[0]), a.tril(), a.triu(), torch.tril(a, 1), a.contiguous(), a.clone(), a.T,
+                         a.movedim(0, 1), a.flip([0]), a.roll(1, 0), a.fliplr(), a.flipud(), a.broadcast_to(4, 8),
+                         a.reshape_as(a), a.swapdims(0, 1), a.moveaxis(0, 1), a.adjoint(), a.mH),
+    "lists": lambda a: (a.split(3, 1), a.chunk(2, 1), a.unbind(1), torch.split(a, [3, 5], 1), a.hsplit(2),
+                        a.tensor_split(2, 1), a.vsplit(2), torch.broadcast_tensors(a, a[0]), a.tensor_split((1, 2), 1),
+                        torch.meshgrid(a[0], a[0], indexing="ij")),
+    "joining": lambda a: (torch.cat([a, a]), torch.stack([a, a], 1), torch.hstack([a, a]), torch.vstack([a, a]),
+                          torch.concat([a, a], 1), torch.dstack([a, a]), torch.cartesian_prod(a[0], a[0]),
+                          torch.column_stack([a, a])),
+    "indexing": lambda a: (a[index()], a[:, index()], a[index(), index()], a.gather(1, index()[:, None]),
+                           a.index_select(0, index()), a.take(index()), a.scatter(1, index()[:, None], 1.0),
+                           torch.take_along_dim(a, index()[:, None], 1), a.scatter(1, index()[:, None], a),
+                           a.scatter_add(1, index()[:, None], a), a.index_add(0, index(), a), F.one_hot(index(), 4),
+                           a.index_copy(0, index(), a), a.index_fill(0, index(), 1.0), a.index_put((index(),), a),
+                           torch.scatter_reduce(a, 1, index()[:, None], a, "sum"), torch.tril_indices(3, 3),
+                           a.index_put((index(),), a, accumulate=True), torch.select_scatter(a, a[0], 0, 0),
+                           torch.slice_scatter(a, a[:1], 0, 0, 1), torch.diagonal_scatter(a, a.diagonal()),
+                           a.masked_scatter(a > 0, a), a.index_reduce(0, index(), a, "amax"), torch.triu_indices(3, 3),
+                           torch.scatter(a, 1, index()[:, None], a, reduce="add"), a.put(index(), a[0, :4])),
+    "making": lambda a: (torch.arange(a.shape[0]), torch.arange(1, 5), torch.arange(0, 1, 0.1), torch.zeros(3),
+                         torch.ones(2, 3), torch.full((2,), 3.0), torch.zeros_like(a), torch.ones_like(a),
+                         torch.full_like(a, 2.0), torch.eye(3), torch.linspace(0, 1, 5), a.new_zeros(3), a.new_ones(3),
+                         a.new_full((2,), 1.0), torch.eye(2, 3), torch.logspace(0, 1, 3), torch.tensor([1.0, 2.0]),
+                         torch.scalar_tensor(2.0), torch.hann_window(4), torch.hamming_window(4),
+                         torch.zeros(a.shape[0], dtype=torch.int64), torch.fft.fftfreq(4)),
+    "random": lambda a: (torch.rand(3), torch.randn(3), torch.rand_like(a), torch.randn_like(a), torch.randperm(5),
+                         torch.randint(0, 5, (3,)), torch.randint(5, (3,)), F.dropout(a, 0.5, True),
+                         torch.bernoulli(a.sigmoid()), torch.multinomial(a.softmax(-1), 2), torch.randint_like(a, 5),
+                         torch.normal(a, 1.0), torch.normal(0.0, 1.0, (3,)), torch.bernoulli(a, 0.3),
+                         torch.poisson(a.abs()), torch.randint_like(a, 1, 5), F.alpha_dropout(a, 0.5, True),
+                         F.dropout2d(a[None, :], 0.5, True), torch.normal(a, a.abs()), torch.normal(1.0, a.abs())),
+    "products": lambda a: (a @ a.T, torch.mm(a, a.T), torch.bmm(a[None], a.T[None]), torch.matmul(a[None], a.T),
+                           a @ a[0], torch.mv(a, a[0]), torch.dot(a[0], a[0]), torch.einsum("ij,kj->ik", a, a),
+                           torch.addmm(torch.zeros(4), a, a.T), torch.outer(a[0], a[0]), torch.kron(a, a),
+                           torch.baddbmm(torch.zeros(1, 4, 4), a[None], a.T[None]), torch.tensordot(a, a.T, 1),
+                           torch.inner(a, a), torch.linalg.multi_dot([a, a.T, a]), torch.addmv(a[:, 0], a, a[0]),
+                           torch.addr(torch.zeros(4, 8), a[:, 0], a[0]), torch.vdot(a[0], a[0]), F.linear(a, a, a[:, 0]),
+                           torch.addbmm(torch.zeros(4, 4), a[None], a.T[None]), torch.linalg.vecdot(a, a),
+                           torch.cross(a[:, :3], a[:, :3], dim=1), torch.cov(a), torch.corrcoef(a),
+                           F.bilinear(a, a, torch.ones(3, 8, 8)), torch.linalg.cross(a[:, :3], a[:, :3])),
+    "algebra": lambda a: (lambda m: (torch.linalg.inv(m), torch.linalg.det(m), torch.linalg.solve(m, a),
+                                     torch.linalg.qr(a), torch.linalg.svd(a), torch.linalg.eigh(m), m.logdet(),
+                                     torch.linalg.cholesky(m), torch.linalg.slogdet(m), torch.linalg.matrix_power(m, 2),
+                                     torch.linalg.matrix_exp(m / 100), torch.linalg.svdvals(a), m.inverse(),
+                                     torch.linalg.eigvalsh(m), torch.linalg.inv_ex(m), torch.linalg.cholesky_ex(m),
+                                     torch.linalg.pinv(m), torch.cholesky_solve(a, torch.linalg.cholesky(m)),
+                                     torch.linalg.solve_triangular(m, a, upper=True))
+                         )(a @ a.T + 30 * torch.eye(4)),
+    "dtypes": lambda a: (a.float(), a.double(), a.int(), a.long(), a.bool(), a.half(), a.to(torch.float64), a.bfloat16(),
+                         a.type_as(a.double()), a.to(torch.complex64), torch.complex(a, a), torch.angle(a), a.detach(),
+                         torch.view_as_real(torch.complex(a, a)), torch.real(torch.complex(a, a)), torch.polar(a, a),
+                         torch.imag(torch.complex(a, a)), torch.conj(torch.complex(a, a)), a.view(torch.int32),
+                         torch.view_as_complex(a.view(4, 4, 2)), torch.resolve_conj(torch.complex(a, a)),
+                         a.to(memory_format=torch.contiguous_format)),
+    "fourier": lambda a: (torch.fft.fft(a), torch.fft.ifft(torch.fft.fft(a)), torch.fft.rfft(a), torch.fft.fft2(a),
+                          torch.fft.irfft(torch.fft.rfft(a)), torch.fft.fftshift(a), torch.fft.rfft2(a),
+                          torch.fft.irfft2(torch.fft.rfft2(a))),
+    "integers": lambda a: (lambda b: (b + 1, b // 2, b % 2, b / 2, b << 1, b >> 1, b & 1, b | 1, b ^ 1, ~b, -b, b * b,
+                                      b**2, b.sum(), b == b, b.bitwise_and(b), b.gcd(b), b.div(2, rounding_mode="floor"),
+                                      b.div(2, rounding_mode="trunc"), b.abs(), b.clamp(0, 3), b.fmod(2), b.lcm(b),
+                                      b.remainder(2), 2 ** b.abs(), b.true_divide(2), 1 - b, 10 // (b + 100),
+                                      b.bitwise_or(b), b.bitwise_xor(b), b.div(b + 9, rounding_mode="trunc"),
+                                      b.bitwise_left_shift(b.abs()), b.floor_divide(b + 9)))(a.long()),
+    "layers": lambda a: (F.softmax(a, -1), F.log_softmax(a, -1), F.layer_norm(a, (8,)), F.gelu(a), F.normalize(a),
+                         F.pad(a, (1, 1)), F.pad(a[None], (1, 1), mode="reflect"), F.softmin(a, -1), F.unfold(a[None, None], 2),
+                         F.pad(a[None], (1, 1), mode="replicate"), F.pad(a[None], (1, 1), mode="circular"),
+                         F.interpolate(a[None], scale_factor=2), F.cosine_similarity(a, a), F.rms_norm(a, (8,)),
+                         F.fold(torch.ones(1, 4, 21), (4, 8), 2), F.max_pool1d(a[None], 2), F.avg_pool1d(a[None], 2),
+                         F.grid_sample(a[None, None], torch.zeros(1, 2, 2, 2), align_corners=False),
+                         F.instance_norm(a[None]), F.group_norm(a[None], 2), F.adaptive_avg_pool1d(a[None], 2),
+                         F.adaptive_max_pool1d(a[None], 2), F.pixel_unshuffle(a[None], 2), F.embedding(index(), a),
+                         F.affine_grid(torch.zeros(1, 2, 3), (1, 1, 4, 4), align_corners=False), F.prelu(a, a[0, :1]),
+                         F.scaled_dot_product_attention(a[None], a[None], a[None]), F.glu(a), F.logsigmoid(a),
+                         F.cosine_embedding_loss(a, a, torch.ones(4)), F.channel_shuffle(a[None, :, :, None], 2)),
+    "sizes": lambda a: (a.sum(0) / a.shape[0], a * a.shape[0], torch.arange(a.shape[0] * 2 - 1), a.reshape(a.numel())),
+}  # fmt: skip
+
+ACTIVATIONS = (nn.GELU(), nn.SiLU(), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.LeakyReLU(), nn.Softplus(), nn.Hardtanh(),
+               nn.ReLU6(), nn.Mish(), nn.Hardswish(), nn.Hardsigmoid(), nn.PReLU(), nn.CELU(), nn.SELU(), nn.GLU(),
+               nn.LogSigmoid(), nn.Softmax(-1), nn.LogSoftmax(-1), nn.Softsign(), nn.Threshold(0.1, 0.0), nn.Hardshrink(),
+               nn.Softshrink(), nn.Tanhshrink(), nn.GELU("tanh"), nn.ReLU())  # fmt: skip
+
+
+def models():
+    """Name -> (module, its inputs); the weights are random."""
+    x, img, seq = floats(), image(), sequence()
+    made = {type(act).__name__: (nn.Sequential(nn.Linear(8, 8), act), (x,)) for act in ACTIVATIONS}
+    made |= {
+        "mlp": (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), (x,)),
+        "cnn": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1),
+                              nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)), (img,)),
+        "layernorm": (nn.LayerNorm(8), (x,)), "rmsnorm": (nn.RMSNorm(8), (x,)),
+        "groupnorm": (nn.GroupNorm(2, 8), (torch.randn(2, 8, 4),)), "instancenorm": (nn.InstanceNorm2d(1), (img,)),
+        "batchnorm": (nn.BatchNorm1d(8).eval(), (x,)), "batchnorm2": (nn.BatchNorm2d(1).eval(), (img,)),
+        "batchnorm3": (nn.BatchNorm1d(8, track_running_stats=False), (x,)),
+        "conv1": (nn.Conv1d(8, 4, 3), (torch.randn(2, 8, 9),)), "conv3": (nn.Conv3d(1, 2, 2), (torch.randn(2, 1, 4, 4, 4),)),
+        "same": (nn.Conv2d(1, 2, 3, padding="same"), (img,)), "deconv": (nn.ConvTranspose2d(1, 2, 3), (img,)),
+        "adaptive": (nn.AdaptiveAvgPool2d(3), (img,)), "adaptive1": (nn.AdaptiveAvgPool2d(1), (img,)),
+        "adaptivemax": (nn.AdaptiveMaxPool2d(2), (img,)), "nearest": (nn.Upsample(scale_factor=2), (img,)),
+        "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), (img,)), "dropout": (nn.Dropout(0.5), (x,)),
+        "dropout2": (nn.Dropout2d(0.5), (img,)), "zeropad": (nn.ZeroPad2d(1), (img,)), "unfold": (nn.Unfold(2), (img,)),
+        "reflect": (nn.ReflectionPad2d(1), (img,)), "replicate": (nn.ReplicationPad2d(1), (img,)),
+        "reflect1": (nn.ReflectionPad1d(1), (seq,)), "replicate1": (nn.ReplicationPad1d(1), (seq,)),
+        "shuffle": (nn.PixelShuffle(2), (torch.randn(2, 4, 3, 3),)), "lp": (nn.LPPool2d(2, 2), (img,)),
+        "maxpool1": (nn.MaxPool1d(2), (seq,)), "maxpool3": (nn.MaxPool3d(2), (torch.randn(1, 4, 4, 4),)),
+        "avgpool3": (nn.AvgPool3d(2), (torch.randn(1, 4, 4, 4),)),
+        "rnn": (First(nn.RNN(8, 6, batch_first=True)), (seq,)), "gru": (First(nn.GRU(8, 6, batch_first=True)), (seq,)),
+        "lstm": (First(nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)), (seq,)),
+        "lstmcell": (First(nn.LSTMCell(8, 6)), (x,)), "grucell": (nn.GRUCell(8, 6), (x,)),
+        "rnncell": (nn.RNNCell(8, 6), (x,)),
+        "transformer": (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), (seq,)),
+        "attention": (First(nn.MultiheadAttention(8, 2, batch_first=True)), (seq, seq, seq)),
+        "decoder": (nn.TransformerDecoderLayer(8, 2, 16, batch_first=True).eval(), (seq, seq)),
+        "embedding": (nn.Embedding(10, 4), (torch.arange(6).view(2, 3),)), "pairs": (nn.Bilinear(8, 8, 3), (x, x)),
+    }  # fmt: skip
+    return made
+
+
+class First(nn.Module):
+    """The first of what a module gives."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args):
+        return self.inner(*args)[0]
+
+
+LOSSES = {
+    "mse": lambda a, y: F.mse_loss(a, y), "l1": lambda a, y: F.l1_loss(a, y), "huber": lambda a, y: F.huber_loss(a, y),
+    "smooth": lambda a, y: F.smooth_l1_loss(a, y), "entropy": lambda a, y: F.cross_entropy(a, index()),
+    "smoothing": lambda a, y: F.cross_entropy(a, index(), label_smoothing=0.1, weight=torch.ones(8)),
+    "soft": lambda a, y: F.cross_entropy(a, y.softmax(-1)), "nll": lambda a, y: F.nll_loss(a.log_softmax(-1), index()),
+    "nll2": lambda a, y: F.nll_loss(a.view(1, 4, 2, 4), torch.zeros(1, 2, 4, dtype=torch.int64)),
+    "bce": lambda a, y: F.binary_cross_entropy(a.sigmoid(), y.sigmoid()), "norm": lambda a, y: F.normalize(a),
+    "logits": lambda a, y: F.binary_cross_entropy_with_logits(a, y.sigmoid()), "cos": lambda a, y: F.cosine_similarity(a, y),
+    "kl": lambda a, y: F.kl_div(a.log_softmax(-1), y.softmax(-1)), "cdist": lambda a, y: torch.cdist(a, y),
+    "margin": lambda a, y: F.margin_ranking_loss(a, y, torch.ones(4, 8)), "multi": lambda a, y: F.multi_margin_loss(a, index()),
+    "triplet": lambda a, y: F.triplet_margin_loss(a, y, y + 1), "poisson": lambda a, y: F.poisson_nll_loss(a, y.abs()),
+    "softmargin": lambda a, y: F.soft_margin_loss(a, torch.ones(4, 8)), "pairwise": lambda a, y: F.pairwise_distance(a, y),
+    "hinge": lambda a, y: F.hinge_embedding_loss(a, torch.ones(4, 8)), "pdist": lambda a, y: F.pdist(a),
+    "attend": lambda a, y: F.scaled_dot_product_attention(a.view(1, 2, 2, 8), y.view(1, 2, 2, 8), y.view(1, 2, 2, 8),
+                                                          is_causal=True),
+    "attendmask": lambda a, y: F.scaled_dot_product_attention(a.view(1, 2, 2, 8), y.view(1, 2, 2, 8), y.view(1, 2, 2, 8),
+                                                              attn_mask=torch.eye(2).bool()),
+    "gather": lambda a, y: a.gather(1, index()[:, None]), "index": lambda a, y: a[index()], "select": lambda a, y: a[1],
+    "slice": lambda a, y: a[1:3], "cumsum": lambda a, y: a.cumsum(0), "median": lambda a, y: a.median(1).values,
+    "unfold": lambda a, y: a.unfold(1, 2, 2), "diagonal": lambda a, y: a.diagonal(), "take": lambda a, y: a.take(index()),
+}  # fmt: skip
+
+
+def gradient(fn, *params):
+    """A function of its inputs that gives the gradient of fn's squares by inputs and parameters."""
+
+    def run(*args):
+        args = [a.detach().clone().requires_grad_() if a.is_floating_point() else a for a in args]
+        wanted = [a for a in args if a.requires_grad] + [p for p in params if p.requires_grad]
+        return torch.autograd.grad((fn(*args) ** 2).sum(), wanted, allow_unused=True)
+
+    return run
+
+
+def programs():
+    """Name -> (function, inputs, whether it takes a gradient)."""
+    torch.manual_seed(0)
+    made = {name: (fn, (floats(),), False) for name, fn in FUNCTIONS.items()}
+    for name, (model, inputs) in models().items():
+        made[f"model {name}"] = (model, inputs, False)
+        made[f"gradient of {name}"] = (gradient(model, *model.parameters()), inputs, True)
+    for name, loss in LOSSES.items():
+        made[f"loss {name}"] = (loss, (floats(), floats().flip(0)), False)
+        made[f"gradient of loss {name}"] = (gradient(loss), (floats(), floats().flip(0)), True)
+    return made
+
+
+_ABOVE = (FUNCTIONS["indexing"], FUNCTIONS["products"])
+"""Cannot be recorded below autograd: parts of them look at values."""
+
+
+class Recording(Interpreter):
+    """Runs a captured graph and keeps each call: (op as the table names it, args, kwargs)."""
+
+    def __init__(self, module, calls):
+        super().__init__(module)
+        self.calls = calls
+
+    def call_function(self, target, args, kwargs):
+        if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+            self.calls.append((str(target).removesuffix(".default"), args, dict(kwargs)))
+        return super().call_function(target, args, kwargs)
+
+
+@cache
+def calls():
+    """Op -> the calls all programs make of it, at both levels at which they can be recorded."""
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):
+            for fn, inputs, gradients in programs().values():
+                for pre_dispatch in (False,) if gradients else (True,) if fn in _ABOVE else (True, False):
+                    graph = make_fx(lambda *a, fn=fn: fn(*a), pre_dispatch=pre_dispatch)(*inputs)
+                    with torch.no_grad():
+                        Recording(graph, found).run(*inputs)
+    by_op = {}
+    for name, args, kwargs in found:
+        kept = by_op.setdefault(name, {})
+        if len(kept) < 8:
+            kept.setdefault(str([*map(_shape, args), kwargs.keys()]), (args, kwargs))
+    return {name: list(kept.values()) for name, kept in by_op.items()}
+
+
+def _shape(arg):
+    return f"{arg.dtype}{list(arg.shape)}" if isinstance(arg, torch.Tensor) else str(arg)[:100]
