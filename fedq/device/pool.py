@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fedq.device import wire
+from fedq.device.wire import Sendable
 from fedq.plan.codec import RawTensor
 
 log = logging.getLogger("fedq.device.pool")
@@ -27,15 +28,16 @@ log = logging.getLogger("fedq.device.pool")
 SEND_TIMEOUT_S = 60.0
 IDLE_S = 300.0
 DEADLINE_S = 3600.0
-"""How long one call may take."""
+"""How long one call may take, if the device's owner says nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a batch gave: one row per call, and their tensors."""
+    """What a batch gave: one row per call, and their tensors; how long it took."""
 
     rows: list[Any]
     tensors: list[RawTensor]
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +53,23 @@ class Worker(Protocol):
 
     known: dict[str, int]
 
-    def start(self, head: Any, tensors: Sequence[RawTensor]) -> None: ...
+    def start(self, head: Any, tensors: Sequence[Sendable]) -> None: ...
     def poll(self) -> Answer | Died | None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
 
 class ProcessWorker:
-    """A worker process. ``known``: keys of the values and plans it holds -> their bytes."""
+    """A worker process. ``known``: keys of the values and plans it holds -> their bytes.
 
-    def __init__(self, *, threads: int) -> None:
+    Args:
+        threads: how many of the machine's cores it uses at a time.
+        deadline_s: how long one call may take before the process is killed.
+    """
+
+    def __init__(self, *, threads: int, deadline_s: float = DEADLINE_S) -> None:
         self.known: dict[str, int] = {}
+        self._deadline_s = deadline_s
         self._sock, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as file, theirs:
             file.truncate(8)
@@ -70,7 +78,7 @@ class ProcessWorker:
             command = [sys.executable, "-P", "-m", "fedq.device.worker", str(fds[0]), str(threads), str(fds[1])]
             self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=_environment())
         self._reader = wire.Reader(self._sock)
-        self._mark, self._moved = b"", 0.0
+        self._mark, self._began, self._moved = b"", 0.0, 0.0
         self.idle_since = time.monotonic()
         self.busy = False
 
@@ -86,10 +94,11 @@ class ProcessWorker:
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def start(self, head: Any, tensors: Sequence[RawTensor]) -> None:
+    def start(self, head: Any, tensors: Sequence[Sendable]) -> None:
         """Hand over a batch; a worker that does not take it is found dead by the next poll."""
         self._progress[:] = bytes(8)
-        self.busy, self._mark, self._moved = True, b"", time.monotonic()
+        self.busy, self._mark, self._began = True, b"", time.monotonic()
+        self._moved = self._began
         self._sock.settimeout(SEND_TIMEOUT_S)
         try:
             wire.send(self._sock, head, tensors)
@@ -115,13 +124,14 @@ class ProcessWorker:
 
     def _answer(self, frame: tuple[Any, list[RawTensor]]) -> Answer:
         self.busy, self.idle_since = False, time.monotonic()
-        return Answer(*frame)
+        return Answer(*frame, took_s=self.idle_since - self._began)
 
     def _late(self) -> Died | None:
         mark, now = self._progress[:], time.monotonic()
         if mark != self._mark:
             self._mark, self._moved = mark, now
-        return self._died(f"took more than {DEADLINE_S:.0f} s") if now - self._moved > DEADLINE_S else None
+        late = now - self._moved > self._deadline_s
+        return self._died(f"took more than {self._deadline_s:.0f} s") if late else None
 
     def _died(self, why: str) -> Died:
         at = int.from_bytes(self._progress[:], "little")
@@ -162,11 +172,11 @@ class InlineWorker:
     def fileno(self) -> int:
         return -1
 
-    def start(self, head: Any, tensors: Sequence[RawTensor]) -> None:
+    def start(self, head: Any, tensors: Sequence[Sendable]) -> None:
         from fedq.device.worker import do
 
         try:
-            self._answer = Answer(*do(self._replayer, head, tensors, lambda _: None))
+            self._answer = Answer(*do(self._replayer, head, [wire.raw(t) for t in tensors], lambda _: None))
         except Exception as error:
             log.exception("a batch failed")
             self._answer = Died(0, f"the batch failed ({type(error).__name__})")

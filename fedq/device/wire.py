@@ -1,8 +1,9 @@
 """Frames between gate and worker: one JSON head, tensors beside it, over a Unix socket.
 
-Small tensors ride inside the frame; large ones as file descriptors (a stored file going in, an
-anonymous memory file coming out), so neither side copies them through the socket. The head
-names tensors by number. What a worker sends is untrusted: every count and size is checked.
+Small frames go through the socket; the body of a larger one in an anonymous memory file, so that
+a gate never waits for a worker that does not read. Large tensors go as descriptors of their own:
+of the stored file where there is one, else of a memory file. The head names tensors by number.
+What a worker sends is untrusted: every count and size is checked.
 """
 
 from __future__ import annotations
@@ -13,47 +14,88 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedq.errors import BadFile
-from fedq.plan.codec import RawTensor
+from fedq.plan.codec import Buffer, RawTensor
 from fedq.plan.graph import ITEMSIZE
 
 INLINE_BYTES = 1 << 20
+BODY_BYTES = 64 << 10
+"""Bodies up to this size go through the socket: less than its buffer holds."""
 MAX_FDS = 200
-_FRAME = struct.Struct("<IIQ")  # bytes of JSON, number of descriptors, bytes of tensors
+_FRAME = struct.Struct("<IIQ?")  # bytes of JSON, number of descriptors, bytes of tensors, body in the last descriptor
 
 
-def send(sock: socket.socket, head: Any, tensors: Sequence[RawTensor]) -> None:
-    """Send one frame; blocks until it is sent."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor that lies in a private file.
+
+    Attributes:
+        tensor: the same, mapped.
+        open: gives a descriptor of the file, to be closed by who called.
+        offset: where its data begins there.
+    """
+
+    tensor: RawTensor
+    open: Callable[[], int]
+    offset: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.tensor.size_bytes
+
+
+Sendable = RawTensor | Stored
+
+
+def raw(tensor: Sendable) -> RawTensor:
+    """The tensor itself, for a worker in this process."""
+    return tensor.tensor if isinstance(tensor, Stored) else tensor
+
+
+def send(sock: socket.socket, head: Any, tensors: Sequence[Sendable]) -> None:
+    """Send one frame; a large one waits for nobody to read it."""
     rows: list[Any] = []
-    blobs: list[Any] = []
+    blobs: list[Buffer] = []
     fds: list[int] = []
-    for tensor in tensors:
-        if tensor.size_bytes <= INLINE_BYTES or len(fds) >= MAX_FDS:
-            rows.append([tensor.dtype, tensor.shape, None])
-            blobs.append(tensor.data)
-        else:
-            rows.append([tensor.dtype, tensor.shape, len(fds)])
-            fds.append(_memory_file(tensor))
-    text = json.dumps([head, rows], separators=(",", ":")).encode()
-    start = _FRAME.pack(len(text), len(fds), sum(len(b) for b in blobs)) + text
     try:
+        for tensor in tensors:
+            row = [raw(tensor).dtype, raw(tensor).shape, None, 0]
+            if tensor.size_bytes <= INLINE_BYTES or len(fds) >= MAX_FDS:
+                blobs.append(raw(tensor).data)
+            elif isinstance(tensor, Stored):
+                row[2:] = len(fds), tensor.offset
+                fds.append(tensor.open())
+            else:
+                row[2:] = len(fds), 0
+                fds.append(_memory_file([tensor.data]))
+            rows.append(row)
+        text = json.dumps([head, rows], separators=(",", ":")).encode()
+        size = sum(len(b) for b in blobs)
+        apart = len(text) + size > BODY_BYTES
+        if apart:
+            fds.append(_memory_file([text, *blobs]))
+        start = _FRAME.pack(len(text), len(fds), size, apart) + (b"" if apart else b"".join([text, *blobs]))
         sent = socket.send_fds(sock, [start], fds)
         sock.sendall(start[sent:])
-        if blobs:
-            sock.sendall(b"".join(blobs) if len(blobs) > 1 else blobs[0])
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _memory_file(tensor: RawTensor) -> int:
+def _memory_file(chunks: Sequence[Buffer]) -> int:
     fd = os.memfd_create("fedq") if hasattr(os, "memfd_create") else _unlinked_file()
-    view = memoryview(tensor.data).cast("B")
-    while view:
-        view = view[os.write(fd, view) :]
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
+            while view:
+                view = view[os.write(fd, view) :]
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -86,14 +128,16 @@ class Reader:
         """The next whole frame: its head and its tensors."""
         if len(self._buffer) < _FRAME.size:
             return None
-        text, count, blob = _FRAME.unpack_from(self._buffer)
-        end = _FRAME.size + text + blob
+        text, count, blob, apart = _FRAME.unpack_from(self._buffer)
+        end = _FRAME.size + (0 if apart else text + blob)
         if len(self._buffer) < end:
             return None
         view = memoryview(bytes(self._buffer[_FRAME.size : end]))
         del self._buffer[:end]
         fds, self._fds = self._fds[:count], self._fds[count:]
         try:
+            if apart:
+                view = _mapped(fds[-1], text + blob)
             head, rows = json.loads(bytes(view[:text]))
             return head, _tensors(rows, view[text:], fds)
         finally:
@@ -106,19 +150,26 @@ class Reader:
         self._fds.clear()
 
 
+def _mapped(fd: int, size: int) -> memoryview:
+    """A file's first bytes, as a private copy on write; a file that is shorter is refused, not met later."""
+    if os.fstat(fd).st_size < size:
+        raise BadFile("a frame's file is short")
+    return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
+
+
 def _tensors(rows: Any, blob: memoryview, fds: list[int]) -> list[RawTensor]:
     tensors = []
     at = 0
-    for dtype, shape, number in rows:
+    for dtype, shape, number, offset in rows:
         if dtype not in ITEMSIZE or not all(type(n) is int and n >= 0 for n in shape):
             raise BadFile("a frame's tensor is malformed")
-        raw = RawTensor(dtype, tuple(shape), b"")
+        size = RawTensor(dtype, tuple(shape), b"").size_bytes
         if number is None:
-            data: Any = blob[at : at + raw.size_bytes]
-            at += raw.size_bytes
+            data = blob[at : at + size]
+            at += size
         else:
-            data = memoryview(mmap.mmap(fds[number], raw.size_bytes, access=mmap.ACCESS_COPY))
-        if len(data) != raw.size_bytes:
+            data = _mapped(fds[number], offset + size)[offset:]
+        if len(data) != size:
             raise BadFile("a frame's tensor is short")
         tensors.append(RawTensor(dtype, tuple(shape), data))
     return tensors

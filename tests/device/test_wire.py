@@ -69,8 +69,8 @@ def test_two_frames_sent_together_are_two_frames():
 def test_a_frame_whose_tensor_is_short_is_refused():
     left, right = socket.socketpair()
     with left, right:
-        text = b'[[],[["u8",[9],null]]]'
-        left.sendall(wire._FRAME.pack(len(text), 0, 3) + text + b"abc")
+        text = b'[[],[["u8",[9],null,0]]]'
+        left.sendall(wire._FRAME.pack(len(text), 0, 3, False) + text + b"abc")
         with pytest.raises(BadFile):
             receive(right)
 
@@ -80,3 +80,37 @@ def test_the_end_of_the_other_side_is_told():
     left.close()
     with right:
         assert not wire.Reader(right).receive()
+
+
+def test_a_large_frame_is_sent_though_nobody_reads():
+    """A worker that is stopped, or still starting, must not hold up the gate."""
+    left, right = socket.socketpair()
+    left.settimeout(5)
+    with left, right:
+        head, small = ["x" * (4 << 20)], [RawTensor("u8", (9000,), bytes(9000))] * 100
+        wire.send(left, head, small)
+        got, arrived = receive(right)
+    assert got == head
+    assert [bytes(t.data) for t in arrived] == [bytes(9000)] * 100
+
+
+def test_a_stored_tensor_travels_as_a_descriptor_of_its_file(tmp_path):
+    path, data = tmp_path / "value", os.urandom(2 << 20)
+    path.write_bytes(b"head of 17 bytes." + data)
+    left, right = socket.socketpair()
+    with left, right:
+        tensor = RawTensor("u8", (len(data),), data)
+        wire.send(left, [], [wire.Stored(tensor, lambda: os.open(path, os.O_RDONLY), 17)])
+        _, (arrived,) = receive(right)
+    assert bytes(arrived.data) == data
+
+
+def test_a_file_that_is_shorter_than_its_tensor_is_refused_before_it_is_read():
+    left, right = socket.socketpair()
+    file = os.memfd_create("short")
+    with left, right:
+        text = b'[[],[["u8",[9000],null,0]]]'
+        socket.send_fds(left, [wire._FRAME.pack(len(text), 1, 9000, True)], [file])
+        with pytest.raises(BadFile, match="short"):
+            receive(right)
+    os.close(file)
