@@ -13,7 +13,7 @@ from fedq.errors import BadFile
 from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, Signer, encode, sha256
 from fedq.plan.graph import Type, about_to_json, canonical, graph_to_json
 from fedq.plan.graphjson import MAX_ACTIONS
-from fedq.queue.message import Ack, Drop, Get, Inline, Message, Put, Ref, Run, SendPlan, Verb, message_to_json
+from fedq.queue.message import Ack, Drop, Fold, Get, Inline, Message, Put, Ref, Run, SendPlan, Verb, message_to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +160,17 @@ def tensor_names(verb: Verb) -> Iterator[str]:
             yield verb.tensor
         case SendPlan():
             yield from verb.tensors
-        case Run():
-            yield from (a.name for a in (*verb.args, *verb.kwargs.values()) if isinstance(a, Inline))
+        case Run() | Fold():
+            yield from (a.name for a in verb.given if isinstance(a, Inline))
 
 
 def _promise(sent: Sent, actions: Sequence[Verb], draft: Draft) -> None:
     """Note what the actions promise, and the values they read."""
     for verb in actions:
         match verb:
-            case Run():
+            case Run() | Fold():
                 sent.values.update((id_, _text(draft.types.get(id_))) for id_ in verb.results)
-                sent.uses.update(a.id for a in (*verb.args, *verb.kwargs.values()) if isinstance(a, Ref))
+                sent.uses.update(a.id for a in verb.given if isinstance(a, Ref))
             case Get():
                 sent.replies.update(dict.fromkeys(verb.values, verb.reply))
                 sent.uses.update(verb.values)

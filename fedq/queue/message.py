@@ -21,6 +21,7 @@ from fedq.plan.codec import (
     encode,
     is_tensor_name,
 )
+from fedq.plan.fold import MAX_BATCH, MAX_EPOCHS, Batches
 from fedq.plan.graph import about_from_json, about_to_json, graph_from_json, graph_to_json
 from fedq.plan.graphjson import MAX_ACTIONS, need, number_from_json, number_to_json, pairs
 from fedq.queue.verbs import (
@@ -28,6 +29,7 @@ from fedq.queue.verbs import (
     Cancel,
     Drop,
     Failure,
+    Fold,
     Get,
     Inline,
     Message,
@@ -42,7 +44,7 @@ from fedq.queue.verbs import (
 )
 
 __all__ = [
-    "MAX_ACTIONS", "Ack", "Cancel", "Drop", "Failure", "Get", "Inline", "Message", "Number", "Put", "Ref",
+    "MAX_ACTIONS", "Ack", "Cancel", "Drop", "Failure", "Fold", "Get", "Inline", "Message", "Number", "Put", "Ref",
     "Reply", "Run", "RunArg", "SendPlan", "Verb", "check_kind", "decode_message", "decode_reply",
     "encode_message", "encode_reply", "message_from_json", "message_tensors", "message_to_json",
     "reply_from_json", "reply_tensors", "reply_to_json",
@@ -87,8 +89,8 @@ def message_tensors(message: Message) -> set[str]:
                 names.add(verb.tensor)
             case SendPlan():
                 names.update(verb.tensors)
-            case Run():
-                names.update(a.name for a in (*verb.args, *verb.kwargs.values()) if isinstance(a, Inline))
+            case Run() | Fold():
+                names.update(a.name for a in verb.given if isinstance(a, Inline))
     return names
 
 
@@ -121,7 +123,12 @@ def _verb_to_json(verb: Verb) -> list[Any]:
             return ["plan", verb.id, graph_to_json(verb.graph), list(verb.tensors), about_to_json(verb.about)]
         case Run():
             kwargs = {k: _arg_to_json(v) for k, v in sorted(verb.kwargs.items())}
-            return ["run", verb.plan, [_arg_to_json(a) for a in verb.args], kwargs, list(verb.results)]
+            return ["run", verb.plan, _args_to_json(verb.args), kwargs, list(verb.results)]
+        case Fold():
+            carry, data, options = _args_to_json(verb.carry), _args_to_json(verb.data), _batches_to_json(verb.batches)
+            if verb.args:
+                options["args"] = _args_to_json(verb.args)
+            return ["fold", verb.plan, carry, data, options, list(verb.results)]
         case Get():
             return ["get", verb.reply, list(verb.values), {}]
         case Drop():
@@ -130,6 +137,14 @@ def _verb_to_json(verb: Verb) -> list[Any]:
             return ["cancel", list(verb.messages)]
         case Ack():
             return ["ack", list(verb.replies)]
+
+
+def _batches_to_json(b: Batches) -> dict[str, Any]:
+    return {"batch_size": b.size, "epochs": b.epochs, "shuffle": b.shuffle, "drop_last": b.drop_last}
+
+
+def _args_to_json(args: Sequence[RunArg]) -> list[Any]:
+    return [_arg_to_json(a) for a in args]
 
 
 def _arg_to_json(arg: RunArg) -> Any:
@@ -161,10 +176,9 @@ def message_from_json(body: Mapping[str, Any]) -> Message:
 
 
 def _check_promises(verbs: Sequence[Verb]) -> None:
-    """Every id is promised once: of a value by a put or run, of a reply by a get."""
-    values = [
-        id_ for v in verbs for id_ in ((v.id,) if isinstance(v, Put) else v.results if isinstance(v, Run) else ())
-    ]
+    """Every id is promised once: of a value by a put, run or fold, of a reply by a get."""
+    values = [id_ for v in verbs if isinstance(v, Run | Fold) for id_ in v.results]
+    values += [v.id for v in verbs if isinstance(v, Put)]
     replies = [v.reply for v in verbs if isinstance(v, Get)]
     need(len(set(values)) == len(values), "two actions promise the same value")
     need(len(set(replies)) == len(replies), "two actions promise the same reply")
@@ -207,6 +221,11 @@ def _verb_from_json(row: Any) -> Verb:
             need(all(k.isidentifier() and len(k) <= 100 for k in kwargs), "a keyword of run")
             named = {k: _arg_from_json(v) for k, v in kwargs.items()}
             return Run(_plan_id(plan), tuple(map(_arg_from_json, args)), named, _ids(results))
+        case ["fold", str(plan), list(carry), list(data), dict(options), list(results)]:
+            batches, args = _batches_from_json(options), options.get("args", [])
+            need(isinstance(args, list) and (args or "args" not in options), "args of fold")
+            first, whole, each = (tuple(map(_arg_from_json, some)) for some in (carry, data, args))
+            return Fold(_plan_id(plan), first, whole, batches, _ids(results), each)
         case ["get", str(reply), list(values), dict(options)] if not options and values:
             return Get(_id(reply), _ids(values))
         case ["put", str(id_), {"t": str(name), **rest}, dict(options)] if not rest and options.keys() <= {"tag"}:
@@ -223,6 +242,15 @@ def _verb_from_json(row: Any) -> Verb:
             return Ack(_ids(replies))
     name = row[0] if isinstance(row, list) and row and isinstance(row[0], str) else "?"
     raise BadFile(f"malformed file: action {name[:20]!r}")
+
+
+def _batches_from_json(options: Mapping[str, Any]) -> Batches:
+    match options:
+        case {"batch_size": int(size), "epochs": int(epochs), "shuffle": bool(shuffle), "drop_last": bool(drop_last),
+              **rest} if not rest.keys() - {"args"} and type(size) is int and type(epochs) is int:  # fmt: skip
+            need(0 < size <= MAX_BATCH and 0 < epochs <= MAX_EPOCHS, "batch_size or epochs of fold")
+            return Batches(size, epochs, shuffle, drop_last)
+    raise BadFile("malformed file: options of fold")
 
 
 def _arg_from_json(value: Any) -> RunArg:

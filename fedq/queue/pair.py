@@ -266,6 +266,7 @@ class Heartbeat:
         waiting, running: ids of this requester's messages.
         held: (value id, release rule) of results that wait for the owner.
         refused: (message id, error code) of files that were not taken and have no reply.
+        progress: (message id, step, steps) of folds that are running.
     """
 
     KIND: ClassVar[str] = "heartbeat"
@@ -277,22 +278,34 @@ class Heartbeat:
     running: tuple[str, ...] = ()
     held: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    progress: tuple[tuple[str, int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        body = {
             "device": self.device, "time": self.time, "state": self.state, "waiting": list(self.waiting),
             "running": list(self.running), "held": list(self.held), "refused": list(self.refused),
         }  # fmt: skip
+        return {**body, "progress": list(self.progress)} if self.progress else body
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Heartbeat:
         match body:
             case {"device": str(device), "time": int() | float() as time, "state": "up" | "down" as state,
                   "waiting": list(waiting), "running": list(running), "held": list(held), "refused": list(refused),
-                  **rest} if not rest and all(map(ids.is_id, [*waiting, *running])):  # fmt: skip
+                  **rest} if not rest.keys() - {"progress"} and all(map(ids.is_id, [*waiting, *running])):  # fmt: skip
                 two = (tuple(map(_two_texts, rows)) for rows in (held, refused))
-                return cls(device, float(time), state, tuple(waiting), tuple(running), *two)
+                return cls(device, float(time), state, tuple(waiting), tuple(running), *two, _progress(**rest))
         raise BadFile("malformed heartbeat")
+
+
+def _progress(progress: Any = ()) -> tuple[tuple[str, int, int], ...]:
+    rows = progress if isinstance(progress, (list, tuple)) else [None]
+    for row in rows:
+        match row:
+            case [str(id_), int(step), int(steps)] if ids.is_id(id_) and type(step) is type(steps) is int:
+                continue
+        raise BadFile("malformed heartbeat: progress")
+    return tuple(map(tuple, rows))
 
 
 def _two_texts(row: Any) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedq.plan.fold import Batches, Loop
 from fedq.plan.graph import About, Graph
 
 
@@ -58,6 +59,33 @@ class Run:
     kwargs: Mapping[str, RunArg]
     results: tuple[str, ...]
 
+    @property
+    def given(self) -> tuple[RunArg, ...]:
+        return (*self.args, *self.kwargs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Replay a plan over mini-batches of ``data``, carrying the first of its outputs on.
+
+    ``args`` are the same in every step. ``results``: the last carry, then the metrics of all steps.
+    """
+
+    plan: str
+    carry: tuple[RunArg, ...]
+    data: tuple[RunArg, ...]
+    batches: Batches
+    results: tuple[str, ...]
+    args: tuple[RunArg, ...] = ()
+
+    @property
+    def given(self) -> tuple[RunArg, ...]:
+        return (*self.carry, *self.data, *self.args)
+
+    @property
+    def loop(self) -> Loop:
+        return Loop(len(self.carry), len(self.data), self.batches)
+
 
 @dataclass(frozen=True, slots=True)
 class Get:
@@ -89,7 +117,7 @@ class Ack:
     replies: tuple[str, ...]
 
 
-Verb = Put | SendPlan | Run | Get | Drop | Cancel | Ack
+Verb = Put | SendPlan | Run | Fold | Get | Drop | Cancel | Ack
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,202 @@
+"""Folding a plan over mini-batches: what fits, how many steps, what reaches what. Knows no torch.
+
+The plan holds one step. Its first inputs are the carry and its first outputs the next carry; then
+come the batches, slices of the data along their first dimension, and then arguments that are the
+same in every step. Outputs beyond the carry are metrics: stacked, one row per step.
+Format: docs/format.md, sections 4 and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedq import ids
+from fedq.errors import SpecMismatch
+from fedq.plan import spec
+from fedq.plan.graph import About, Graph, Type
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_STEPS = 1 << 40
+MAX_BATCH = 1 << 40
+MAX_EPOCHS = 1 << 20
+_UNKNOWN = About()
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How data is cut into mini-batches.
+
+    Attributes:
+        size: rows of each; the last of an epoch has what is left, unless ``drop_last``.
+        epochs: how often all of the data is gone through.
+        shuffle: in an order of its own each epoch, given by the seed.
+    """
+
+    size: int
+    epochs: int = 1
+    shuffle: bool = False
+    drop_last: bool = False
+
+    def of(self, rows: int) -> tuple[int, ...]:
+        """The different sizes that occur, the full one first; empty if there is no batch at all."""
+        rest = 0 if self.drop_last else rows % self.size
+        return tuple(n for n in (self.size * (rows >= self.size), rest) if n)
+
+    def steps(self, rows: int) -> int:
+        """Steps of one epoch."""
+        return rows // self.size if self.drop_last else -(-rows // self.size)
+
+    def __str__(self) -> str:
+        said = [f"batches of {self.size}", f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"]
+        return ", ".join(said + ["shuffled"] * self.shuffle + ["last one dropped"] * self.drop_last)
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """How many of a call's arguments are carry and how many are data, and how the data is cut."""
+
+    carry: int
+    data: int
+    batches: Batches
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fold will do: rows of the data, steps in all, and the types of its results."""
+
+    rows: int
+    steps: int
+    outputs: tuple[Type, ...]
+
+
+def fit(graph: Graph, loop: Loop, given: Sequence[Type], *, about: About = _UNKNOWN) -> Fitted:
+    """Check a fold before its first step: every size of batch that will occur, and what is carried on.
+
+    Args:
+        given: types of the carry, the data (whole) and the other arguments, in this order.
+
+    Raises:
+        SpecMismatch: says which argument or output does not fit, and what would.
+    """
+    k, batches = loop.carry, loop.batches
+    carry, data, rest = given[:k], given[k : k + loop.data], given[k + loop.data :]
+    rows = _rows(data)
+    sizes = batches.of(rows)
+    if not sizes:
+        why = f"no full batch of {batches.size} in {rows} rows" if rows else "the data has no rows"
+        raise SpecMismatch(f"nothing to fold over: {why}", hint="use a smaller batch_size, or drop_last=False")
+    for i, type_ in enumerate(carry):
+        if not type_.is_tensor:
+            raise SpecMismatch(f"carry {i}: a tensor expected, {type_} given", hint="carry torch.tensor(0), not 0")
+    found = [_outputs(graph, (*carry, *(_cut(t, n) for t in data), *rest), n, rows, sizes, about) for n in sizes]
+    _check_carry(graph, carry, found[0])
+    for n, outputs in zip(sizes, found, strict=True):
+        _check_same(found[0], outputs, sizes[0], n)
+    steps = batches.steps(rows) * batches.epochs
+    metrics = (_stacked(t, steps) for t in found[0][k:])
+    return Fitted(rows, steps, (*carry, *metrics))
+
+
+def _rows(data: Sequence[Type]) -> int:
+    if not data:
+        raise SpecMismatch("a fold needs data to go through", hint="data=[device.find(...)]")
+    for i, type_ in enumerate(data):
+        if not type_.shape:
+            raise SpecMismatch(f"data {i}: {type_} has no first dimension to be cut along")
+    sizes = [t.shape[0] for t in data if t.shape]
+    if len(set(sizes)) > 1:
+        raise SpecMismatch(f"the data has {', '.join(map(str, sizes))} rows; all of it is cut together")
+    rows = sizes[0]
+    assert isinstance(rows, int)
+    return rows
+
+
+def _cut(whole: Type, rows: int) -> Type:
+    assert whole.shape
+    return Type(whole.dtype, (rows, *whole.shape[1:]))
+
+
+def _outputs(
+    graph: Graph, given: tuple[Type, ...], n: int, rows: int, sizes: tuple[int, ...], about: About
+) -> tuple[Type, ...]:
+    try:
+        spec.match(graph, given, about=about)
+        return spec.output_types(graph, given)
+    except SpecMismatch as error:
+        if n == sizes[0]:
+            raise
+        raise SpecMismatch(
+            f"the last batch of {rows} rows would have {n}, not {sizes[0]}: {error}",
+            hint="leave it out (drop_last), or build the plan with a free batch size",
+        ) from None
+
+
+def _check_carry(graph: Graph, carry: Sequence[Type], outputs: Sequence[Type]) -> None:
+    if len(outputs) < len(carry):
+        raise SpecMismatch(
+            f"the plan gives {len(outputs)} values, fewer than the {len(carry)} carried",
+            hint="return the new carry first, in the order of the inputs, then the metrics",
+        )
+    for i, (before, after) in enumerate(zip(carry, outputs, strict=False)):
+        if (before.dtype, before.shape) != (after.dtype, after.shape):
+            raise SpecMismatch(
+                f"carry {i} is {before}, but the plan gives {after} as its next value",
+                hint="return the new carry first, in the order of the inputs, with the same shapes and dtypes",
+            )
+    assert len(outputs) == len(graph.output_vars)
+
+
+def _check_same(first: Sequence[Type], other: Sequence[Type], size: int, n: int) -> None:
+    for i, (a, b) in enumerate(zip(first, other, strict=True)):
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            raise SpecMismatch(
+                f"output {i} is {a} for batches of {size} and {b} for the last one of {n}: it can not be stacked",
+                hint="return a mean or sum over the batch, or leave the last one out (drop_last)",
+            )
+
+
+_STACKED = {"int": "i64", "float": "f64", "bool": "bool"}
+
+
+def _stacked(type_: Type, steps: int) -> Type:
+    """Of a metric: one row per step."""
+    return Type(_STACKED.get(type_.dtype, type_.dtype), (steps, *(type_.shape or ())))
+
+
+def reaches(once: Sequence[frozenset[int]], loop: Loop) -> tuple[frozenset[int], ...]:
+    """Per output, the inputs that flow into it over all steps.
+
+    A carried input holds, from the second step on, what flowed into that output; and how many
+    steps there are tells of the data, so all data reaches all outputs.
+    """
+    data = frozenset(range(loop.carry, loop.carry + loop.data))
+    closed = [reach | data for reach in once]
+    while True:
+        carried = closed[: loop.carry]
+        wider = [r.union(*(carried[n] for n in r if n < len(carried))) for r in closed]
+        if wider == closed:
+            return tuple(closed)
+        closed = wider
+
+
+def order(rows: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The order of the rows in one epoch: i64[rows], the same wherever it is computed.
+
+    Rows are sorted by splitmix64 of the epoch's seed at their number: a bijection of 64 bits, so
+    no two are equal. Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    import numpy as np
+
+    start = np.uint64(ids.derive_seed(seed, epoch))
+    keys = np.arange(1, rows + 1, dtype=np.uint64)
+    keys *= np.uint64(0x9E3779B97F4A7C15)
+    keys += start
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        keys ^= keys >> np.uint64(shift)
+        keys *= np.uint64(factor)
+    keys ^= keys >> np.uint64(31)
+    return np.argsort(keys)
