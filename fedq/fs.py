@@ -223,6 +223,23 @@ def delete(path: AnyPath, *, follow: bool = True) -> bool:
     return True
 
 
+def sweep(path: AnyPath, *, before: float, also: Callable[[str], bool] | None = None) -> int:
+    """Delete what kill -9 left in a directory: temporary files last written before a time; how many.
+
+    Args:
+        before: seconds since 1970. Who writes one for longer than that finds it gone, and is told.
+        also: other names that nobody wants any more.
+    """
+    swept = 0
+    for name in names(path):
+        if name.startswith(TEMP) or (also is not None and also(name)):
+            with suppress(FedqError):
+                mark = fingerprint(os.path.join(path, name))
+                if mark is not None and mark[3] < before * 1e9:
+                    swept += delete(os.path.join(path, name))
+    return swept
+
+
 def make_dir(path: AnyPath, *, mode: int = 0o700) -> None:
     """A directory that is there, and survives a power cut; missing parents are made too.
 
@@ -477,25 +494,59 @@ def database(path: AnyPath, *, durable: bool = True) -> sqlite3.Connection:
         step("database.sync_folder", _sync, at)
     try:
         db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False, factory=_Database)
-        db.name = Path(path).stem
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
     except sqlite3.Error as error:
         raise Unreachable(f"{Path(path).absolute()}: {error}") from error
+    db.path = Path(path).absolute()
+    _write_ahead(db)
+    db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
     return db
 
 
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Two processes that open a new file at the same time: SQLite does not wait here by itself."""
+    for wait_s in (0.01,) * 500:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except Unreachable as error:
+            if "locked" not in str(error):
+                raise
+        time.sleep(wait_s)
+    db.execute("PRAGMA journal_mode=WAL")
+
+
 class _Database(sqlite3.Connection):
-    name = "database"
+    path = Path()
 
     def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
-        return step(self._step(sql), super().execute, sql, *args) if FAILPOINTS else super().execute(sql, *args)
+        try:
+            return step(self._step(sql), super().execute, sql, *args) if FAILPOINTS else super().execute(sql, *args)
+        except sqlite3.DatabaseError as error:
+            raise self._told(error) from error
 
     def executemany(self, sql: str, *args: Any) -> sqlite3.Cursor:
-        return step(self._step(sql), super().executemany, sql, *args) if FAILPOINTS else super().executemany(sql, *args)
+        many = super().executemany
+        try:
+            return step(self._step(sql), many, sql, *args) if FAILPOINTS else many(sql, *args)
+        except sqlite3.DatabaseError as error:
+            raise self._told(error) from error
+
+    def executescript(self, sql: str) -> sqlite3.Cursor:
+        try:
+            return step(f"{self.path.stem}.script", super().executescript, sql)
+        except sqlite3.DatabaseError as error:
+            raise self._told(error) from error
 
     def _step(self, sql: str) -> str:
-        return f"{self.name}.{sql.split(maxsplit=1)[0].lower()}"
+        return f"{self.path.stem}.{sql.split(maxsplit=1)[0].lower()}"
+
+    def _told(self, error: sqlite3.DatabaseError) -> Exception:
+        """What the disk did, as of any other file; what the caller did wrong stays as it is."""
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return error
+        if "full" in str(error):
+            return DiskFull(f"{self.path}: {error}", hint="free some space there, then try again")
+        return Unreachable(f"{self.path}: {error}")
 
 
 sqlite = database

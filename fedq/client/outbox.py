@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,9 +76,11 @@ class Outbox:
         self._later: list[tuple[str, tuple[Any, ...]]] = []
         self._taken: set[tuple[int, str]] = set()
         self._acks: set[tuple[int, str]] = set()
+        self._gone: deque[tuple[int, str]] = deque()
 
     def close(self) -> None:
         with self._lock:
+            self._take_gone()
             self.settle()
             self._db.close()
 
@@ -200,6 +203,12 @@ class Outbox:
                 self.was_put(pair, id_, size_bytes=0)
         return found
 
+    def sweep(self, *, before: float) -> int:
+        """Delete files that a crash left beside the outbox, last written before a time; how many."""
+        unput = {r[0] for r in self._all("SELECT id FROM messages WHERE NOT put AND file IS NULL", ())}
+        swept = fs.sweep(self._spool.parent, before=before)
+        return swept + fs.sweep(self._spool, before=before, also=lambda name: name not in unput)
+
     def forget(self, pair: int, parts: Sequence[Sent]) -> None:
         """Take back promises: their messages could not be put."""
         with self._transaction() as db:
@@ -268,9 +277,23 @@ class Outbox:
                 self._put_off("INSERT OR IGNORE INTO acks VALUES(?,?)", (pair, reply))
                 self._put_off("DELETE FROM replies WHERE pair=? AND reply=?", (pair, reply))
 
+    def let_go(self, pair: int, value: str) -> None:
+        """Nobody refers to this value any more. No lock and no IO: called whenever memory is freed, in any thread."""
+        self._gone.append((pair, value))
+
+    def _take_gone(self) -> None:
+        """Take away what was let go; what is not promised yet is looked at again next time."""
+        gone: dict[int, list[str]] = {}
+        for _ in range(len(self._gone)):
+            pair, value = self._gone.popleft()
+            gone.setdefault(pair, []).append(value)
+        for pair, values in gone.items():
+            self.take(pair, self.own(pair, values), ())
+
     def to_forget(self, pair: int, limit: int) -> tuple[list[str], list[str], list[str]]:
         """Values to drop, the messages that must be done before, and replies to acknowledge."""
         with self._lock:
+            self._take_gone()
             taken = [
                 r[0] for r in self._all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
             ]
@@ -278,6 +301,7 @@ class Outbox:
             values = sorted({*taken, *(v for p, v in self._taken if p == pair)})[:limit]
             replies = sorted({*acks, *(r for p, r in self._acks if p == pair)})[:limit]
         after = {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", pair, values)}
+        after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", pair, values)}
         return values, sorted(after), replies
 
     # -- plans and runs
@@ -313,7 +337,7 @@ class Outbox:
 def _explained() -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if "full" in str(error):
-            raise DiskFull(f"the outbox can not be written: {error}") from None
+    except DiskFull as error:
+        raise DiskFull(f"the outbox can not be written: {error}", hint=error.hint) from None
+    except (Unreachable, sqlite3.OperationalError) as error:
         raise Unreachable(f"the outbox can not be used: {error}", hint="is FEDQ_HOME a private local disk?") from None

@@ -30,6 +30,9 @@ from fedq.trust.keys import Key
 
 log = logging.getLogger("fedq.client")
 
+SWEEP_AGE_S = 24 * 3600.0
+"""What a crash left in the home, and was not written to for so long, is swept at the next start."""
+
 
 class Client:
     """A requester at one queue root.
@@ -62,6 +65,7 @@ class Client:
         self.outbox = Outbox(config.home / "outbox.sqlite", durable=config.durability == "full")
         self._devices: dict[str, Device] = {}
         self._close = weakref.finalize(self, self.outbox.close)
+        self.outbox.sweep(before=now() - SWEEP_AGE_S)
         self._finish_all()
 
     def close(self) -> None:

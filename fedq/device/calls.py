@@ -6,6 +6,8 @@ the same worker.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -47,27 +49,36 @@ class Call:
 
 
 class Waiting:
-    """Calls of one requester that wait, by what they wait for."""
+    """Calls of one requester that wait, by what they wait for and by how long."""
 
     def __init__(self) -> None:
         self._by_missing: defaultdict[str, list[Call]] = defaultdict(list)
         self._makers: dict[str, Call] = {}
+        self._calls: dict[int, Call] = {}
+        self._due: list[tuple[float, int, Call]] = []
+        self._count = itertools.count()
 
     def __len__(self) -> int:
-        return len(self.calls())
+        return len(self._calls)
 
-    def calls(self) -> list[Call]:
-        return list({id(c): c for c in self._makers.values()}.values())
+    def calls(self) -> Iterable[Call]:
+        """In the order in which they came."""
+        return self._calls.values()
 
     def add(self, call: Call) -> bool:
         """Wait for ``call.missing``; False if it would wait for itself, directly or around."""
         if self._reaches(call.missing, set(call.results)):
             return False
+        self._calls[id(call)] = call
         for result in call.results:
             self._makers[result] = call
         for id_ in call.missing:
             self._by_missing[id_].append(call)
+        self._look_at(call, min(call.expires, call.received + PATIENCE_S))
         return True
+
+    def _look_at(self, call: Call, time: float) -> None:
+        heapq.heappush(self._due, (time, next(self._count), call))
 
     def _reaches(self, missing: Iterable[str], targets: set[str]) -> bool:
         seen: set[str] = set()
@@ -92,6 +103,7 @@ class Waiting:
         return ready
 
     def _forget(self, call: Call) -> None:
+        self._calls.pop(id(call), None)
         for result in call.results:
             self._makers.pop(result, None)
 
@@ -101,12 +113,40 @@ class Waiting:
 
     def take_out(self, wanted: Callable[[Call], bool]) -> list[Call]:
         """Remove and return the calls for which this holds."""
-        out = [c for c in self.calls() if wanted(c)]
-        for call in out:
+        return self._remove([c for c in self._calls.values() if wanted(c)])
+
+    def _remove(self, calls: list[Call]) -> list[Call]:
+        gone = {id(c) for c in calls}
+        for call in calls:
             self._forget(call)
-            for id_ in call.missing:
-                self._by_missing[id_] = [c for c in self._by_missing[id_] if c is not call]
-        return out
+        for id_ in {i for c in calls for i in c.missing}:
+            left = [c for c in self._by_missing.pop(id_) if id(c) not in gone]
+            if left:
+                self._by_missing[id_] = left
+        return calls
+
+    def late(self, now: float) -> bool:
+        """Whether it is time to look for calls that waited too long."""
+        while self._due and id(self._due[0][2]) not in self._calls:
+            heapq.heappop(self._due)
+        return bool(self._due) and self._due[0][0] < now
+
+    def take_late(self, now: float) -> list[Call]:
+        """Remove and return the calls for which nothing will come."""
+        late: list[Call] = []
+        while self.late(now):
+            _, _, call = heapq.heappop(self._due)
+            if self.hopeless(call, now):
+                late.append(call)
+            else:
+                self._look_at(call, call.expires)
+        return self._remove(late)
+
+    def set_back(self, now: float) -> None:
+        """The clock was set back: patience begins anew, it would last for years."""
+        for call in self._calls.values():
+            call.received = min(call.received, now)
+            self._look_at(call, min(call.expires, call.received + PATIENCE_S))
 
     def hopeless(self, call: Call, now: float) -> bool:
         """Whether nothing will come: expired, or its missing ids stayed unpromised for an hour."""

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import selectors
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedq import fs
 from fedq.config import Config
 from fedq.device.home import GATE, Home, homes
 from fedq.device.pool import IDLE_S, ProcessWorker, Worker
 from fedq.device.serve import Served
-from fedq.errors import FedqError
+from fedq.errors import FedqError, Unreachable
 from fedq.queue.watch import Watch
 
 log = logging.getLogger("fedq.device")
@@ -106,17 +108,24 @@ class Gate:
         """
         busy = False
         for name, served in self.served.items():
-            try:
-                busy |= served.step(now, scan=scan)
-                served.beat(now)
-                self._failed.pop(name, None)
-            except FedqError as error:  # a full disk, a share that went away: hold, and go on later
-                self._grumble(name, str(error))
-            except Exception:
-                if name not in self._failed:
-                    log.exception("%s: a step failed", name)
-                self._failed[name] = "step"
+            busy |= self._try(name, partial(served.step, now, scan=scan))
+            self._try(f"{name}'s heartbeat", partial(served.beat, now))
         return busy
+
+    def _try(self, what: str, do: Callable[[], Any]) -> bool:
+        """Do it; what goes wrong is said once, and the gate goes on: with a full disk it holds until there is room."""
+        try:
+            done = do()
+            if self._failed.pop(what, None) is not None:
+                log.info("%s: goes on", what)
+            return bool(done)
+        except FedqError as error:
+            self._grumble(what, str(error))
+        except Exception as error:
+            if self._failed.get(what) != repr(error):
+                log.exception("%s: a step failed", what)
+            self._failed[what] = repr(error)
+        return False
 
     def _grumble(self, name: str, text: str) -> None:
         """Say once what holds a device up."""
@@ -131,16 +140,28 @@ class Gate:
         looked, poked, heard = 0.0, None, True
         with selectors.PollSelector() as selector:
             selector.register(watch.fileno(), selectors.EVENT_READ)
-            while not stop() and (self.served or self._names is not None or marked_up(self.config)):
+            while not stop() and self._wanted():
                 now = fs.clock()
                 self.step(now, scan=heard)
                 heard = self._wait(selector, watch)
                 due = not looked <= now < looked + SCAN_S
-                poke = fs.fingerprint(gate_dir(self.config) / "poke") if heard or due else poked
+                poke = self._poked() if heard or due else poked
                 if due or poke != poked:
                     looked, poked, heard = now, poke, True
-                    self._look_around(watch, now)
+                    self._try("the gate", partial(self._look_around, watch, now))
         watch.close()
+
+    def _wanted(self) -> bool:
+        """Whether there is something to serve, or was when it could last be told."""
+        try:
+            return bool(self.served or self._names is not None or marked_up(self.config))
+        except FedqError:
+            return True
+
+    def _poked(self) -> tuple[int, ...] | None:
+        with suppress(FedqError):
+            return fs.fingerprint(gate_dir(self.config) / "poke")
+        return None
 
     def _look_around(self, watch: Watch, now: float) -> None:
         self.refresh(now)
@@ -167,6 +188,11 @@ class Gate:
         return watch.drain()
 
     @property
+    def trouble(self) -> str | None:
+        """What holds a device up, if something does."""
+        return next(iter(self._failed.values()), None)
+
+    @property
     def ready(self) -> bool:
         """Whether there is something to do at once."""
         return any(s.nap_s == 0 for s in self.served.values())
@@ -181,14 +207,20 @@ class Gate:
             self._leave(name, fs.clock())
 
 
-def serve_waiting(config: Config, names: Iterable[str]) -> None:
-    """Serve what waits for these devices, then end: for cron."""
+def serve_waiting(config: Config, names: Sequence[str]) -> None:
+    """Serve what waits for these devices, then end: for cron.
+
+    Raises:
+        Unreachable: something waits and could not be served; it is not lost.
+    """
     fs.make_dir(gate_dir(config))
     with fs.lock(gate_dir(config) / "lock"):
         gate = Gate(config, names)
         try:
             with selectors.PollSelector() as selector:
                 while gate.step(fs.clock()) or not gate.idle:
+                    if gate.trouble is not None:
+                        raise Unreachable(f"{' '.join(names)}: {gate.trouble}")
                     if not gate.ready:
                         gate._wait(selector)
         finally:

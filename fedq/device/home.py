@@ -209,6 +209,15 @@ class Home:
         entries = tuple(Entry(v.id, v.tag, v.type, v.release) for v in values)
         return Catalog(self.name, entries, tuple(self.journal.plans(requester)))
 
+    def sweep(self, *, before: float) -> int:
+        """Delete temporary files of crashes, last written before a time: here, and in the pairs; how many."""
+        inside = ("", "trust", "values", "spool", "failed")
+        folders = [self.path / name for name in inside] + [self.config.devices / GATE]
+        requesters = [requester.name for requester in self.trusted()]
+        folders += [self.path / name / who for name in ("values", "spool") for who in requesters]
+        swept = sum(fs.sweep(folder, before=before) for folder in folders)
+        return swept + sum(self.pair(who).sweep(before=before) for who in requesters)
+
     def _changed(self) -> None:
         self.write_catalogs()
         self.poke()

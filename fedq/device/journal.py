@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedq import fs
+from fedq.errors import FedqError
 from fedq.plan.graph import Type
 from fedq.queue.message import Failure
 
@@ -40,6 +41,8 @@ CREATE TABLE IF NOT EXISTS plans(
 CREATE TABLE IF NOT EXISTS replies(
   sender TEXT, id TEXT, message TEXT NOT NULL, ids TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY(sender, id));
 CREATE INDEX IF NOT EXISTS open_replies ON replies(state) WHERE state NOT IN ('published', 'acked');
+CREATE TABLE IF NOT EXISTS published(
+  sender TEXT, id TEXT, digest TEXT NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS drops(
   sender TEXT, message TEXT, ids TEXT NOT NULL, after TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS drops_of ON drops(sender, message);
@@ -116,7 +119,8 @@ class Journal:
             self._added.clear()
             self._forget()
             if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+                with suppress(FedqError):
+                    self._db.execute("ROLLBACK")
             raise
 
     def _forget(self) -> None:
@@ -150,6 +154,12 @@ class Journal:
 
     def open_messages(self) -> list[Taken]:
         return [Taken(*r) for r in self._db.execute("SELECT * FROM messages WHERE state != 'done' ORDER BY rowid")]
+
+    def set_back(self, now: float) -> None:
+        """No open message came later than now: a clock that was set back would let it wait for years."""
+        self._db.execute("UPDATE messages SET received=? WHERE state != 'done' AND received > ?", (now, now))
+        sql = "SELECT sender, message FROM replies WHERE state NOT IN ('published', 'acked')"
+        self._db.execute(f"UPDATE messages SET received=? WHERE received > ? AND (sender, id) IN ({sql})", (now, now))
 
     def done(self, keys: Iterable[tuple[str, str]]) -> None:
         """These messages are finished; their bytes are forgotten, their ids and digests stay."""
@@ -250,6 +260,16 @@ class Journal:
     def reply(self, sender: str, id_: str) -> Wanted | None:
         row = self._db.execute("SELECT * FROM replies WHERE sender=? AND id=?", (sender, id_)).fetchone()
         return Wanted(row[0], row[1], row[2], tuple(row[3].split()), row[4]) if row else None
+
+    def published(self, sender: str, id_: str) -> str | None:
+        """The digest of the reply that was published under this id: it has no other content, ever."""
+        row = self._db.execute("SELECT digest FROM published WHERE sender=? AND id=?", (sender, id_)).fetchone()
+        return row[0] if row else None
+
+    def set_published(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Note (sender, reply, digest) of replies that are out."""
+        self._db.executemany("INSERT OR IGNORE INTO published VALUES(?,?,?)", rows)
+        self.set_reply([row[:2] for row in rows], "published")
 
     def set_reply(self, keys: Iterable[tuple[str, str]], state: str) -> None:
         self._db.executemany("UPDATE replies SET state=? WHERE sender=? AND id=?", ((state, *key) for key in keys))

@@ -1,7 +1,8 @@
 """One requester as a device sees it: its messages, calls, gets and drops, and where each stands.
 
 Everything here happens inside a transaction of the journal and changes no file of the share:
-what is to follow the commit is left in ``start``, ``publish``, ``delete_in``, ``delete``, ``forget``.
+what is to follow the commit is left in ``start``, ``publish``, ``delete_in``, ``delete``, ``forget``,
+``unspool``.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Peer:
         self.drops: list[DropRow] = []
         self.dropped: list[str] = []
         self.files: dict[str, File] = {}
+        self.spooled: set[str] = set()
         self.calls_left: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.catalog_due = True
@@ -74,6 +76,7 @@ class Peer:
         self.delete_in: list[str] = []
         self.delete: list[str] = []
         self.forget: list[str] = []
+        self.unspool: list[str] = []
 
     # -- a message
 
@@ -84,9 +87,7 @@ class Peer:
         for number, verb in enumerate(message.actions):
             match verb:
                 case Put():
-                    row = self.store.keep(self.name, verb.id, file.tensors[verb.tensor], release="open", tag=verb.tag)
-                    self.add([row], message.id, now)
-                    self.catalog_due |= verb.tag is not None
+                    self._put(verb, message, file, now)
                 case SendPlan():
                     self._enter_plan(verb, file)
                 case Run():
@@ -104,6 +105,12 @@ class Peer:
                     self.delete += verb.replies
         self._enter_calls(message, file, calls, now)
 
+    def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
+        if not self.journal.exists(self.name, verb.id):
+            row = self.store.keep(self.name, verb.id, file.tensors[verb.tensor], release="open", tag=verb.tag)
+            self.add([row], message.id, now)
+            self.catalog_due |= verb.tag is not None
+
     def _look_up(self, message: Message) -> None:
         """Learn at once of all ids that a message names."""
         runs = [verb for verb in message.actions if isinstance(verb, Run)]
@@ -114,7 +121,7 @@ class Peer:
     def _enter_calls(self, message: Message, file: File, calls: list[Call], now: float) -> None:
         calls = [c for c in calls if not all(self.journal.exists(self.name, r) for r in c.results)]
         if not calls:
-            self.journal.done([(self.name, message.id)])
+            self._finished(message.id)
             return
         self.files[message.id] = file
         self.calls_left[message.id] = len(calls)
@@ -182,7 +189,11 @@ class Peer:
             self._enqueue(call)
 
     def _will_be(self, id_: str) -> bool:
-        return id_ in self.coming or self.value(id_) is not None
+        """Whether it has a content, will have one, or had one: what was dropped is not waited for."""
+        return id_ in self.coming or self._stood(id_)
+
+    def _stood(self, id_: str) -> bool:
+        return self.journal.exists(self.name, id_) or self.journal.exists(OWNER, id_)
 
     def value(self, id_: str) -> Value | None:
         """What the requester means by an id: its own value, else the owner's."""
@@ -204,9 +215,15 @@ class Peer:
         self.add(values, call.message, now)
         left = self.calls_left[call.message] = self.calls_left.get(call.message, 1) - 1
         if left <= 0:
-            self.calls_left.pop(call.message, None)
-            self.files.pop(call.message, None)
-            self.journal.done([(self.name, call.message)])
+            self._finished(call.message)
+
+    def _finished(self, message: str) -> None:
+        self.calls_left.pop(message, None)
+        self.files.pop(message, None)
+        self.journal.done([(self.name, message)])
+        if message in self.spooled:
+            self.spooled.discard(message)
+            self.unspool.append(message)
 
     def fail(self, call: Call, failure: Failure, now: float) -> None:
         """Give a call's results this failure as their content."""
@@ -217,7 +234,7 @@ class Peer:
     def want(self, wanted: Wanted, taken: Taken) -> None:
         """Enter a get, or enter it again to have its reply published again."""
         self.journal.want(wanted)
-        missing = {i for i in wanted.ids if self.value(i) is None}
+        missing = {i for i in wanted.ids if not self._stood(i)}
         self.wants[wanted.id] = Want(wanted, missing, taken.received, taken.expires)
         for id_ in missing:
             self._wants_of.setdefault(id_, set()).add(wanted.id)
@@ -244,6 +261,7 @@ class Peer:
 
     def give_up(self, now: float) -> None:
         """Answer what waited too long, naming what never came."""
+        self._set_back(now)
         for call in self.waiting.take_out(lambda c: self.waiting.hopeless(c, now)):
             missing = min(call.missing)
             code, what = ("missing_value", "argument") if ids.is_id(missing) else ("unknown_plan", "plan")
@@ -252,6 +270,13 @@ class Peer:
             if self._hopeless(want, now):
                 want.given_up = {i: Failure("missing_value", f"{i} never came", {"id": i}) for i in want.missing}
                 self.touched.add(want.wanted.id)
+
+    def _set_back(self, now: float) -> None:
+        """A clock that was set back starts the waiting anew: it would last for years."""
+        for call in self.waiting.calls():
+            call.received = min(call.received, now)
+        for want in self.wants.values():
+            want.received = min(want.received, now)
 
     def _hopeless(self, want: Want, now: float) -> bool:
         if not want.missing or now <= min(want.expires, want.received + PATIENCE_S):
@@ -262,6 +287,7 @@ class Peer:
 
     def late(self, now: float) -> bool:
         """Whether there is something to give up."""
+        self._set_back(now)
         waiting = any(self.waiting.hopeless(c, now) for c in self.waiting.calls())
         return waiting or any(self._hopeless(w, now) for w in self.wants.values())
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from fedq import fs
+from fedq import fs, ids
 from fedq.device import batch as batches
 from fedq.device.calls import Call
 from fedq.device.home import Home
@@ -21,10 +24,11 @@ from fedq.device.intake import SUFFIX, Arrival, check
 from fedq.device.journal import Taken
 from fedq.device.peer import DropRow, Peer, Want, running
 from fedq.device.pool import Answer, Died, Worker
-from fedq.errors import BadFile, Conflict, FedqError
-from fedq.plan.codec import RawTensor, decode
-from fedq.queue.message import Failure, Get, Number, Reply, encode_reply, message_from_json
+from fedq.errors import BadFile, Conflict, Failed, FedqError, Unreachable
+from fedq.plan.codec import RawTensor, decode, sha256
+from fedq.queue.message import Failure, Get, Number, Reply, decode_reply, encode_reply, message_from_json
 from fedq.queue.pair import Heartbeat
+from fedq.trust.keys import signer_of
 
 log = logging.getLogger("fedq.device")
 
@@ -37,6 +41,9 @@ LOOK_S = 1.0
 """How often time itself is looked at: what expired, what waited too long."""
 BEAT_S = 5.0
 SOON_S = 0.2
+SWEEP_S = 3600.0
+SWEEP_AGE_S = 24 * 3600.0
+"""Temporary files that were not written to for so long are swept."""
 TOLD = 100
 """Ids a heartbeat names at most, of each kind."""
 
@@ -56,11 +63,14 @@ class Served:
         home.check_root()
         self._new_worker = worker
         self.peers: dict[str, Peer] = {}
-        self._published: list[tuple[str, str]] = []
+        self._published: list[tuple[str, str, str]] = []
         self._skip: dict[tuple[str, str], tuple[int, ...]] = {}
-        self._looked_at = 0.0
+        self._looked_at = self._swept_at = 0.0
         self._told: dict[str, tuple[float, Any]] = {}
-        self._more = self._unsaid = False
+        self._more = self._unsaid = self._held_up = False
+        self._ahead: BaseException | None = None
+        self._poison: set[str] = set()
+        self._trouble: FedqError | None = None
         self.refresh()
         self._recover(now)
 
@@ -68,17 +78,26 @@ class Served:
         """Look again at who is trusted and what the owner changed."""
         for requester in self.home.trusted():
             if requester.name not in self.peers:
-                self.peers[requester.name] = Peer(self.home, requester.name, requester.key)
+                with self._apart():
+                    self.peers[requester.name] = Peer(self.home, requester.name, requester.key)
         for peer in self.peers.values():
             peer.catalog_due = True
             peer.touched |= peer.held.keys()
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What goes wrong with one requester's folder holds up no other; the step raises it at its end."""
+        try:
+            yield
+        except FedqError as error:
+            self._trouble = self._trouble or error
 
     def close(self) -> None:
         """End its workers; nothing is lost by it."""
         for peer in self.peers.values():
             if peer.worker is not None:
                 peer.worker.close()
-        with self.journal.transaction():
+        with suppress(FedqError), self.journal.transaction():
             self._note_published()
 
     @property
@@ -89,17 +108,55 @@ class Served:
     # -- a step
 
     def step(self, now: float, *, scan: bool = True) -> bool:
-        """Do what can be done now without waiting; whether there was anything. ``scan``: look for new files."""
+        """Do what can be done now without waiting; whether there was anything. ``scan``: look for new files.
+
+        Raises:
+            DiskFull, Unreachable: something could not be done, and is done by a later step.
+        """
+        self._held_up, self._trouble = True, None
+        if self._ahead is not None:
+            self._rebuild(self._ahead, now)
         arrivals = self._collect() if scan else []
         answers = [(p, a) for p in self.peers.values() if p.batch and p.worker and (a := p.worker.poll())]
         if self.journal.changed_elsewhere():
             self.refresh()
         busy = bool(arrivals or answers or self._ready)
         if busy or self._look(now):
+            self._record(arrivals, answers, now)
+        self._act()
+        self._sweep(now)
+        if self._trouble is not None:
+            raise self._trouble
+        self._held_up = False
+        return busy
+
+    def _record(
+        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Answer | Died]], now: float
+    ) -> None:
+        """Decide, in one transaction; if it fails, what is in memory is ahead of the journal."""
+        try:
             with self.journal.transaction():
                 self._decide(arrivals, answers, now)
-        self._act()
-        return busy
+        except BaseException as error:
+            self._ahead = error
+            raise
+
+    def _rebuild(self, why: BaseException, now: float) -> None:
+        """Forget what the journal does not know, and begin anew from there, as after a restart.
+
+        A full disk is no call's fault: those that ran are not counted as an attempt.
+        """
+        full = isinstance(why, Unreachable)
+        started = {(c.sender, c.message) for p in self.peers.values() if p.start is None for c in p.batch if full}
+        for peer in self.peers.values():
+            if peer.worker is not None:
+                peer.worker.close()
+        self.peers, self._published, self._skip = {}, [], {}
+        self.refresh()
+        self._recover(now)
+        for call in (c for p in self.peers.values() for c in p.queue):
+            call.attempts -= (call.sender, call.message) in started and call.attempts > 0
+        self._ahead = None
 
     @property
     def _ready(self) -> bool:
@@ -108,6 +165,8 @@ class Served:
     @property
     def nap_s(self) -> float:
         """How long a gate may wait before the next step, if nothing calls."""
+        if self._held_up:
+            return LOOK_S
         return 0.0 if self._more or self._ready else SOON_S if self._unsaid else LOOK_S
 
     def _look(self, now: float) -> bool:
@@ -123,7 +182,10 @@ class Served:
         arrivals: list[tuple[Peer, Arrival]] = []
         size, self._more = 0, False
         for peer in self.peers.values():
-            for name in peer.pair.carrier.list("in"):
+            names: list[str] = []
+            with self._apart():
+                names = peer.pair.carrier.list("in")
+            for name in names:
                 if len(arrivals) >= MAX_TAKEN or size > MAX_TAKEN_BYTES:
                     self._more = True
                     return arrivals
@@ -139,13 +201,17 @@ class Served:
         A file that is no message stays where it is: it may still be arriving. It is looked at
         again when it changes, and the heartbeat names it.
         """
-        mark = fs.fingerprint(peer.pair.carrier.path(f"in/{name}"))
-        if mark is None or self._skip.get((peer.name, name)) == mark:
-            return None
+        mark = None
         try:
+            mark = fs.fingerprint(peer.pair.carrier.path(f"in/{name}"))
+            if mark is None or self._skip.get((peer.name, name)) == mark:
+                return None
             raw = peer.pair.carrier.get(f"in/{name}")
             message, file = check(raw, name=name, requester=peer.name, key=peer.key, device=self.name)
         except FileNotFoundError:
+            return None
+        except Unreachable as error:  # it may be read another time
+            self._unread(peer, name, error)
             return None
         except FedqError as error:
             self._refuse(peer, name, mark, error)
@@ -155,14 +221,24 @@ class Served:
         if seen is not None and seen != arrival.digest:
             self._refuse(peer, name, mark, Conflict(f"message {message.id} came before with other content"))
             return None
+        if arrival.digest in self._poison:
+            self._refuse(peer, name, mark, Failed("the device can not do it"))
+            return None
         peer.refused.pop(message.id, None)
         self._skip.pop((peer.name, name), None)
         return arrival
 
-    def _refuse(self, peer: Peer, name: str, mark: tuple[int, ...], error: FedqError) -> None:
-        self._skip[peer.name, name] = mark
+    def _refuse(self, peer: Peer, name: str, mark: tuple[int, ...] | None, error: FedqError) -> None:
+        if mark is not None:
+            self._skip[peer.name, name] = mark
         peer.refused[name.removesuffix(SUFFIX)] = error.code
         log.warning("%s: file %s of %s is not taken: %s", self.name, name, peer.name, error)
+
+    def _unread(self, peer: Peer, name: str, error: Unreachable) -> None:
+        id_ = name.removesuffix(SUFFIX)
+        if peer.refused.get(id_) != error.code:
+            peer.refused[id_] = error.code
+            log.warning("%s: file %s of %s can not be read: %s", self.name, name, peer.name, error)
 
     # -- decide
 
@@ -171,7 +247,13 @@ class Served:
     ) -> None:
         self._note_published()
         for peer, arrival in arrivals:
-            self._take(peer, arrival, now)
+            try:
+                self._take(peer, arrival, now)
+            except (Unreachable, OSError):
+                raise
+            except Exception:  # a message that the gate stumbles over must not come up again and again
+                self._poison.add(arrival.digest)
+                raise
         for peer, answer in answers:
             self._answered(peer, answer, now)
         for peer in self.peers.values():
@@ -188,9 +270,10 @@ class Served:
             return
         large = len(raw) > SPOOL_BYTES
         if large:
-            folder = self.home.path / "spool" / peer.name
+            folder = self._spool(peer)
             fs.make_dir(folder)
             fs.replace(folder / message.id, [raw], durable=self.home.durable)
+            peer.spooled.add(message.id)
         taken = Taken(
             peer.name, message.id, arrival.digest, now, message.expires, "open", 0, None if large else bytes(raw)
         )
@@ -214,13 +297,22 @@ class Served:
         if peer.batch or not peer.queue:
             return
         if peer.worker is None:
-            peer.worker = self._new_worker()
+            with self._apart():
+                peer.worker = self._hire()
+        if peer.worker is None:
+            return
         batch = batches.make(peer, peer.worker.known, now)
         if batch.calls:
             for call in batch.calls:
                 call.attempts += 1
             self.journal.attempts({(c.sender, c.message): c.attempts for c in batch.calls})
             peer.batch, peer.start = batch.calls, batch
+
+    def _hire(self) -> Worker:
+        try:
+            return self._new_worker()
+        except OSError as error:
+            raise fs.told(error, sys.executable) from error
 
     def _answered(self, peer: Peer, answer: Answer | Died, now: float) -> None:
         calls, peer.batch = peer.batch, []
@@ -253,19 +345,28 @@ class Served:
                 batch, peer.start = peer.start, None
                 peer.worker.start(batch.head, batch.tensors)
         for peer in self.peers.values():
-            while peer.publish:
-                self._publish(peer, peer.publish[0])
-                peer.publish.pop(0)
-            while peer.delete_in:
-                self._delete_in(peer, peer.delete_in.pop())
-            while peer.delete:
-                peer.pair.carrier.delete(f"out/{peer.delete.pop()}{SUFFIX}")
-            if peer.forget:
-                self.home.store.forget(peer.name, tuple(peer.forget))
-                peer.forget.clear()
-            if peer.catalog_due:
-                self.home.write_catalogs([peer.name])
-                peer.catalog_due = False
+            with self._apart():
+                self._act_for(peer)
+
+    def _act_for(self, peer: Peer) -> None:
+        while peer.publish:
+            self._publish(peer, peer.publish[0])
+            peer.publish.pop(0)
+        while peer.delete_in:
+            self._delete_in(peer, peer.delete_in[-1])
+            peer.delete_in.pop()
+        while peer.delete:
+            peer.pair.carrier.delete(f"out/{peer.delete[-1]}{SUFFIX}")
+            peer.delete.pop()
+        if peer.forget:
+            self.home.store.forget(peer.name, tuple(peer.forget))
+            peer.forget.clear()
+        while peer.unspool:
+            fs.delete(self._spool(peer) / peer.unspool[-1])
+            peer.unspool.pop()
+        if peer.catalog_due:
+            self.home.write_catalogs([peer.name])
+            peer.catalog_due = False
 
     def _delete_in(self, peer: Peer, id_: str) -> None:
         """Delete a shared copy; where we may not, the journal knows the file and it is not read again."""
@@ -279,19 +380,39 @@ class Served:
             log.info("%s: %s stays: %s", self.name, name, error)
 
     def _publish(self, peer: Peer, want: Want) -> None:
-        """Write a reply; doing it again writes the same bytes, and what was planted there is replaced."""
+        """Write a reply; doing it again writes the same bytes, and what was planted there is replaced.
+
+        What was published once is never published otherwise: not after a value was dropped or
+        released, not over a reply of ours that stands.
+        """
         tensors: dict[str, RawTensor] = {}
         values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
         reply = Reply(want.wanted.id, self.name, peer.name, want.wanted.message, values)
         chunks = encode_reply(reply, tensors, self.home.key)
-        name = f"out/{reply.id}{SUFFIX}"
+        name, digest = f"out/{reply.id}{SUFFIX}", sha256(chunks).hex()
+        if self.journal.published(peer.name, reply.id) not in (None, digest):
+            self._published.append((peer.name, reply.id, digest))
+            return
         try:
             peer.pair.carrier.put(name, chunks)
         except Conflict:
+            if self._is_ours(peer, name, reply.id):
+                return
             log.warning("%s: another file stood at %s of %s; replaced", self.name, name, peer.name)
             peer.pair.carrier.delete(name)
             peer.pair.carrier.put(name, chunks)
-        self._published.append((peer.name, reply.id))
+        self._published.append((peer.name, reply.id, digest))
+
+    def _is_ours(self, peer: Peer, name: str, id_: str) -> bool:
+        """Whether the reply of this id stands there already, though it would now be another."""
+        try:
+            raw = memoryview(peer.pair.carrier.get(name))
+            ours = signer_of("reply", raw) == self.home.key.public and decode_reply(decode(raw)).id == id_
+        except (FileNotFoundError, BadFile):
+            return False
+        if ours:
+            self._published.append((peer.name, id_, sha256([raw]).hex()))
+        return ours
 
     def _answer(self, peer: Peer, want: Want, id_: str, tensors: dict[str, RawTensor]) -> str | Number | Failure:
         value = peer.value(id_)
@@ -312,33 +433,65 @@ class Served:
 
     def _note_published(self) -> None:
         """Record what was published; lost in a crash, it is published again with the same bytes."""
-        self.journal.set_reply(self._published, "published")
+        self.journal.set_published(self._published)
         self._published = []
+
+    def _sweep(self, now: float) -> None:
+        """Now and then, temporary files that crashes left."""
+        if not 0 <= now - self._swept_at < SWEEP_S:
+            self._swept_at = now
+            with self._apart():
+                swept = self.home.sweep(before=now - SWEEP_AGE_S)
+                log.info("%s: %d temporary files swept", self.name, swept) if swept else None
 
     # -- restart
 
     def _recover(self, now: float) -> None:
         """Take up what was open when the last gate ended, however it ended."""
         with self.journal.transaction():
-            for row, sender, _, values, after in self.journal.drops():
-                if sender in self.peers:
-                    self.peers[sender].drops.append(DropRow(row, values, after))
+            self.journal.set_back(now)
             for taken in self.journal.open_messages():
-                peer = self.peers.get(taken.sender)
-                if peer is not None:
-                    raw = taken.file or fs.map_private(self.home.path / "spool" / taken.sender / taken.id)
-                    file = decode(raw)
-                    peer.enter(message_from_json(file.body), file, taken, now)
+                if taken.sender in self.peers:
+                    self._reenter(self.peers[taken.sender], taken, now)
+            for row, sender, _, values, after in self.journal.drops():
+                if sender in self.peers and all(d.row != row for d in self.peers[sender].drops):
+                    self.peers[sender].drops.append(DropRow(row, values, after))
             for wanted in self.journal.wanted():
                 peer, message = self.peers.get(wanted.sender), self.journal.message(wanted.sender, wanted.message)
                 if peer is not None and message is not None and wanted.id not in peer.wants:
                     peer.want(wanted, message)
+            for peer in self.peers.values():
+                self._find_leftovers(peer)
+
+    def _reenter(self, peer: Peer, taken: Taken, now: float) -> None:
+        try:
+            raw = taken.file or fs.map_private(self._spool(peer) / taken.id)
+        except FileNotFoundError:
+            log.error("%s: message %s of %s lost its file; it is given up", self.name, taken.id, peer.name)
+            self.journal.done([(peer.name, taken.id)])
+            return
+        if taken.file is None:
+            peer.spooled.add(taken.id)
+        file = decode(raw)
+        peer.enter(message_from_json(file.body), file, taken, now)
+
+    def _find_leftovers(self, peer: Peer) -> None:
+        """Files that an end between commit and deletion left behind."""
+        with self._apart():
+            out = (n.removesuffix(SUFFIX) for n in peer.pair.carrier.list("out"))
+            peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]
+        values = (n.removesuffix(SUFFIX) for n in fs.names(self.home.store.folder / peer.name))
+        peer.forget += [i for i in values if ids.is_id(i) and self.journal.value(peer.name, i) is None]
+        peer.unspool += [n for n in fs.names(self._spool(peer)) if n not in peer.spooled and ids.is_id(n)]
+
+    def _spool(self, peer: Peer) -> Path:
+        return self.home.path / "spool" / peer.name
 
     # -- what others see
 
     def beat(self, now: float, state: str = "up") -> None:
         """Write the heartbeats that are due: every few seconds, sooner when something changed."""
-        self._unsaid = False
+        self._unsaid, self._trouble = False, None
         for peer in self.peers.values():
             when, told = self._told.get(peer.name, (0.0, None))
             if when <= now < when + SOON_S and state == "up":
@@ -347,7 +500,10 @@ class Served:
             tell = (state, *_standing(peer))
             if tell != told or not when <= now < when + BEAT_S:
                 self._told[peer.name] = (now, tell)
-                peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)
+                with self._apart():
+                    peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)
+        if self._trouble is not None:
+            raise self._trouble
 
 
 def _standing(peer: Peer) -> tuple[Any, ...]:

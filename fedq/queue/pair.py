@@ -109,6 +109,10 @@ class Pair:
 
     write_card = write_catalog = write_heartbeat = write
 
+    def sweep(self, *, before: float) -> int:
+        """Delete temporary files that were last written before a time; how many."""
+        return sum(fs.sweep(self.carrier.path(folder), before=before) for folder in ("", IN, OUT, BLOBS))
+
     def read_bytes(self, kind: str) -> Buffer:
         """Card, catalog or heartbeat as it stands; check and parse it by `fedq.trust.keys.unseal`.
 

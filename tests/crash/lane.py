@@ -204,12 +204,13 @@ class Lane:
         with contextlib.closing(sqlite3.connect(self.config.home / "outbox.sqlite")) as db:
             if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
                 raise Violation("the outbox is not whole")
-            if left := db.execute("SELECT count(*) FROM messages WHERE NOT put AND expires>?", (self.now,)).fetchone()[0]:
-                raise Violation(f"{left} messages of the outbox were never put")
-            return {r[0] for r in db.execute("SELECT id FROM messages")}
+            if left := db.execute("SELECT id FROM messages WHERE NOT put AND expires>?", (self.now,)).fetchall():
+                raise Violation(f"in the outbox, never put: {left[:3]}")
+            return {r[0] for r in db.execute("SELECT id FROM messages WHERE put")}  # others expired before they were
 
     def _clean(self) -> None:
         """Nothing is left in the way of the next year."""
+        self._sweep()
         if left := self.pair.carrier.list("in"):
             raise Violation(f"left in in/: {left[:3]}")
         with contextlib.closing(sqlite3.connect(self.config.devices / NAME / "journal.sqlite")) as db:
@@ -230,6 +231,18 @@ class Lane:
         for folder in (self.config.devices / NAME / "spool" / self.pair.requester, self.config.home / "spool"):
             if names := fs.names(folder):
                 raise Violation(f"left in {folder}: {names[:3]}")
+
+
+    def _sweep(self) -> None:
+        """A day later, what kill -9 left is gone, too."""
+        before = time.time() + 2
+        home, client = Home(self.config.devices / NAME, self.config), Client(self.config, now=lambda: self.now)
+        home.sweep(before=before)
+        client.outbox.sweep(before=before)
+        home.close()
+        client.close()
+        if left := [p for p in self.root.rglob("*") if p.name.startswith(fs.TEMP)]:
+            raise Violation(f"temporary files for ever: {left[:3]}")
 
 
 __all__ = ["PER_ROOT", "Lane", "config_of", "gates"]

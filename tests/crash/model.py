@@ -27,7 +27,8 @@ def digest(outcome: Any) -> str:
     """Of a value's content; ``!code`` of a failure."""
     match outcome:
         case RawTensor():
-            return hashlib.sha256(f"{outcome.dtype}{list(outcome.shape)}".encode() + bytes(outcome.data)).hexdigest()[:20]
+            head = f"{outcome.dtype}{list(outcome.shape)}".encode()
+            return hashlib.sha256(head + bytes(outcome.data)).hexdigest()[:20]
         case Number():
             return f"n{outcome.value!r}"
         case Failure() | FedqError():
@@ -113,6 +114,7 @@ class Model:
     def _allowed(self, value: str) -> set[str]:
         expected = self.values[value]
         allowed = expected.failures | ({"missing_value"} if value in self.maybe_dropped else set())
+        allowed |= {"missing_value"} if self.makers[value] not in self.returned else set()
         allowed |= {"cancelled"} if self.makers[value] in self.maybe_cancelled else set()
         allowed |= {"expired", "missing_value"} if self.jumped else set()
         return allowed.union(*(self._allowed(ref) for ref in expected.refs if ref in self.values))

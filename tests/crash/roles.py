@@ -102,7 +102,7 @@ class Requester:
         return f"{self.rng.getrandbits(128):032x}"
 
     def one(self, device: Device) -> None:
-        kind = self.rng.choice(KINDS)
+        kind, self._why = self.rng.choice(KINDS), ""
         if kind == "fetch":
             self.fetch(device)
         else:
@@ -122,7 +122,7 @@ class Requester:
                     self.tell(f"V {verb.id} {draft.id} {digest(tensors[verb.tensor])}  ")
                 case Run():
                     failures = {"unknown_plan": "unknown_plan", "bad": "not_allowed"}.get(self._why, "")
-                    allowed = {failures} if failures else RUNS
+                    allowed = {failures} if failures else RUNS | {"unknown_plan"} if self._why == "missing" else RUNS
                     if expires_s < 0:
                         allowed = allowed | {"expired", "unknown_plan"}
                     refs = ",".join(a.id for a in verb.args if isinstance(a, Ref))
@@ -190,7 +190,7 @@ class Requester:
         return [plan, Run(BAD.id, (3,), {}, (result,)), Get(result, (result,))], {}
 
     def missing(self) -> Any:
-        result = self.new_id()
+        self._why, result = "missing", self.new_id()
         return [Run(GOOD.id, (Ref(self.new_id()),), {}, (result,)), Get(result, (result,))], {}
 
     def expired(self) -> Any:
@@ -199,7 +199,7 @@ class Requester:
 
     def drop(self) -> Any:
         known = [v for v in self.model.values if v not in self.model.maybe_dropped]
-        return [Drop(tuple(self.rng.sample(known, min(2, len(known)))))] if known else self.put()[0], {}
+        return ([Drop(tuple(self.rng.sample(known, min(2, len(known)))))], {}) if known else self.put()
 
     def cancel(self) -> Any:
         known = sorted(self.model.intended)
