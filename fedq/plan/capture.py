@@ -136,9 +136,22 @@ def _modes(fakes: FakeTensorMode, recorder: Recorder, *, gradients: bool) -> Ite
         stack.enter_context(_quiet())
         stack.enter_context(fakes)
         stack.enter_context(enable_python_dispatcher())
+        if gradients:
+            stack.enter_context(_without_mkldnn())
         stack.enter_context(_Watch(gradients=gradients))
         stack.enter_context(recorder)
         yield
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Its recurrent layers are one op, whose backward trusts its arguments: `verify` denies it."""
+    was = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(was)
 
 
 @contextmanager

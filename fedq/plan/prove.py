@@ -58,18 +58,24 @@ class Proved:
     refused: Mapping[str, str]
 
 
-def prove(function: Function, asked: Sequence[Type], state: Sequence[torch.Tensor] = ()) -> Proved:
+def prove(
+    function: Function, asked: Sequence[Type], state: Sequence[torch.Tensor] = (), *, as_written: bool = False
+) -> Proved:
     """Record the function, freeing what can be free.
 
     Args:
         function: called with the list of state tensors, then the inputs.
         asked: types of the inputs as the user gave them: sizes, -1 for a free one; or a Python value.
         state: tensors the function reads besides its inputs.
+        as_written: whether numbers and dtypes are meant: then only -1 is free, and no other dtype is tried.
 
     Raises:
         CannotRecord: it does what a plan cannot hold, or fixes a size that was asked to be free.
     """
-    return _Prover(function, tuple(asked), tuple(state)).run()
+    prover = _Prover(function, tuple(asked), tuple(state), as_written=as_written)
+    if as_written:
+        prover.fixed |= set(prover._optional())
+    return prover.run()
 
 
 @dataclass
@@ -77,6 +83,7 @@ class _Prover:
     function: Function
     asked: tuple[Type, ...]
     state: tuple[torch.Tensor, ...]
+    as_written: bool = False
     hint: int = 5
     fixed: set[Place] = field(default_factory=set)
     base: Settled = field(init=False)
@@ -318,7 +325,7 @@ class _Prover:
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         built = self._built_dtype()
-        for dtype in DTYPES if built else ():
+        for dtype in DTYPES if built and not self.as_written else ():
             if dtype == built:
                 continue
             row = self._row(dtype)
