@@ -460,8 +460,9 @@ class Served:
                 peer, message = self.peers.get(wanted.sender), self.journal.message(wanted.sender, wanted.message)
                 if peer is not None and message is not None and wanted.id not in peer.wants:
                     peer.want(wanted, message)
-            for peer in self.peers.values():
-                self._find_leftovers(peer)
+        for peer in self.peers.values():
+            with self._apart():
+                self._clear_leftovers(peer)
 
     def _reenter(self, peer: Peer, taken: Taken, now: float) -> None:
         try:
@@ -475,14 +476,19 @@ class Served:
         file = decode(raw)
         peer.enter(message_from_json(file.body), file, taken, now)
 
-    def _find_leftovers(self, peer: Peer) -> None:
-        """Files that an end between commit and deletion left behind."""
-        with self._apart():
-            out = (n.removesuffix(SUFFIX) for n in peer.pair.carrier.list("out"))
-            peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]
+    def _clear_leftovers(self, peer: Peer) -> None:
+        """Files that an end left behind, before the commit that names them or after the one that does not.
+
+        At once: the next step may write them anew.
+        """
         values = (n.removesuffix(SUFFIX) for n in fs.names(self.home.store.folder / peer.name))
-        peer.forget += [i for i in values if ids.is_id(i) and self.journal.value(peer.name, i) is None]
-        peer.unspool += [n for n in fs.names(self._spool(peer)) if n not in peer.spooled and ids.is_id(n)]
+        gone = tuple(i for i in values if ids.is_id(i) and self.journal.value(peer.name, i) is None)
+        self.home.store.forget(peer.name, gone)
+        for name in fs.names(self._spool(peer)):
+            if ids.is_id(name) and name not in peer.spooled:
+                fs.delete(self._spool(peer) / name)
+        out = (n.removesuffix(SUFFIX) for n in peer.pair.carrier.list("out"))
+        peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]
 
     def _spool(self, peer: Peer) -> Path:
         return self.home.path / "spool" / peer.name

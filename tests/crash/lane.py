@@ -26,7 +26,7 @@ from fedq.device import gate as gates
 from fedq.device.home import Home
 from fedq.local import introduce
 from tests.crash import kill, roles
-from tests.crash.model import Model, Violation
+from tests.crash.model import Expected, Model, Violation
 from tests.crash.roles import NAME
 
 PER_ROOT = 120
@@ -74,6 +74,7 @@ class Lane:
     def run(self, kills: int, *, until: Callable[[], bool] = lambda: False) -> None:
         """Until that many kills were made; Violation tells the seed and leaves the root where it is."""
         small_limits()
+        self._warm_up()
         gc.collect()
         gc.freeze()
         while self.kills < kills and not until():
@@ -84,6 +85,24 @@ class Lane:
                 raise Violation(f"seed {self.seed}, root {self.root}, life {self.lives}: {error}") from error
             shutil.rmtree(self.root)
             self.roots += 1
+
+    def _warm_up(self) -> None:
+        """One undisturbed life in this process, so that no child has to import anything."""
+        config = config_of(self.where / f"warm{self.seed}", "none")
+        config.queue.parent.mkdir(parents=True)
+        introduce(config, NAME)
+        requester = roles.Requester(config, random.Random(1), START, lambda _: None, Model())
+        client = Client(config, now=lambda: START, new_id=requester.new_id)
+        for kind in ("put", "run", "token", "bad"):
+            requester.send(client.device(NAME), *getattr(requester, kind)())
+        roles.serve(config, START, close=True)
+        values = client.outbox.promised(1, "")
+        requester.model.values = {v.id: Expected("", set()) for v in values}
+        for _ in range(3):
+            requester.fetch(client.device(NAME))
+        client.close()
+        client.watch.close()
+        shutil.rmtree(config.queue.parent)
 
     def _one_root(self, kills: int) -> None:
         self.root.mkdir(parents=True)
