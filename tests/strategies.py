@@ -11,7 +11,7 @@ import string
 from hypothesis import strategies as st
 
 from fedq.plan.codec import RawTensor, is_tensor_name
-from fedq.plan.graph import ITEMSIZE, NUMBERS, About, Action, Dtype, Format, Graph, Subgraph, Type, Var
+from fedq.plan.graph import ITEMSIZE, NUMBERS, About, Action, Dtype, Format, Graph, Param, Subgraph, Type, Var
 from fedq.plan.types import FORMATS
 from fedq.queue.message import (
     Ack,
@@ -127,7 +127,10 @@ def graphs(draw, *, depth=1):
     width = len(inputs) + len(graph.output_vars)
     row = st.lists(dtypes | st.sampled_from(NUMBERS), min_size=width, max_size=width).map(tuple)
     rows = tuple(draw(st.lists(row, max_size=2)))
-    return Graph(inputs, graph.actions, outputs, graph.sizes, graph.guards, rows, graph.state, inner)
+    leaf = st.integers(0, 9).map(Var) | st.text(max_size=5) | numbers
+    defaults = st.none() | ints | st.floats(allow_nan=False)
+    params = tuple(draw(st.lists(st.builds(Param, texts, trees(leaf), defaults), max_size=2)))
+    return Graph(inputs, graph.actions, outputs, graph.sizes, graph.guards, rows, graph.state, inner, params)
 
 
 abouts = st.builds(

@@ -20,7 +20,7 @@ from fedq.plan.graphjson import (
     tree_from_json,
     tree_to_json,
 )
-from fedq.plan.ir import About, Action, Graph, flatten, unflatten
+from fedq.plan.ir import About, Action, Graph, Param, flatten, unflatten
 from fedq.plan.types import (
     ITEMSIZE,
     NUMBERS,
@@ -36,7 +36,7 @@ from fedq.plan.types import (
 )
 
 __all__ = [
-    "ITEMSIZE", "NUMBERS", "About", "Action", "Arg", "Dtype", "Format", "Graph", "Size", "Subgraph", "Tree",
+    "ITEMSIZE", "NUMBERS", "About", "Action", "Arg", "Dtype", "Format", "Graph", "Param", "Size", "Subgraph", "Tree",
     "Type", "Var", "about_from_json", "about_to_json", "arg_from_json", "arg_to_json", "canonical", "flatten",
     "graph_from_json", "graph_to_json", "parse_size", "show", "show_arg", "show_guard", "tree_from_json",
     "tree_to_json", "unflatten",
@@ -50,6 +50,7 @@ def show(graph: Graph, about: About = _NOWHERE) -> str:
     """The printed form: one line per input row, state tensor and action, with source lines."""
     head = f"plan {about.name or 'plan'}({', '.join(_inputs(graph))}) -> {show_arg(graph.outputs)}"
     rows = [(head, "")]
+    rows += [(f"  takes {', '.join(map(_param, graph.params))}", "")] if graph.params else []
     rows += [(f"  where {text}", "") for text in _conditions(graph)]
     first = len(graph.inputs)
     rows += [(f"  %{first + i}: {t} = state {name}", "") for i, (name, t) in enumerate(graph.state)]
@@ -71,6 +72,11 @@ def _inputs(graph: Graph) -> list[str]:
         shape = str(t).removeprefix(t.dtype)
         texts.append(f"%{i}: {dtypes}{' ' if others else ''}{shape}")
     return texts
+
+
+def _param(param: Param) -> str:
+    default = "" if param.default is None else f" = {param.default}"
+    return f"{param.name}: {show_arg(param.tree)}{default}"
 
 
 def _conditions(graph: Graph) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedq import ids
 from fedq.errors import BadFile
-from fedq.plan.ir import About, Action, Graph
+from fedq.plan.ir import About, Action, Graph, Param
 from fedq.plan.types import (
     FORMATS,
     ITEMSIZE,
@@ -58,6 +58,7 @@ def need(condition: object, message: str) -> None:
 def graph_to_json(graph: Graph) -> dict[str, Any]:
     """The graph as JSON; keys in this order, empty optional ones left out."""
     body = {
+        "params": [_param_to_json(p) for p in graph.params],
         "inputs": [str(t) for t in graph.inputs],
         "sizes": dict(sorted(graph.sizes.items())),
         "guards": _lists(graph.guards),
@@ -67,7 +68,7 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
         "actions": [_action_to_json(a) for a in graph.actions],
         "outputs": tree_to_json(graph.outputs, _var_to_json),
     }
-    optional = ("sizes", "guards", "dtypes", "state", "graphs")
+    optional = ("params", "sizes", "guards", "dtypes", "state", "graphs")
     return {k: v for k, v in body.items() if v or k not in optional}
 
 
@@ -82,9 +83,9 @@ def _action_to_json(action: Action) -> list[Any]:
 
 def graph_from_json(body: Any) -> Graph:
     """Read a graph; BadFile names what is malformed. Does not verify it: see `plan.verify`."""
-    keys = {"inputs", "sizes", "guards", "dtypes", "state", "graphs", "actions", "outputs"}
+    keys = {"params", "inputs", "sizes", "guards", "dtypes", "state", "graphs", "actions", "outputs"}
     need(isinstance(body, dict) and {"inputs", "actions", "outputs"} <= body.keys() <= keys, "keys of a graph")
-    lists = ("inputs", "guards", "dtypes", "state", "graphs", "actions")
+    lists = ("params", "inputs", "guards", "dtypes", "state", "graphs", "actions")
     need(all(isinstance(body.get(k, []), list) for k in lists), "a graph's key is not a list")
     need(len(body["actions"]) <= MAX_ACTIONS, f"more than {MAX_ACTIONS} actions")
     graph = Graph(
@@ -96,6 +97,7 @@ def graph_from_json(body: Any) -> Graph:
         graphs=tuple(graph_from_json(g) for g in body.get("graphs", [])),
         actions=tuple(_action_from_json(a) for a in body["actions"]),
         outputs=tree_from_json(body["outputs"], _var_from_json),
+        params=tuple(map(_param_from_json, body.get("params", []))),
     )
     width = len(graph.inputs) + len(graph.output_vars)
     need(all(len(row) == width for row in graph.dtypes), "a row of dtypes is not one per input and output")
@@ -114,6 +116,26 @@ def _state_from_json(rows: list[Any]) -> tuple[tuple[str, Type], ...]:
     need(all(ids.is_text(name) for name, _ in state), "a state's name is malformed")
     need(len({name for name, _ in state}) == len(state), "a state's name stands twice")
     return state
+
+
+def _param_to_json(param: Param) -> list[Any]:
+    default = [] if param.default is None else [number_to_json(param.default)]
+    return [param.name, tree_to_json(param.tree, arg_to_json), *default]
+
+
+def _param_from_json(row: Any) -> Param:
+    match row:
+        case [str(name), tree, *default] if ids.is_text(name) and len(default) <= 1:
+            found = number_from_json(default[0]) if default else None
+            need(type(found) is not bool, "a default")
+            return Param(name, tree_from_json(tree, _leaf_from_json), found)
+    raise BadFile("malformed file: a parameter is not [name, tree]")
+
+
+def _leaf_from_json(value: Any) -> Arg:
+    leaf = arg_from_json(value)
+    need(isinstance(leaf, (Var, bool, int, float, str)), "a leaf of a parameter")
+    return leaf
 
 
 def _guard_from_json(value: Any) -> Any:

@@ -45,6 +45,25 @@ def _vars(arg: Any) -> Iterator[Var]:
             yield from _vars(a)
 
 
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One argument of the function that was recorded, where it is more than one input by position.
+
+    Attributes:
+        name: ``batch``; of the i-th of ``*rest``: ``rest[i]``.
+        tree: its structure: Vars of inputs, and what the recording fixed (None, texts, numbers).
+        default: what its one input is where it is left out; None if it must be given.
+    """
+
+    name: str
+    tree: Tree
+    default: int | float | None = None
+
+    @property
+    def needed(self) -> bool:
+        return self.default is None and any(True for _ in _vars(self.tree))
+
+
 @dataclass(frozen=True)
 class Graph:
     """A recorded function: inputs and state -> outputs.
@@ -59,6 +78,7 @@ class Graph:
         actions: in order of evaluation.
         outputs: a tree of Vars: one Var, or a list, tuple or dict of trees.
         graphs: bodies of control flow, each with inputs and outputs of its own.
+        params: the function's arguments as structures of inputs; empty where each is one input.
     """
 
     inputs: tuple[Type, ...]
@@ -69,6 +89,7 @@ class Graph:
     dtypes: tuple[tuple[str, ...], ...] = ()
     state: tuple[tuple[str, Type], ...] = ()
     graphs: tuple[Graph, ...] = ()
+    params: tuple[Param, ...] = ()
 
     @cached_property
     def id(self) -> str:

@@ -8,7 +8,8 @@ its Python function calls that when used here, so autograd works; one from a fil
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch import nn
 from fedq import fs
 from fedq.errors import NotBuilt, UsageError
 from fedq.plan import graph as ir
-from fedq.plan import replay, tensors
+from fedq.plan import params, replay, tensors
 from fedq.plan.codec import Signer
 from fedq.plan.file import PlanFile, encode_plan
 from fedq.plan.graph import About, Action, Graph, Type, show
@@ -65,6 +66,7 @@ class Plan(nn.Module):
         self._given = tuple(state)
         self._built = built
         self._fast: Callable[..., Any] | None = None
+        self._as_written = False
 
     # -- building
 
@@ -72,55 +74,83 @@ class Plan(nn.Module):
     def is_built(self) -> bool:
         return self._built is not None
 
-    def build(self, *args: Any) -> Plan:
-        """Record it on these examples: their sizes and dtypes count, not their values.
+    def build(self, *args: Any, **kwargs: Any) -> Plan:
+        """Record it on these examples: their sizes, dtypes and structure count, not their values.
+
+        Args:
+            args, kwargs: as the function takes them: tensors, numbers, and lists, tuples and
+                dicts of them. None and texts are part of the structure: they are fixed.
 
         Raises:
             CannotRecord: it does what a plan cannot hold; names the line and what to write instead.
         """
-        return self._build([_asked(i, a) for i, a in enumerate(args)])
+        return self._build(*args, **kwargs)
 
     def build_shapes(self, args_shape: Shapes) -> Plan:
         """Record it on float32 tensors of these shapes; -1 is any size, a number is tried as any size."""
-        return self._build([Type("f32", _shape(s)) for s in args_shape])
+        return self._build(*(Type("f32", _shape(s)) for s in args_shape))
 
-    def _build(self, asked: list[Type]) -> Plan:
+    def _build(self, *args: Any, **kwargs: Any) -> Plan:
         from fedq.plan.trace import trace  # brings sympy and half of torch's compiler: only to build
 
         function, state = self._function()
-        self._check_count(len(asked))
+        taken = self._taken(args, kwargs)
+        asked = [_asked(name, leaf) for name, leaf in zip(taken.names, taken.leaves, strict=True)]
+
+        def called(held: list[Any], *leaves: Any) -> Any:
+            args, kwargs = taken.again(leaves)
+            return function(held, *args, **kwargs)
+
         self._fast = None
-        self._built = trace(function, asked, state=state, name=self.name, params=self._params())
+        graph, about, constants = trace(
+            called, asked, state=state, name=self.name, params=taken.names, as_written=self._as_written
+        )
+        graph, kept = params.settled(graph, taken)
+        self._built = graph, replace(about, params=tuple(taken.names[n] for n in kept)), constants
         return self
 
     def _function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
-        """What to record, as a function of state tensors and inputs, and the state by name."""
+        """What to record, as a function of state tensors and arguments, and the state by name."""
         module = self._module()
         if module is not None:
             names = _named_state(module)
             return (
-                lambda held, *args: torch.func.functional_call(
-                    module, dict(zip(names, held, strict=True)), args, tie_weights=True
+                lambda held, *args, **kwargs: torch.func.functional_call(
+                    module, dict(zip(names, held, strict=True)), args, kwargs, tie_weights=True
                 ),
                 list(names.items()),
             )
-        source = self._source[0]
-        if source is None:
+        if self._source[0] is None:
             raise UsageError(f"plan {self.name!r} came from a file: it can not be built again")
         given = [(f"state{i}", t) for i, t in enumerate(self._given)]
-        if not given:
-            return (lambda held, *args: source(*args)), []
-        return (lambda held, *args: source(*args, State(held))), given
+        return (lambda held, *args, **kwargs: self._call(held, args, kwargs)), given
+
+    def _call(self, held: Sequence[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the function, with its state as its last argument."""
+        source = self._source[0]
+        assert source is not None
+        if not self._given:
+            return source(*args, **kwargs)
+        last = list(inspect.signature(source).parameters.values())[-1]
+        if last.kind in (last.POSITIONAL_OR_KEYWORD, last.KEYWORD_ONLY):
+            return source(*args, **kwargs, **{last.name: State(held)})
+        return source(*args, State(held), **kwargs)
 
     def _module(self) -> nn.Module | None:
         if isinstance(self._source[0], nn.Module):
             return self._source[0]
         return self if self._source[0] is None and type(self) is not Plan else None
 
-    def _check_count(self, count: int) -> None:
+    def _taken(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> params.Taken:
+        signature = inspect.signature(self._called())
+        if self._given:
+            *own, last = signature.parameters.values()
+            own += [last] if last.kind is last.VAR_POSITIONAL else []
+            signature = signature.replace(parameters=own)
         try:
-            inspect.signature(self._called()).bind(*range(count + bool(self._given)))
+            return params.taken(signature, args, kwargs)
         except TypeError as error:
+            count = len(args) + len(kwargs)
             raise UsageError(f"{self.name} can not be called with {count} arguments: {error}") from None
 
     def _called(self) -> Callable[..., Any]:
@@ -128,10 +158,6 @@ class Plan(nn.Module):
         called = module.forward if module is not None else self._source[0]
         assert called is not None
         return called
-
-    def _params(self) -> list[str]:
-        names = list(inspect.signature(self._called()).parameters)
-        return names[:-1] if self._given else names
 
     # -- what was built
 
@@ -184,23 +210,29 @@ class Plan(nn.Module):
 
     # -- using it
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it here: its Python function if it has one, else what was recorded."""
-        source = self._source[0]
-        if source is not None:
-            return source(*args, State(self._given)) if self._given else source(*args)
+        if self._source[0] is not None:
+            return self._call(self._given, args, kwargs)
         if type(self) is not Plan:
-            return super().__call__(*args)
-        return self._replay(*args)
+            return super().__call__(*args, **kwargs)
+        return self._replay(params.bind(self.graph, args, kwargs, about=self._need()[1]))
 
-    def _replay(self, *args: Any) -> Any:
-        match(self.graph, [tensors.type_of(a) for a in args], about=self.about)
+    def _replay(self, inputs: Sequence[Any]) -> Any:
+        match(self.graph, [tensors.type_of(a) for a in inputs], about=self.about)
         if self._fast is None:
-            self._fast = self.compiled()
-        return self._fast(*args)
+            self._fast = self._flat()
+        return self._fast(*inputs)
 
     def compiled(self) -> Callable[..., Any]:
-        """The function a device replays, with the state of now bound: inputs in, outputs out, unchecked."""
+        """The function a device replays, with the state of now bound: sizes and dtypes are not checked."""
+        call, graph, about = self._flat(), self.graph, self.about
+        if not graph.params:
+            return call
+        return lambda *args, **kwargs: call(*params.bind(graph, args, kwargs, about=about))
+
+    def _flat(self) -> Callable[..., Any]:
+        """Inputs in, outputs in their structure out."""
         state, outputs = self.state_tensors(), self.graph.outputs
         call = replay.compile(verify(self.graph)).fn
         if isinstance(outputs, ir.Var):
@@ -253,13 +285,18 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def _asked(i: int, value: Any) -> Type:
+def _asked(name: str, value: Any) -> Type:
+    if isinstance(value, Type):
+        return value
     if isinstance(value, torch.Tensor):
         type_ = tensors.type_of(value)
         return Type(type_.dtype, tuple(value.shape))
-    if isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (bool, int, float)):
         return Type(type(value).__name__, None, value)
-    raise UsageError(f"argument {i} is a {type(value).__name__}: a plan takes tensors and numbers")
+    raise UsageError(
+        f"argument {name!r} is a {type(value).__name__}: a plan takes tensors and numbers",
+        hint="or lists, tuples and dicts of them",
+    )
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -124,7 +124,7 @@ class _Prover:
             except CannotRecord:
                 if not optional:
                     raise
-                bad = [at for at in optional if self._written(at) == 1] or optional
+                bad = self._likeliest(optional)
             if not bad:
                 return
             self.fixed |= set(bad)
@@ -182,7 +182,19 @@ class _Prover:
         written = self._again({places[at]: self._written(at) for at in optional})
         if isinstance(written, str) and not optional:
             raise self._differs_from_itself(written)
-        return list(optional) if isinstance(written, str) else []
+        if isinstance(written, str):
+            return self._likeliest(optional)
+        return [at for at in optional if at[1] == -1 and not self._is_any_number(at)]
+
+    def _is_any_number(self, at: Place) -> bool:
+        """Whether plain numbers give the same graph: symbols of numbers are no ``int`` to Python."""
+        written, name = self._written(at), self.base.places[at]
+        return not any(isinstance(self._again({name: written + n}), str) for n in (1, 1000))
+
+    def _likeliest(self, places: Sequence[Place]) -> list[Place]:
+        """Of places one of which must be fixed: numbers, else sizes of 1, else all."""
+        numbers = [at for at in places if at[1] == -1]
+        return numbers or [at for at in places if self._written(at) == 1] or list(places)
 
     def _differs_from_itself(self, line: str) -> CannotRecord:
         if isinstance(self._again(free=True), str):

@@ -112,9 +112,8 @@ def _check_frame(graph: Graph) -> None:
     names = [name for name, _ in graph.state]
     _need(len(set(names)) == len(names), "two state tensors have one name")
     _need(all(0 < len(n) <= 300 for n in names), "a state tensor's name is too long")
-    _need(
-        all(t.is_tensor and all(type(d) is int for d in t.shape or ()) for _, t in graph.state), "state has free sizes"
-    )
+    sizes = [d for _, t in graph.state for d in (t.shape if t.shape is not None else (None,))]
+    _need(all(type(d) is int for d in sizes), "a state tensor has a free size, or is none")
 
 
 def _nests(tree: Any, levels: int) -> bool:
@@ -133,11 +132,12 @@ def _check_spec(graph: Graph) -> None:
     _need(all(type(n) is int and 0 <= n < MAX_SIZE for n in graph.sizes.values()), "a least size is not a number")
     for guard in graph.guards:
         _need(_letters(guard, compare=True) <= letters, f"guard {str(guard)[:60]} names a size of no input")
+    _check_params(graph)
     width = len(graph.inputs) + len(graph.output_vars)
     for row in graph.dtypes:
         _need(len(row) == width, "a row of dtypes is not one per input and output")
         known = all(d in ITEMSIZE or d in NUMBERS for d in row)
-        fits = all((d in ITEMSIZE) == t.is_tensor for t, d in zip(graph.inputs, row, strict=False))
+        fits = all(d in (ITEMSIZE if t.is_tensor else NUMBERS) for t, d in zip(graph.inputs, row, strict=False))
         _need(known and fits, "a row of dtypes does not fit the inputs")
     types = graph.types
     for var in graph.output_vars:
@@ -145,6 +145,21 @@ def _check_spec(graph: Graph) -> None:
             dims = [d for d in types[var.number].shape or () if isinstance(d, str)]
             used = set[str]().union(*(_letters(_parsed(d)) for d in dims))
             _need(used <= letters, f"output {var}: {types[var.number]} names a size of no input")
+
+
+def _check_params(graph: Graph) -> None:
+    """Arguments hold every input once, in order."""
+    if not graph.params:
+        return
+    names = [p.name for p in graph.params]
+    _need(len(names) <= MAX_INPUTS and len(set(names)) == len(names), "two arguments have one name")
+    _need(all(_nests(p.tree, MAX_DEPTH) for p in graph.params), f"arguments are nested deeper than {MAX_DEPTH}")
+    leaves = [leaf for p in graph.params for leaf in flatten(p.tree)]
+    numbers = [leaf.number for leaf in leaves if isinstance(leaf, Var)]
+    _need(numbers == list(range(len(graph.inputs))), "arguments do not hold each input once, in order")
+    for p in graph.params:
+        kind = graph.inputs[p.tree.number].dtype if isinstance(p.tree, Var) else ""
+        _need(p.default is None or type(p.default).__name__ == kind, f"default of {p.name[:60]!r}: not {kind or 'one'}")
 
 
 def _is_type(type_: Type) -> bool:

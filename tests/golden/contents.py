@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile, encode_plan
-from fedq.plan.graph import About, Action, Dtype, Format, Graph, Subgraph, Type, Var, show
+from fedq.plan.graph import About, Action, Dtype, Format, Graph, Param, Subgraph, Type, Var, show
 from fedq.queue.message import (
     Ack,
     Cancel,
@@ -80,6 +80,26 @@ STATE = {
 PLAN = PlanFile(EVERYTHING, STATE, About("Net", ("net.py:3", "", "net.py:5", "net.py:7"), ("x", "y", "k", "p")))
 DOUBLE = PlanFile(DOUBLE_ABS, {}, DOUBLE_ABS_ABOUT)
 
+STEP = Graph(
+    params=(
+        Param("batch", {"x": Var(0), "y": [Var(1), None]}),
+        Param("rest[0]", (Var(2),)),
+        Param("rate", Var(3), 0.5),
+        Param("steps", Var(4), -2),
+        Param("reduce", "größe"),
+        Param("flag", True),
+        Param("mask", None),
+        Param("least", float("-inf")),
+    ),
+    inputs=(Type("f32", ("n",)), Type("i64", ("n",)), Type("bool", None, True), Type("float"), Type("int")),
+    actions=(Action("aten.mul.Tensor", (Var(0), Var(3)), {}, (Type("f32", ("n",)),)),),
+    outputs=Var(5),
+    sizes={"n": 0},
+)
+PARAMS = PlanFile(
+    STEP, {}, About("step", ("tour.py:3",), ("batch['x']", "batch['y'][0]", "rest[0][0]", "rate", "steps"))
+)
+
 ONE_MINUS_TWO = RawTensor("f32", (2,), b"\x00\x00\x80\x3f\x00\x00\x00\xc0")
 FLAGS = RawTensor("bool", (3,), b"\x01\x00\x01")
 
@@ -142,11 +162,13 @@ def golden() -> dict[str, bytes]:
     return {
         "double_abs-v1.safetensors": b"".join(encode_plan(DOUBLE, ALICE)),
         "plan-v1.safetensors": b"".join(encode_plan(PLAN, ALICE)),
+        "params-v1.safetensors": b"".join(encode_plan(PARAMS, ALICE)),
         "worked-v1.safetensors": b"".join(encode_message(WORKED, WORKED_TENSORS, ALICE)),
         "message-v1.safetensors": b"".join(encode_message(MESSAGE, MESSAGE_TENSORS, ALICE)),
         "reply-v1.safetensors": b"".join(encode_reply(REPLY, REPLY_TENSORS, DEVICE)),
         **sealed,
         "double_abs-v1.txt": show(DOUBLE_ABS, DOUBLE_ABS_ABOUT).encode() + b"\n",
+        "params-v1.txt": show(STEP, PARAMS.about).encode() + b"\n",
         "plan-v1.txt": show(EVERYTHING, PLAN.about).encode() + b"\n",
     }
 
