@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedq.plan.plan import Plan as Plan
     from fedq.plan.plan import State as State
     from fedq.plan.plan import func2plan as func2plan
+    from fedq.plan.training import training_plan as training_plan
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _FROM = {
     "gather": "client.pointers",
     "load": "client.plans",
     "own_key": "client.session",
+    "training_plan": "plan.training",
 }
 
 

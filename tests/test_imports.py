@@ -23,7 +23,7 @@ LAYERS = [
 """Imports go to the same room or downward. ``fedq/__init__`` is the door: it loads all of them lazily."""
 
 WITH_TORCH = {
-    *(f"fedq.plan.{m}" for m in ("trace", "preflight", "replay", "kernels", "plan", "tensors")),
+    *(f"fedq.plan.{m}" for m in ("trace", "preflight", "replay", "kernels", "plan", "tensors", "training")),
     *(f"fedq.plan.{m}" for m in ("capture", "recorder", "recording", "settle", "sizes", "blame", "prove", "emit")),  # parts of trace
     "fedq.client.pointers", "fedq.client.hook", "fedq.device.worker", "fedq.local",
 }  # fmt: skip

@@ -145,8 +145,11 @@ def number(size: Any) -> Any:
         return size
     if size.made is None:
         return int(size.expr) if size.kind == "int" else float(size.expr)
-    op, *operands = size.made
-    return FLOAT_OPS[op][1](*map(number, operands)) if op in FLOAT_OPS else size
+    op, *operands = size.made[0], *map(number, size.made[1:])
+    if op not in FLOAT_OPS:
+        return size
+    cancelled = any(isinstance(o, Size) for o in operands)  # such as x * 0
+    return float(size.expr) if cancelled else FLOAT_OPS[op][1](*operands)
 
 
 # -- comparison ------------------------------------------------------------------------------

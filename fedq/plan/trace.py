@@ -29,6 +29,7 @@ def trace(
     params: Sequence[str] = (),
 ) -> Traced:
     """Record ``function(state tensors, *inputs)``.
+    as_written: bool = False,
 
     Args:
         function: called with the list of state tensors first.
@@ -37,6 +38,7 @@ def trace(
         name, params: of the function and its inputs, for people.
 
     Returns:
+        as_written: only what is -1 is free, and no other dtype is tried.
         graph, about, and the constants found in it, which are the last of ``graph.state``.
 
     Raises:
@@ -44,7 +46,7 @@ def trace(
     """
     tensors = [tensor for _, tensor in state]
     with _seeds_untouched(lambda: prove(function, asked, tensors)):
-        proved = prove(function, asked, tensors)
+        proved = prove(function, asked, tensors, as_written=as_written)
     return _graph(proved, [n for n, _ in state], name, params)
 
 
