@@ -174,12 +174,6 @@ def round_trip(rig: Rig, put_us: float) -> None:
     x = rig.device.find("input_data")
     pointer(x).get(timeout_s=60)
 
-    def once() -> None:
-        with rig.device.batch():
-            out = pointer(x)
-            rig.device.want([out]) if hasattr(rig.device, "want") else None
-        out.copy(timeout_s=60)
-
     took = median_us(lambda: ask(rig, pointer, x), repeat=300)
     row(
         "  round trip of a 2-op run and get",
@@ -246,7 +240,8 @@ def bench_help() -> None:
 def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(
-        f"fedq {fq.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {cores} cores, {platform.platform()}"
+        f"fedq {fq.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {cores} cores, "
+        f"{platform.platform()}"
     )
     bench_replay()
     bench_build()
