@@ -35,7 +35,7 @@ def one_lane(args: argparse.Namespace) -> int:
     if args.worker:
         from tests.crash.real import Zygote
 
-        worker = Zygote().worker
+        worker = Zygote(args.seed).worker
     lane = Lane(args.where, args.seed, durability=args.durability, worker=worker)
     try:
         lane.run(args.kills)

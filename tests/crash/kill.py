@@ -14,16 +14,20 @@ from typing import Any
 from fedq import fs
 
 PHASES = {
-    "_recover": "restart", "_finish_all": "restart", "_rebuild": "restart",
-    "_commit": "send", "_put_all": "send", "finish": "send", "_add_riders": "send",
-    "_collect": "take", "_take": "take", "_again": "take", "_delete_in": "take",
-    "_start": "do", "_answered": "do", "settle": "do", "give_up": "do",
-    "_publish": "publish", "_note_published": "publish",
-    "_read_reply": "fetch", "_read": "fetch", "outcomes": "fetch",
-    "drop": "collect", "_act": "collect", "take": "collect", "_tidy": "collect", "_forget": "collect",
-    "beat": "heartbeat", "write_catalogs": "catalog", "__init__": "restart", "close": "end",
+    "client": {
+        "_finish_all": "restart", "__init__": "restart", "send": "send", "finish": "restart", "_read": "fetch",
+        "outcomes": "fetch", "_wait": "fetch", "take": "collect", "settle": "collect", "sweep": "collect",
+        "close": "end",
+    },
+    "device": {
+        "_recover": "restart", "_rebuild": "restart", "__init__": "restart", "refresh": "restart",
+        "_collect": "take", "_take": "take", "_again": "take", "_delete_in": "take",
+        "_start": "do", "_answered": "do", "settle": "do", "give_up": "do", "_record": "record",
+        "_publish": "publish", "_note_published": "publish", "_act_for": "collect", "drop": "collect",
+        "_sweep": "collect", "beat": "heartbeat", "write_catalogs": "catalog", "close": "end", "step": "take",
+    },
 }  # fmt: skip
-"""The function that a step is part of -> the phase; the innermost one counts."""
+"""The room and function that a step is part of -> the phase; the innermost one counts."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ def phase() -> str:
     """What this process is doing, read off its stack."""
     frame = sys._getframe(2)
     while frame is not None:
-        if (found := PHASES.get(frame.f_code.co_name)) and "fedq" in frame.f_code.co_filename:
+        room = os.path.basename(os.path.dirname(frame.f_code.co_filename))
+        if found := PHASES.get(room, {}).get(frame.f_code.co_name):
             return found
         frame = frame.f_back  # type: ignore[assignment]
     return "other"

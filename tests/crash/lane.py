@@ -251,7 +251,6 @@ class Lane:
             if names := fs.names(folder):
                 raise Violation(f"left in {folder}: {names[:3]}")
 
-
     def _sweep(self) -> None:
         """A day later, what kill -9 left is gone, too."""
         before = time.time() + 2
