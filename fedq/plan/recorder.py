@@ -196,6 +196,8 @@ def _same_value(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         return cast(torch.Tensor, args[0])
     if func is torch.ops.aten.slice_scatter.default and args[3:] in _ALL:
         return cast(torch.Tensor, args[1])
+    if func is torch.ops.aten.slice_backward.default and args[3:] in _ALL:
+        return cast(torch.Tensor, args[0])
     if (
         func is torch.ops.aten.to.dtype_layout
         and kwargs.get("dtype") in (None, args[0].dtype)
@@ -248,14 +250,12 @@ def _dtype(dtype: torch.dtype) -> Dtype:
 def _value(value: Any) -> Value:
     match value:
         case torch.Tensor():
-    if func is torch.ops.aten.slice_backward.default and args[3:] in _ALL:
-        return cast(torch.Tensor, args[0])
             dims = tuple(d if isinstance(d, int) else d.node.expr for d in value.shape)
             return Value(_dtype(value.dtype).name, dims)
         case torch.SymInt() | torch.SymFloat() | torch.SymBool():
             return Value(_KINDS[type(value)], None, value.node.expr)
         case bool() | int() | float() | str():
             return Value(type(value).__name__, None, value)
-    raise Unrecordable("it uses an op that gives no tensor in one of its places")
         case None:
             return Value("f32", (0,))  # a gradient nobody wants: the op's output_mask leaves it out
+    raise Unrecordable("it uses an op that gives no tensor in one of its places")

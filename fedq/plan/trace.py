@@ -27,18 +27,18 @@ def trace(
     state: Sequence[tuple[str, torch.Tensor]] = (),
     name: str = "",
     params: Sequence[str] = (),
+    as_written: bool = False,
 ) -> Traced:
     """Record ``function(state tensors, *inputs)``.
-    as_written: bool = False,
 
     Args:
         function: called with the list of state tensors first.
         asked: types to record it on: sizes, -1 for a free one; or a Python value.
         state: named tensors; shapes and dtypes are recorded, values are read when the plan is sent.
         name, params: of the function and its inputs, for people.
+        as_written: only what is -1 is free, and no other dtype is tried.
 
     Returns:
-        as_written: only what is -1 is free, and no other dtype is tried.
         graph, about, and the constants found in it, which are the last of ``graph.state``.
 
     Raises:
