@@ -128,7 +128,7 @@ def graphs(draw, *, depth=1):
     row = st.lists(dtypes | st.sampled_from(NUMBERS), min_size=width, max_size=width).map(tuple)
     rows = tuple(draw(st.lists(row, max_size=2)))
     leaf = st.integers(0, 9).map(Var) | st.text(max_size=5) | numbers
-    defaults = st.none() | ints | st.floats(allow_nan=False)
+    defaults = st.none() | numbers
     params = tuple(draw(st.lists(st.builds(Param, texts, trees(leaf), defaults), max_size=2)))
     return Graph(inputs, graph.actions, outputs, graph.sizes, graph.guards, rows, graph.state, inner, params)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedq import ids
@@ -13,7 +13,8 @@ from fedq.plan.codec import RawTensor
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
-    from fedq.client.pointers import PointerPlan, PointerTensor
+    from fedq.client.pointer_plans import PointerPlan
+    from fedq.client.pointers import PointerTensor
     from fedq.client.session import Client
     from fedq.plan.file import PlanFile
 
@@ -71,20 +72,37 @@ def plan(text: str) -> PlanFile | str:
 
 
 def run(
-    client: Client, text: str, args: Sequence[str], *, on: str | None, release: bool, token: str | None
+    client: Client,
+    text: str,
+    args: Sequence[str],
+    named: Sequence[str] = (),
+    *,
+    on: str | None,
+    release: bool,
+    token: str | None,
 ) -> list[list[PointerTensor]]:
     """Run a plan on each device it is for; the results of each, which may not exist yet.
 
     All is looked up before anything is sent: what one device does not have, no device runs.
     """
-    given, names = [argument(a) for a in args], where(on, args)
+    by_name = dict(map(words.named, named))
+    given, names = [argument(a) for a in (*args, *by_name.values())], where(on, [*args, *by_name.values()])
     devices, wanted = [client.device(name) for name in names], plan(text)
     looked_up = [[on_device(device, arg) for arg in given] for device in devices]
     made = []
     for device, values in zip(devices, looked_up, strict=True):
         with device.batch(token=token):
-            made.append(plan_on(device, wanted).run(values, release=release))
+            there = plan_on(device, wanted)
+            inputs = in_order(there, values[: len(args)], dict(zip(by_name, values[len(args) :], strict=True)))
+            made.append(there.run(inputs, release=release))
     return made
+
+
+def in_order(plan: PointerPlan, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+    """The plan's inputs, from those given by position and by name."""
+    from fedq.plan import params
+
+    return params.bind_flat(plan.graph, args, named, about=plan.about)
 
 
 def run_of(made: Sequence[Sequence[PointerTensor]]) -> tuple[list[PointerTensor], str]:

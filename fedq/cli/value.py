@@ -41,6 +41,7 @@ def search(
     examples=[
         "fedq run double_abs.safetensors device_1:input_data",
         "fedq run scale device_1:input_data -0.5",
+        "fedq run step.safetensors device_1:input_data --arg rate=0.1",
         "fedq run mean.safetensors patients --on ward_1,ward_2",
         "fedq run mean.safetensors ward_1:patients --wait --timeout 2h --token nightly-2026-11-22 -o mean.npy",
     ],
@@ -50,6 +51,9 @@ def run(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan file, or the name or id of a plan there.")],
     args: Annotated[
         list[str] | None, typer.Argument(metavar="ARG", help="DEVICE:TAG, DEVICE:ID, numbers, local tensor files.")
+    ] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="An argument by its name. May be repeated.")
     ] = None,
     on: Annotated[
         str | None, typer.Option("--on", metavar="DEVICES", help="Run on each of these: device_1,device_2.")
@@ -67,7 +71,7 @@ def run(
 
     if ((timeout or out) and not wait) or (wait and keep):
         raise UsageError("--timeout and --out go with --wait, --keep without it")
-    made = ask.run(call.client, plan, args or [], on=on, release=not keep, token=token)
+    made = ask.run(call.client, plan, args or [], arg or [], on=on, release=not keep, token=token)
     refs = [" ".join(f"{p.device.name}:{p.id}" for p in results) for results in made]
     run_id = call.client.name_run(*ask.run_of(made)) if on else None
     if wait:

@@ -61,6 +61,14 @@ def number(text: str) -> int | float | bool | None:
     return None
 
 
+def named(text: str) -> tuple[str, str]:
+    """``rate=0.1`` as its two parts; a name may be a path such as ``batch['x']``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise UsageError(f"{text!r} names no argument", hint="write NAME=VALUE, such as rate=0.1")
+    return name.strip(), value.strip()
+
+
 def is_tensor_file(text: str) -> bool:
     return tensor_file(text)[0].suffix in TENSOR_SUFFIXES
 

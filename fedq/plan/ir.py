@@ -57,7 +57,7 @@ class Param:
 
     name: str
     tree: Tree
-    default: int | float | None = None
+    default: bool | int | float | None = None
 
     @property
     def needed(self) -> bool:

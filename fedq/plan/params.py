@@ -28,10 +28,15 @@ def bind(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], *, about:
     Raises:
         SpecMismatch: they are of another structure; names the place, such as ``batch['y']``.
     """
-    if not graph.params and not kwargs and len(args) == len(graph.inputs):
-        params = _flat(graph, about)
-        return [leaf for p, arg in zip(params, args, strict=True) for leaf in _fill(graph, p.tree, arg, p.name)]
-    params = graph.params or _flat(graph, about)
+    return _bound(graph, graph.params or _flat(graph, about), args, kwargs)
+
+
+def bind_flat(graph: Graph, args: Sequence[Any], named: Mapping[str, Any], *, about: About = _UNKNOWN) -> list[Any]:
+    """The same from single inputs, by position or by path (``batch['y']``): what a command line can write."""
+    return _bound(graph, _flat(graph, about), args, named)
+
+
+def _bound(graph: Graph, params: Sequence[Param], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     given = _by_name(params, args, kwargs)
     missing = [p.name for p in params if p.needed and p.name not in given]
     if missing:
@@ -42,7 +47,9 @@ def bind(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], *, about:
 
 def _flat(graph: Graph, about: About) -> tuple[Param, ...]:
     known = len(about.params) == len(graph.inputs)
-    return tuple(Param(about.params[i] if known else f"input {i}", Var(i)) for i in range(len(graph.inputs)))
+    defaults = {p.tree.number: p.default for p in graph.params if p.default is not None}
+    names = about.params if known else [f"input {i}" for i in range(len(graph.inputs))]
+    return tuple(Param(name, Var(i), defaults.get(i)) for i, name in enumerate(names))
 
 
 def _by_name(params: Sequence[Param], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,13 +174,18 @@ def taken(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str
         elif p.kind is p.VAR_KEYWORD:
             params += (reader.param(k, v) for k, v in bound.arguments.get(name, {}).items())
         elif name in bound.arguments:
-            params.append(reader.param(name, value))
+            params.append(_with_default(reader.param(name, value), value, p.default))
         elif type(value) in (int, float):
             bound.arguments[name] = value
             params.append(replace(reader.param(name, value), default=value))
         else:
             params.append(Param(name, value if value is None or type(value) in (bool, str) else "its default"))
     return Taken(tuple(params), tuple(reader.leaves), tuple(reader.names), left, bound)
+
+
+def _with_default(param: Param, value: Any, default: Any) -> Param:
+    numbers = type(default) in (int, float, bool) and type(value) is type(default)
+    return replace(param, default=default) if numbers else param
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +241,8 @@ def settled(graph: Graph, taken: Taken) -> tuple[Graph, tuple[int, ...]]:
     """
     kept, params, new = list[int](), list[Param](), dict[int, Var]()
     for p in taken.params:
-        fixed = p.default is not None and graph.inputs[p.tree.number].value is not None
+        number = p.name in taken.left and p.default is not None
+        fixed = number and graph.inputs[p.tree.number].value is not None
         for leaf in () if fixed else _leaves(p.tree):
             new[leaf.number] = Var(len(kept))
             kept.append(leaf.number)

@@ -75,3 +75,11 @@ def test_no_word_raises_anything_but_a_usage_error(text):
             read(text)
         except UsageError as error:
             assert error.hint
+
+
+def test_an_argument_has_a_name_and_a_value():
+    assert words.named("rate=0.1") == ("rate", "0.1")
+    assert words.named("batch['x'] = device_1:a") == ("batch['x']", "device_1:a")
+    for text in ("rate", "=1", "rate="):
+        with pytest.raises(UsageError, match="names no argument"):
+            words.named(text)

@@ -1,0 +1,57 @@
+"""Calls of plans on a device with structures, names, defaults and numbers, end to end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fedq as fq
+from fedq.cli.ask import in_order
+
+
+def step(batch, rate=0.5, *, flag=True):
+    return {"new": (batch["x"] - batch["y"][0]) * rate if flag else batch["x"], "size": [batch["x"].shape[0]]}
+
+
+@pytest.fixture(scope="module")
+def device():
+    return fq.VirtualWorker("device_1", {"x": torch.arange(4.0)})
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return fq.Plan(step).build({"x": torch.ones(3), "y": [torch.ones(3)]}, flag=True)
+
+
+def test_structures_of_pointers_tensors_and_numbers_are_run_where_the_data_is(device, plan):
+    there, x = plan.send(device), device.find("x")
+    batch = {"y": [torch.ones(4)], "x": x}
+    for how, rate in (({}, 0.5), ({"rate": 2.0}, 2.0), ({"rate": 0.25, "flag": True}, 0.25)):
+        out = there(batch, **how)
+        assert torch.equal(out["new"].get(), (torch.arange(4.0) - 1) * rate) and out["size"][0].get() == 4
+
+
+def test_what_differs_is_refused_before_anything_is_sent(device, plan):
+    there, x = plan.send(device), device.find("x")
+    for args, kwargs, message in (
+        (({"x": x},), {}, r"batch: key 'y' is missing"),
+        (({"x": x, "y": x},), {}, r"batch\['y'\]: a list of 1 expected, a PointerTensor given"),
+        (({"x": x, "y": [x]},), {"flag": False}, r"input 3: bool=true expected, bool=false given"),
+        (({"x": x, "y": [x]}, 2), {}, r"input 2: float expected, int=2 given"),
+        ((), {}, "requires 1 argument, received 0: 'batch' missing"),
+    ):
+        with pytest.raises(fq.SpecMismatch, match=message):
+            there(*args, **kwargs)
+
+
+def test_a_command_line_gives_single_inputs_by_path(device, plan):
+    there = plan.send(device)
+    assert in_order(there, ["x", "y"], {"flag": True}) == ["x", "y", 0.5, True]
+    assert in_order(there, [], {"flag": True, "rate": 1.0, "batch['y'][0]": "y", "batch['x']": "x"}) == [
+        "x",
+        "y",
+        1.0,
+        True,
+    ]
+    with pytest.raises(fq.SpecMismatch, match=r"requires 2 arguments, received 2: \"batch\['y'\]\[0\]\" missing"):
+        in_order(there, ["x"], {"flag": True})
