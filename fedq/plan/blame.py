@@ -88,8 +88,6 @@ def _cure(error: Exception) -> tuple[str, str]:
             "it uses a tensor from outside the function",
             "pass it as an argument, or give func2plan state=(tensor,) and read it with state.read()",
         )
-    if "not registered" in text:
-        return "torch.cond, while_loop, scan and map can not be recorded yet", "write it with torch.where"
     if "not linked with support" in text or "CUDA" in text:
         return f"it asks for another device: {text.splitlines()[0]}", DEVICES
     return f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}", ""

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from fedq.errors import CannotRecord
 from fedq.plan.blame import WATCHED, Unrecordable, cannot
+from fedq.plan.control import Control
 from fedq.plan.graph import Tree
 from fedq.plan.recorder import Recorder, Sizes
 from fedq.plan.recording import Free, In, Trace
@@ -34,15 +35,18 @@ from fedq.plan.recording import Free, In, Trace
 class _Watch(TorchFunctionMode):
     """Stops at calls that would leave the recording: values as Python, gradients."""
 
-    def __init__(self, *, gradients: bool) -> None:
+    def __init__(self, recorder: Recorder, *, gradients: bool) -> None:
         super().__init__()
         self.gradients = gradients
+        self.control = Control(recorder, self)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _GRADIENTS and not self.gradients:
             raise TakesGradient
         if func in WATCHED:
             raise Unrecordable(WATCHED[func])
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return self.control.call(func, args)
         if func == _DATA:
             return args[0].detach()
         return func(*args, **(kwargs or {}))
@@ -84,7 +88,7 @@ def _record(
 ) -> Trace:
     sizes = Sizes()
     fakes = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=False, allow_fallback_kernels=False)
-    recorder = Recorder(sizes, pre_dispatch=not gradients)
+    recorder = Recorder(fakes, sizes, pre_dispatch=not gradients, functional=run is _functional)
     trace = recorder.trace
     args = [_fake(fakes, sizes, trace, i, given) for i, given in enumerate(inputs)]
     held = [fakes.from_tensor(t, static_shapes=True) for t in state]
@@ -138,7 +142,8 @@ def _modes(fakes: FakeTensorMode, recorder: Recorder, *, gradients: bool) -> Ite
         stack.enter_context(enable_python_dispatcher())
         if gradients:
             stack.enter_context(_without_mkldnn())
-        stack.enter_context(_Watch(gradients=gradients))
+        stack.enter_context(_Watch(recorder, gradients=gradients))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # else torch.cond compiles itself
         stack.enter_context(recorder)
         yield
 

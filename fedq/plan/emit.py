@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedq.plan.blame import Unrecordable
-from fedq.plan.graph import Action, Arg, Tree, Type, Var, flatten
-from fedq.plan.recording import Call, Size, Trace, Value
-from fedq.plan.settle import Settled
+from fedq.plan.graph import Action, Arg, Graph, Subgraph, Tree, Type, Var, flatten
+from fedq.plan.recording import Body, Call, Size, Trace, Value
+from fedq.plan.settle import Places, Settled, bodies, made, used_symbols
 from fedq.plan.sizes import FLOAT_OPS, OPS, text, tree
 
 
@@ -23,6 +23,7 @@ class Emitted:
     lines: tuple[str, ...]
     outputs: Tree
     constants: tuple[int, ...]
+    graphs: tuple[Graph, ...]
 
 
 def emit(settled: Settled, inputs: Sequence[Type], state_names: Sequence[str]) -> Emitted:
@@ -33,21 +34,20 @@ def emit(settled: Settled, inputs: Sequence[Type], state_names: Sequence[str]) -
         inputs: the types of the inputs, with letters.
         state_names: of the state tensors that were recorded with it.
     """
-    return _Emitter(settled).run(inputs, state_names)
+    return _Emitter(settled.trace, settled.places).run(inputs, state_names)
 
 
 @dataclass
 class _Emitter:
-    settled: Settled
+    trace: Trace
+    places: Places = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     sizes: dict[Any, Arg] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    graphs: list[Graph] = field(default_factory=list)
+    lines_of_graphs: list[str] = field(default_factory=list)
     next: int = 0
-
-    @property
-    def trace(self) -> Trace:
-        return self.settled.trace
 
     def run(self, inputs: Sequence[Type], state_names: Sequence[str]) -> Emitted:
         constants = self._constants()
@@ -62,10 +62,24 @@ class _Emitter:
         names = (*state_names, *(f"const{i}" for i in range(len(constants))))
         held = (*range(self.trace.num_inputs, given.stop), *constants)
         state = tuple((name, type_of(self.trace.values[n])) for name, n in zip(names, held, strict=True))
-        return Emitted(tuple(inputs), state, tuple(self.actions), tuple(self.lines), outputs, constants)
+        lines = (*self.lines, *self.lines_of_graphs)
+        return Emitted(tuple(inputs), state, tuple(self.actions), lines, outputs, constants, tuple(self.graphs))
+
+    def body(self, inputs: Sequence[int], letters: Mapping[str, str]) -> Graph:
+        """A body as a graph: given the values of these numbers, then the numbers of these letters, by kind."""
+        self.numbers = {old: new for new, old in enumerate(inputs)}
+        self.next = len(inputs) + len(letters)
+        self.sizes = {name: Var(len(inputs) + i) for i, name in enumerate(letters)}
+        for new, old in enumerate(inputs):
+            self._data_dependent(self.trace.values[old], new)
+        for call in self.trace.calls:
+            self._call(call)
+        outputs = [self.arg(leaf, "") for leaf in self.trace.outputs]
+        types = (*(type_of(self.trace.values[n]) for n in inputs), *map(Type, letters.values()))
+        return Graph(types, tuple(self.actions), outputs, graphs=tuple(self.graphs))
 
     def _check_outputs(self) -> None:
-        known = set(self.settled.places.values())
+        known = set(self.places.values())
         for leaf in flatten(self.trace.outputs):
             value = self.trace.values[leaf.number] if isinstance(leaf, Var) else None
             letters = {str(s) for d in (value and value.dims) or () for s in getattr(d, "free_symbols", ())}
@@ -84,16 +98,30 @@ class _Emitter:
 
     def _letters(self) -> None:
         """Where each letter is read: at the first input that has it."""
-        for (i, d), name in self.settled.places.items():
+        for (i, d), name in self.places.items():
             self.sizes.setdefault(name, Var(i) if d == -1 else (i, d))
 
     def _call(self, call: Call) -> None:
-        args = tuple(self.arg(a, call.line) for a in call.args)
+        args = self._control(call) if bodies(call) else tuple(self.arg(a, call.line) for a in call.args)
         kwargs = {k: self.arg(a, call.line) for k, a in call.kwargs.items()}
         outs = self._add(call.op, args, kwargs, [type_of(self.trace.values[o]) for o in call.outs], call.line)
         for old, new in zip(call.outs, outs, strict=True):
             self.numbers[old] = new.number
             self._data_dependent(self.trace.values[old], new.number)
+
+    def _control(self, call: Call) -> tuple[Arg, ...]:
+        """Its arguments, bodies as graphs; sizes that these need and can not read off are passed to them."""
+        letters = sorted({s.name for body in bodies(call) for s in used_symbols(body) - _known(body)})
+        kinds = {str(v.symbol): v.dtype for v in self.trace.values if v.dims is None}
+        typed = {name: kinds.get(name, "int") for name in letters}
+        args: list[Any] = [self._body(a, typed) if isinstance(a, Body) else self.arg(a, call.line) for a in call.args]
+        return (*args[:-1], [*args[-1], *(self._read(name, call.line) for name in letters)])
+
+    def _body(self, body: Body, letters: Mapping[str, str]) -> Subgraph:
+        inner = _Emitter(body.trace)
+        self.graphs.append(inner.body(body.inputs, letters))
+        self.lines_of_graphs += [*inner.lines, *inner.lines_of_graphs]
+        return Subgraph(len(self.graphs) - 1)
 
     def _data_dependent(self, value: Value, number: int) -> None:
         for d, expr in enumerate(value.dims or ()):
@@ -167,6 +195,13 @@ class _Emitter:
             case None:
                 return None
         return self.arg(out, "")
+
+
+def _known(body: Body) -> set[Any]:
+    """Symbols that a body can read off what it is given, or that it makes."""
+    given = (body.trace.values[n] for n in body.inputs)
+    read = {e for v in given for e in (*(v.dims or ()), v.symbol) if getattr(e, "is_Symbol", False)}
+    return read.union(*(made(body.trace.values[o]) for c in body.trace.calls for o in c.outs))
 
 
 def _tree_at(expr: Any, line: str) -> Any:

@@ -105,8 +105,10 @@ def find(name: str) -> Op | None:
 def why_not(name: str) -> str:
     """Why an op that is not in the table is not allowed."""
     parts = name.split(".")
-    if parts[0] not in ("aten", "sym") or len(parts) < 2:
-        return "a plan holds ops of aten and sym only"
+    if parts[0] not in ("aten", "sym", "ctl") or len(parts) < 2:
+        return "a plan holds ops of aten, sym and ctl only"
+    if parts[0] == "ctl":
+        return "no such control flow"
     if parts[0] == "sym":
         return "no such arithmetic on sizes"
     if name in DENIED:

@@ -21,6 +21,7 @@ from fedq.errors import CannotRecord
 from fedq.plan.blame import Unrecordable
 from fedq.plan.capture import Function, record
 from fedq.plan.graph import Type, Var, flatten, show_guard
+from fedq.plan.once import once
 from fedq.plan.recording import Free, Guard, In
 from fedq.plan.settle import Place, Places, Settled, difference, letter, settle
 from fedq.plan.sizes import guard as guard_tree
@@ -367,7 +368,7 @@ class _Prover:
         made = [v.value if v.dims is None else torch.ones(v.dims, dtype=DTYPE_OF[v.dtype]) for v in inputs]  # type: ignore[arg-type]
         try:
             with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
-                out = self.function([t.detach().clone() for t in self.state], *made)
+                out = once(self.function, [t.detach().clone() for t in self.state], *made)
         except Exception:
             return None
         return tuple(NAMES.get(v.dtype, "") if isinstance(v, torch.Tensor) else type(v).__name__ for v in flatten(out))

@@ -6,11 +6,15 @@ as it is are not recorded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.weak import WeakIdKeyDictionary
@@ -49,19 +53,73 @@ class Sizes(ShapeEnv):
         return result
 
 
+def _by_identity() -> WeakIdKeyDictionary:
+    return WeakIdKeyDictionary()  # a strong one makes torch copy what factories return
+
+
+@dataclass
+class Frame:
+    """A function being recorded: the plan's own, or a body of control flow in it.
+
+    Attributes:
+        trace: what was recorded of it.
+        numbers: value -> its number in the trace.
+        outside: what it uses of the functions around it; bodies of one call share the list.
+        memory: storages that were there before it: it must not write to them.
+    """
+
+    trace: Trace = field(default_factory=Trace)
+    numbers: WeakIdKeyDictionary = field(default_factory=_by_identity)
+    outside: list[torch.Tensor] = field(default_factory=list)
+    memory: set[int] = field(default_factory=set)
+
+
 class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     """Appends every op that reaches it to a trace, then lets it run on the fakes."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, sizes: Sizes, *, pre_dispatch: bool) -> None:
+    def __init__(self, fakes: FakeTensorMode, sizes: Sizes, *, pre_dispatch: bool, functional: bool = False) -> None:
         super().__init__(PythonKeyTracer(), "real", pre_dispatch=pre_dispatch)
+        self.fakes = fakes
         self.sizes = sizes
-        self.trace = Trace()
-        self.numbers = WeakIdKeyDictionary()  # a strong one makes torch copy what factories return
+        self.functional = functional
+        self.frames = [Frame()]
         self.alive: list[Any] = []
         self.made: dict[int, tuple[Any, ...]] = {}
         self.state_memory: set[int] = set()
+
+    @property
+    def trace(self) -> Trace:
+        return self.frames[-1].trace
+
+    @property
+    def numbers(self) -> WeakIdKeyDictionary:
+        return self.frames[-1].numbers
+
+    @contextmanager
+    def inside(self, frame: Frame) -> Iterator[None]:
+        """Record into this frame for a while."""
+        self.frames.append(frame)
+        try:
+            yield
+        finally:
+            self.frames.pop()
+
+    def inner(self, value: Any) -> Any:
+        """What ops see of a value of the user's function: without the wrapper that turns writes into values."""
+        if not isinstance(value, FunctionalTensor):
+            return value
+        torch._sync(value)  # type: ignore[attr-defined, no-untyped-call]
+        return FunctionalTensor.from_functional(value)
+
+    def outer(self, value: torch.Tensor) -> torch.Tensor:
+        """A value as the user's function is given it."""
+        return FunctionalTensor.to_functional(value) if self.functional else value
+
+    def memory(self) -> set[int]:
+        """Storages of all values so far."""
+        return {t.untyped_storage()._cdata for f in self.frames for t in f.numbers}
 
     def __sym_dispatch__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
@@ -73,9 +131,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
-            raise Unrecordable(
-                f"torch.{getattr(func, '__name__', func)} can not be recorded yet", "write it with torch.where"
-            )
+            raise Unrecordable(f"torch's {getattr(func, '__name__', func)} has no place in a plan")
         was, self.sizes.inside_op = self.sizes.inside_op, True
         try:
             run = _RNNS.get(func, func) if self.pre_dispatch else func
@@ -109,8 +165,13 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         for i, spec in enumerate(func._schema.arguments):
             value = args[i] if i < len(args) else kwargs.get(spec.name)
             written = spec.alias_info is not None and spec.alias_info.is_write
-            if written and any(map(self._is_state, value if isinstance(value, list) else [value])):
+            values = value if isinstance(value, list) else [value]
+            if written and any(map(self._is_state, values)):
                 raise Unrecordable(*_HIDDEN_STATE)
+            if written and any(v.untyped_storage()._cdata in self.frames[-1].memory for v in values):
+                raise Unrecordable(
+                    "a branch or loop writes to what it was given", "make a new value: i = i + 1, not i += 1"
+                )
 
     def _is_state(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in self.state_memory
@@ -143,11 +204,25 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     def _tensor(self, value: torch.Tensor) -> Var:
         number = self.numbers.get(value)  # type: ignore[no-untyped-call]
         if number is None:
-            if isinstance(value, FakeTensor):
-                raise Unrecordable("it uses a tensor that no op made", "leave out torch.vmap and its like")
-            number = self.add(value)
-            self.trace.constants[number] = value
+            self._find(value)
+            number = self.numbers[value] if len(self.frames) == 1 else self.add(value)
         return Var(number)
+
+    def _find(self, value: torch.Tensor) -> None:
+        """What this frame did not make: a constant, or of a frame around it."""
+        *around, frame = self.frames
+        if not any(value in f.numbers for f in around):
+            if isinstance(value, FakeTensor):
+                raise Unrecordable(
+                    "it uses a tensor that no op of it made",
+                    "leave out torch.vmap and its like, and return from a branch or loop what is used after it",
+                )
+            whole = self.frames[0]
+            whole.numbers[value] = number = len(whole.trace.values)
+            whole.trace.values.append(_value(value))
+            whole.trace.constants[number] = value
+        if around:
+            frame.outside.append(value)
 
     def _size(self, value: Any) -> Any:
         if value.node.is_constant() or not isinstance(value.node.expr, sympy.Basic):

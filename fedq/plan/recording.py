@@ -62,6 +62,20 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """A function given to control flow, recorded: an argument of its call.
+
+    Attributes:
+        trace: its recording; the outputs are a list of Vars.
+        inputs: numbers in it of what it is called with: carried values and slices, then what it
+            uses from outside, which is the last argument of the call.
+    """
+
+    trace: Trace
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Guard:
     """A condition on sizes that this recording relies on, and the line that asked."""
 

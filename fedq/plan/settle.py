@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from fedq.plan.graph import Arg, Tree, Var, flatten
-from fedq.plan.recording import Call, Guard, Size, Trace, Value
+from fedq.plan.recording import Body, Call, Guard, Size, Trace, Value
 from fedq.plan.sizes import FLOAT_OPS, LETTERS, put
 
 Place = tuple[int, int]
@@ -51,15 +51,17 @@ def settle(trace: Trace, places: Places | None = None) -> Settled:
         g for g in (replace(g, expr=put(g.expr, known)) for g in trace.guards) if g.expr not in (True, sympy.true)
     )
     asked = tuple(replace(g, expr=put(g.expr, known)) for g in trace.asked)
-    settled = replace(
+    settled = _settle_trace(trace, known)
+    return Settled(settled, places, tuple(g for g in guards if g.expr.free_symbols), asked)
+
+
+def _settle_trace(trace: Trace, known: Mapping[Any, Any]) -> Trace:
+    return replace(
         trace,
         values=[_settle_value(v, known) for v in trace.values],
-        calls=[
-            replace(c, args=_settle_arg(c.args, known), kwargs=_settle_arg(c.kwargs, known)) for c in _needed(trace)
-        ],
+        calls=[replace(c, args=_settle_arg(c.args, known), kwargs=_settle_arg(c.kwargs, known)) for c in needed(trace)],
         outputs=_settle_arg(trace.outputs, known),
     )
-    return Settled(settled, places, tuple(g for g in guards if g.expr.free_symbols), asked)
 
 
 def _places(trace: Trace) -> dict[tuple[int, int], str]:
@@ -79,7 +81,7 @@ def _places(trace: Trace) -> dict[tuple[int, int], str]:
 
 def _name_unbacked(trace: Trace, known: dict[Any, Any]) -> None:
     """Sizes that depend on data get names by where they first appear."""
-    for value in trace.values:
+    for value in _all_values(trace):
         for expr in (*(value.dims or ()), value.symbol):
             for symbol in sorted(getattr(expr, "free_symbols", ()), key=str):
                 if symbol not in known:
@@ -87,24 +89,46 @@ def _name_unbacked(trace: Trace, known: dict[Any, Any]) -> None:
                     known[symbol] = sympy.Symbol(f"u{count}", **symbol.assumptions0)
 
 
-def _needed(trace: Trace) -> list[Call]:
+def _all_values(trace: Trace) -> Iterator[Value]:
+    """Those of bodies too."""
+    yield from trace.values
+    for call in trace.calls:
+        for body in bodies(call):
+            yield from _all_values(body.trace)
+
+
+def bodies(call: Call) -> list[Body]:
+    return [arg for arg in call.args if isinstance(arg, Body)]
+
+
+def needed(trace: Trace) -> list[Call]:
     """The calls the outputs need, and those that draw random numbers, which others come after."""
     needed = {leaf.number for leaf in flatten(trace.outputs) if isinstance(leaf, Var)}
-    symbols = {s for leaf in flatten(trace.outputs) if isinstance(leaf, Size) for s in _symbols(leaf)}
+    symbols = {s for leaf in flatten(trace.outputs) for s in used_symbols(leaf)}
     calls = []
     for call in reversed(trace.calls):
-        made = {s for o in call.outs for s in _made(trace.values[o])}
-        if call.kept or needed & set(call.outs) or symbols & made:
+        told = {s for o in call.outs for s in made(trace.values[o])}
+        if call.kept or needed & set(call.outs) or symbols & told:
             calls.append(call)
             for leaf in flatten([*call.args, *call.kwargs.values()]):
                 if isinstance(leaf, Var):
                     needed.add(leaf.number)
-                elif isinstance(leaf, Size):
-                    symbols |= set(_symbols(leaf))
+                symbols |= used_symbols(leaf)
     return calls[::-1]
 
 
-def _made(value: Value) -> set[Any]:
+def used_symbols(leaf: Any) -> set[Any]:
+    """Symbols that an argument needs to be known; those of a body may be made in it."""
+    match leaf:
+        case Size(expr, made):
+            return set(expr.free_symbols).union(*(used_symbols(m) for m in made or ()))
+        case Body(trace):
+            args = (a for c in trace.calls for a in flatten([*c.args, *c.kwargs.values()]))
+            return set[Any]().union(*map(used_symbols, args), *map(used_symbols, flatten(trace.outputs)))
+    return set()
+
+
+def made(value: Value) -> set[Any]:
     """Symbols that only this value tells: sizes that depend on data."""
     return {
         s
@@ -112,10 +136,6 @@ def _made(value: Value) -> set[Any]:
         for s in getattr(e, "free_symbols", ())
         if str(s).startswith(("u", "z"))
     }
-
-
-def _symbols(size: Size) -> set[Any]:
-    return set(size.expr.free_symbols)
 
 
 def _settle_value(value: Value, known: Mapping[Any, Any]) -> Value:
@@ -130,6 +150,8 @@ def _settle_arg(arg: Arg, known: Mapping[Any, Any]) -> Arg:
             expr = put(expr, known)
             made = made and (made[0], *(_settle_arg(a, known) for a in made[1:]))
             return expr if kind == "int" and isinstance(expr, int) else number(Size(expr, made, kind))
+        case Body(trace):
+            return replace(arg, trace=_settle_trace(trace, known))
         case list():
             return [_settle_arg(a, known) for a in arg]
         case tuple():
@@ -193,11 +215,19 @@ class _Same:
                 return isinstance(b, Var) and self._same_value(n, b.number)
             case Size():
                 return isinstance(b, Size) and _expr(a) == _expr(b)
+            case Body():
+                return isinstance(b, Body) and self.body(a, b)
             case list() | tuple():
                 return type(b) is type(a) and len(a) == len(b) and all(map(self.arg, a, b))
             case dict():
                 return isinstance(b, dict) and a.keys() == b.keys() and all(self.arg(a[k], b[k]) for k in a)
         return type(a) is type(b) and (a == b or a != a)
+
+    def body(self, a: Body, b: Body) -> bool:
+        inner = _Same(a.trace, b.trace, dict(zip(a.inputs, b.inputs, strict=False)), self.known)
+        same = len(a.inputs) == len(b.inputs) and len(a.trace.calls) == len(b.trace.calls)
+        same = same and all(map(inner.call, a.trace.calls, b.trace.calls))
+        return same and inner.arg(a.trace.outputs, b.trace.outputs)
 
     def dims(self, a: Tree, b: Tree) -> bool:
         """Whether the sizes promised for an output are the sizes it has."""

@@ -75,6 +75,7 @@ def _seeds_untouched(again: Callable[[], Any]) -> Iterator[None]:
     try:
         yield
     except CannotRecord as error:
+        graphs=made.graphs,
         failed = error
     after = _seeds()
     _restore(before)

@@ -8,13 +8,27 @@ bounds) is checked by `plan.contracts` before the call.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fedq.errors import BadFile, NotAllowed
-from fedq.plan import optable
-from fedq.plan.graph import ITEMSIZE, NUMBERS, Action, Arg, Dtype, Format, Graph, Type, Var, flatten, parse_size
+from fedq.plan import bodies, optable
+from fedq.plan.bodies import Flow
+from fedq.plan.graph import (
+    ITEMSIZE,
+    NUMBERS,
+    Action,
+    Arg,
+    Dtype,
+    Format,
+    Graph,
+    Subgraph,
+    Type,
+    Var,
+    flatten,
+    parse_size,
+)
 from fedq.plan.optable import Op, Param
 from fedq.plan.types import FORMATS, LETTER, MAX_SIZE
 
@@ -62,24 +76,36 @@ def verify(graph: Graph) -> Verified:
     """
     _check_frame(graph)
     _check_spec(graph)
+    _check_nested(graph)
+    flow = _follow(graph)
+    return Verified(graph, _reaches(graph, flow.flows), flow.random)
+
+
+def _follow(graph: Graph) -> Flow:
+    """Check every action; what flows where."""
+    called = [_follow_body(body) for body in graph.graphs]
     first = len(graph.inputs) + len(graph.state)
     is_tensor = [t.is_tensor for t in graph.types[:first]]
     flows = [1 << n for n in range(first)]
     random = False
     for i, action in enumerate(graph.actions):
         try:
-            op = _check_action(action, is_tensor)
+            made, draws = _check_any(action, is_tensor, flows, called)
         except _Wrong as wrong:
             raise NotAllowed(f"{wrong} (action {i})", action=i, op=action.op) from None
-        random |= op.random
-        flow = 0
-        for var in action.vars():
-            flow |= flows[var.number]
-        flows += [flow] * len(action.types)
+        random |= draws
+        flows += made
         is_tensor += [t.is_tensor for t in action.types]
     for var in flatten(graph.outputs):
         _need(isinstance(var, Var) and 0 <= var.number < len(flows), f"output {var} is not defined")
-    return Verified(graph, _reaches(graph, flows), random)
+    return Flow(is_tensor, flows, graph.output_vars, first, random)
+
+
+def _follow_body(graph: Graph) -> Flow:
+    try:
+        return _follow(graph)
+    except NotAllowed as error:
+        raise NotAllowed(f"{error}, in a body", action=None, op=error.fields["op"]) from None
 
 
 class _Wrong(Exception):
@@ -99,7 +125,6 @@ def _wrong(message: str) -> NoReturn:
 
 
 def _check_frame(graph: Graph) -> None:
-    _need(not graph.graphs, "control flow inside a plan is not yet allowed")
     for what, count, most in (
         ("actions", len(graph.actions), MAX_ACTIONS),
         ("inputs", len(graph.inputs), MAX_INPUTS),
@@ -114,6 +139,23 @@ def _check_frame(graph: Graph) -> None:
     _need(all(0 < len(n) <= 300 for n in names), "a state tensor's name is too long")
     sizes = [d for _, t in graph.state for d in (t.shape if t.shape is not None else (None,))]
     _need(all(type(d) is int for d in sizes), "a state tensor has a free size, or is none")
+
+
+def _check_nested(graph: Graph) -> None:
+    """Bodies in bodies: how deep, how much in all, and that each is called."""
+    actions = values = pairs = 0
+    for depth, inner in ((0, graph), *bodies.nested(graph)):
+        actions, values = actions + len(inner.actions), values + len(inner.types)
+        calls = [a for a in inner.actions if a.op in bodies.CONTROL]
+        pairs += sum(len(a.types) * sum(1 for _ in a.vars()) for a in calls)
+        _need(depth <= bodies.MAX_NESTED, f"bodies are nested deeper than {bodies.MAX_NESTED}")
+        _need(actions <= MAX_ACTIONS, f"more than {MAX_ACTIONS} actions, with those of bodies")
+        _need(values <= MAX_VARS, f"more than {MAX_VARS} values, with those of bodies")
+        _need(pairs <= bodies.MAX_PAIRS, "too many values go through bodies")
+        why = bodies.unsound(inner) if depth else None
+        _need(why is None, why or "")
+        called = {a.number for action in calls for a in action.args if isinstance(a, Subgraph)}
+        _need(called == set(range(len(inner.graphs))), "a body is missing, or never called")
 
 
 def _nests(tree: Any, levels: int) -> bool:
@@ -212,13 +254,35 @@ def _reaches(graph: Graph, flows: list[int]) -> tuple[frozenset[int], ...]:
 # -- one action -------------------------------------------------------------------------------
 
 
+def _check_any(
+    action: Action, is_tensor: list[bool], flows: list[int], called: Sequence[Flow]
+) -> tuple[list[int], bool]:
+    """What flows into each of its results, and whether it draws random numbers."""
+    if action.op in bodies.CONTROL:
+        _check_vars(action, is_tensor)
+        try:
+            made = bodies.follow(action, called, is_tensor, flows)
+        except bodies.Misused as wrong:
+            _wrong(f"{action.op}: {wrong}")
+        return made, any(called[a.number].random for a in action.args if isinstance(a, Subgraph))
+    op = _check_action(action, is_tensor)
+    flow = 0
+    for var in action.vars():
+        flow |= flows[var.number]
+    return [flow] * len(action.types), op.random
+
+
+def _check_vars(action: Action, is_tensor: list[bool]) -> None:
+    for var in action.vars():
+        if not 0 <= var.number < len(is_tensor):
+            _wrong(f"{action.op}: {var} is not defined here")
+
+
 def _check_action(action: Action, is_tensor: list[bool]) -> Op:
     op = optable.find(action.op)
     if op is None:
         _wrong(f"op {action.op[:100]!r} is not allowed: {optable.why_not(action.op)}")
-    for var in action.vars():
-        if not 0 <= var.number < len(is_tensor):
-            _wrong(f"{op.name}: {var} is not defined here")
+    _check_vars(action, is_tensor)
     given = dict(bind(op, action))
     for param, arg in given.values():
         if not _fits(param.kind, arg, is_tensor, op.numbers):

@@ -388,10 +388,6 @@ def asks_for_a_gpu(x):
     return x.to("cuda")  # here
 
 
-def branches_in_torch(x):
-    return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))  # here
-
-
 def raises(x):
     raise ValueError("no")  # here
 
@@ -415,7 +411,6 @@ REFUSED = [
     (reads_the_clock, "another graph each time", "arguments"),
     (picks_values, "size of a result depends on data", "torch.where"),
     (asks_for_a_gpu, "another device", "devices"),
-    (branches_in_torch, "torch.cond", "torch.where"),
     (raises, "ValueError: no", ""),
     (returns_a_set, "returns a set", "tuples"),
 ]

@@ -1,0 +1,204 @@
+"""Record torch.cond, while_loop, scan and map: their functions become bodies, graphs of their own.
+
+A body is recorded once, on values that look like those it will be called with. What it uses of
+the functions around it (closures, parameters, constants) becomes an explicit argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._higher_order_ops.cond import cond_op
+from torch._higher_order_ops.map import map_impl
+from torch._higher_order_ops.scan import scan_op
+from torch._higher_order_ops.while_loop import while_loop_op
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fedq.plan.blame import Unrecordable, user_line
+from fedq.plan.graph import Var, flatten
+from fedq.plan.recorder import Frame, Recorder
+from fedq.plan.recording import Body, Call
+from fedq.plan.settle import needed
+from fedq.plan.tensors import NAMES
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A body: its frame, the numbers of what it was given, its results and their structure."""
+
+    frame: Frame
+    given: tuple[int, ...]
+    results: list[torch.Tensor]
+    spec: Any
+
+    def uses(self, value: torch.Tensor) -> bool:
+        trace = self.frame.trace
+        number = self.frame.numbers.get(value)  # type: ignore[no-untyped-call]
+        args = [trace.outputs, *([*c.args, *c.kwargs.values()] for c in trace.calls)]
+        return number is not None and Var(number) in flatten(args)
+
+    def body(self, recorder: Recorder, outside: Sequence[torch.Tensor]) -> Body:
+        with recorder.inside(self.frame):
+            also = [recorder.arg(value).number for value in outside]
+        return Body(self.frame.trace, (*self.given, *also))
+
+
+class Control:
+    """Records calls of control flow for one recorder.
+
+    Args:
+        recorder: what to record with.
+        inside: entered while a body runs.
+    """
+
+    def __init__(self, recorder: Recorder, inside: AbstractContextManager[Any]) -> None:
+        self.recorder = recorder
+        self.inside = inside
+        self.rules: Mapping[Any, Function] = {
+            cond_op: self._cond, while_loop_op: self._while_loop, scan_op: self._scan, map_impl: self._map,
+        }  # fmt: skip
+
+    def call(self, op: Any, args: Sequence[Any]) -> Any:
+        """What eager would give, as fakes."""
+        if op not in self.rules:
+            raise Unrecordable(f"torch's {op.name()} has no place in a plan", "use torch.cond, while_loop, scan or map")
+        return self.rules[op](*args)
+
+    # -- the four
+
+    def _cond(self, pred: Any, then: Function, other: Function, operands: Sequence[Any]) -> Any:
+        if not isinstance(pred, torch.Tensor):  # a size: its guard is enforced
+            return (then if pred else other)(*operands)
+        outside: list[torch.Tensor] = []
+        bodies = [self._body(f, (), outside, operands) for f in (then, other)]
+        a, b = bodies
+        if a.spec != b.spec:
+            raise Unrecordable(
+                "the branches of torch.cond give different structures", "return the same tuples, lists and dicts"
+            )
+        _agree("the branches of torch.cond give", a.results, b.results)
+        return self._append("ctl.cond", [self._arg(pred), a, b], outside, [_kind(t) for t in a.results], a.spec)
+
+    def _while_loop(self, test: Function, body: Function, carried: Sequence[Any], given: Sequence[Any]) -> Any:
+        _tensors("torch.while_loop carries", carried)
+        outside: list[torch.Tensor] = []
+        tested, done = (self._body(f, self._fresh(map(_kind, carried)), outside, given) for f in (test, body))
+        (pred, *more) = tested.results
+        if more or pred.dim() or pred.dtype != torch.bool:
+            raise Unrecordable(
+                "the condition of while_loop does not give one bool", "return a comparison such as x.sum() < 3"
+            )
+        _agree("while_loop is given, and its body gives,", carried, done.results)
+        args = [tested, done, [self._arg(t) for t in carried]]
+        return self._append("ctl.while_loop", args, outside, [_kind(t) for t in carried], done.spec)
+
+    def _scan(self, body: Function, carried: Sequence[Any], xs: Sequence[Any], given: Sequence[Any]) -> Any:
+        length, kinds = _length(xs), [_kind(t) for t in carried]
+        outside: list[torch.Tensor] = []
+        done = self._body(body, self._fresh([*kinds, *map(_slice, xs)]), outside, given)
+        _agree("scan is given, and its function gives,", carried, done.results[: len(carried)])
+        each = [((length, *t.shape), t.dtype) for t in done.results[len(carried) :]]
+        args = [done, [self._arg(t) for t in carried], [self._arg(t) for t in xs]]
+        return self._append("ctl.scan", args, outside, [*kinds, *each], done.spec)
+
+    def _map(self, body: Function, xs: Sequence[Any], given: Sequence[Any]) -> Any:
+        length = _length(xs)
+        outside: list[torch.Tensor] = []
+        done = self._body(body, self._fresh(map(_slice, xs)), outside, given)
+        each = [((length, *t.shape), t.dtype) for t in done.results]
+        return self._append("ctl.map", [done, [self._arg(t) for t in xs]], outside, each, done.spec)
+
+    # -- bodies
+
+    def _body(
+        self, function: Function, given: Sequence[Any], outside: list[torch.Tensor], also: Sequence[Any]
+    ) -> _Recorded:
+        """Record a call of the function with ``given``, which are its own, and ``also``, used from outside."""
+        recorder, frame = self.recorder, Frame(outside=outside)
+        for value in pytree.tree_leaves(also):
+            recorder.inner(value)
+        with recorder.inside(frame):
+            numbers = tuple(recorder.add(recorder.inner(value)) for value in given)
+            frame.memory = recorder.memory()
+            with self.inside:
+                out = function(*given, *also)
+            leaves, spec = pytree.tree_flatten(out)
+            _tensors("a function in control flow gives", leaves)
+            results = [recorder.inner(leaf) for leaf in leaves]
+            frame.trace.outputs = [recorder.arg(value) for value in results]
+        frame.trace.calls = needed(frame.trace)
+        recorder.trace.writes |= frame.trace.writes
+        return _Recorded(frame, numbers, results, spec)
+
+    def _append(self, op: str, args: list[Any], outside: list[torch.Tensor], outs: list[_Kind], spec: Any) -> Any:
+        """Append the call; gives what it makes, in the structure its body gave."""
+        recorder = self.recorder
+        bodies = [a for a in args if isinstance(a, _Recorded)]
+        used = [t for t in {id(t): t for t in outside}.values() if any(b.uses(t) for b in bodies)]
+        args = [a.body(recorder, used) if isinstance(a, _Recorded) else a for a in args]
+        made = self._fresh(outs)
+        numbers = tuple(recorder.add(recorder.inner(t)) for t in made)
+        args.append([recorder.arg(t) for t in used])
+        recorder.trace.calls.append(Call(op, tuple(args), {}, numbers, user_line()))
+        return pytree.tree_unflatten(made, spec)
+
+    def _arg(self, value: Any) -> Any:
+        return self.recorder.arg(self.recorder.inner(value))
+
+    def _fresh(self, kinds: Iterable[_Kind]) -> list[Any]:
+        """New values that no op made."""
+        with _disable_current_modes(), self.recorder.fakes:
+            made = [torch.empty(shape, dtype=dtype) for shape, dtype in kinds]
+        return [self.recorder.outer(t) for t in made]
+
+
+_Kind = tuple[tuple[Any, ...], torch.dtype]
+
+
+def _kind(value: torch.Tensor) -> _Kind:
+    return tuple(value.shape), value.dtype
+
+
+def _slice(value: torch.Tensor) -> _Kind:
+    return tuple(value.shape[1:]), value.dtype
+
+
+def _length(xs: Sequence[torch.Tensor]) -> Any:
+    lengths = [t.shape[0] for t in xs]
+    if any(n != lengths[0] for n in lengths):
+        raise Unrecordable("scan or map goes over tensors of different lengths", "cut them to one length first")
+    return lengths[0]
+
+
+def _tensors(what: str, values: Sequence[Any]) -> None:
+    other = next((v for v in values if not isinstance(v, torch.Tensor)), None)
+    if other is not None:
+        raise Unrecordable(f"{what} a {type(other).__name__}", "make it a tensor, as torch.tensor(0) for 0")
+
+
+def _agree(what: str, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
+    if len(ours) != len(theirs):
+        raise Unrecordable(f"{what} {len(ours)} and {len(theirs)} values", "give the same number")
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a.dtype != b.dtype:
+            raise Unrecordable(f"{what} {_name(a)} and {_name(b)} as value {i}", "convert with .to(dtype)")
+        if a.dim() != b.dim() or any(m != n for m, n in zip(a.shape, b.shape, strict=True)):
+            raise Unrecordable(
+                f"{what} the shapes {_shape(a)} and {_shape(b)} as value {i}",
+                "give one shape, as with expand, torch.where or padding",
+            )
+
+
+def _name(value: torch.Tensor) -> str:
+    return NAMES.get(value.dtype, str(value.dtype))
+
+
+def _shape(value: torch.Tensor) -> str:
+    return f"({', '.join(str(int(n)) if isinstance(n, int) else '?' for n in value.shape)})"
