@@ -311,6 +311,11 @@ def map_private(path: AnyPath) -> memoryview:
         os.close(file)
 
 
+def descriptor(path: AnyPath) -> int:
+    """A private file, open for reading, to be handed to another process. Raises as `read`."""
+    return _open_regular(path, 1 << 62, follow=True)[0]
+
+
 def _open_regular(path: AnyPath, limit_bytes: int, follow: bool) -> tuple[int, int]:
     """Descriptor and size."""
     with _Folder(path, FileNotFoundError, follow) as (at, name):

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedq import ids
+from fedq.device import fold as folds
 from fedq.device.calls import Call
 from fedq.device.journal import NOTHING, Value
+from fedq.device.wire import Sendable
 from fedq.errors import BadFile
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Type, graph_to_json
@@ -20,6 +22,7 @@ from fedq.queue.message import Failure, Inline, Ref, RunArg
 from fedq.trust import policy
 
 if TYPE_CHECKING:
+    from fedq.device.lanes import Lane
     from fedq.device.peer import Peer
 
 ATTEMPTS = 3
@@ -37,31 +40,39 @@ class Batch:
     give: list[Any] = field(default_factory=list)
     forget: list[str] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)
-    tensors: list[RawTensor] = field(default_factory=list)
+    tensors: list[Sendable] = field(default_factory=list)
 
     @property
     def head(self) -> dict[str, Any]:
         return {"plans": self.plans, "give": self.give, "forget": self.forget, "calls": self.rows}
 
 
-def make(peer: Peer, known: dict[str, int], now: float) -> Batch:
+def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
     """Take calls from the queue into a batch; those that cannot run get their failure.
 
     A call that was started before goes alone, so that if it ends the worker again, it is known
-    which one did.
+    which one did; so does a fold, for whose end nobody else should wait. A call whose argument is
+    being made by another worker stays in the queue.
     """
-    batch = Batch()
-    while peer.queue and len(batch.calls) < MAX_CALLS:
+    batch, inside, later, known = Batch(), set[str](), list[Call](), lane.worker.known
+    while peer.queue and len(batch.calls) < min(most, MAX_CALLS) and len(later) < MAX_CALLS:
         call = peer.queue[0]
-        if call.attempts and batch.calls:
+        alone = call.attempts or call.loop
+        if alone and batch.calls:
             break
         peer.queue.popleft()
+        if any(r in peer.coming and r not in inside for r in call.refs):
+            later.append(call)
+            continue
         failure = _add(peer, known, batch, call)
         if failure is not None:
             peer.fail(call, failure, now)
-        elif call.attempts:
+        elif alone:
             break
-    _forget_oldest(peer, known, batch)
+        else:
+            inside.update(call.results)
+    peer.queue.extendleft(reversed(later))
+    _forget_oldest(peer, lane, batch)
     return batch
 
 
@@ -77,15 +88,16 @@ def _add(peer: Peer, known: dict[str, int], batch: Batch, call: Call) -> Failure
         count = len(plan[0].graph.output_vars)
         return Failure("spec_mismatch", f"the plan gives {count} values, {len(call.results)} ids were named")
     args = []
-    for arg in call.args:
-        found = _argument(peer, known, batch, call, arg)
+    data = folds.data(call.loop)
+    for n, arg in enumerate(call.args):
+        found = _argument(peer, known, batch, call, arg, whole=n not in data)
         if isinstance(found, Failure):
             return found
         args.append(found)
     _load(known, batch, call.plan, plan[0])
-    seed = ids.derive_seed(call.seed, call.action) if plan[1].random else 0
+    seed = ids.derive_seed(call.seed, call.action) if plan[1].random or call.loop else 0
     batch.calls.append(call)
-    batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], seed])
+    batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], seed, folds.to_json(call.loop)])
     return None
 
 
@@ -93,11 +105,14 @@ def key_of(scope: str, id_: str) -> str:
     return f"{id_}/{scope}"
 
 
-def _argument(peer: Peer, known: dict[str, int], batch: Batch, call: Call, arg: RunArg) -> Any:
+def _argument(peer: Peer, known: dict[str, int], batch: Batch, call: Call, arg: RunArg, *, whole: bool = True) -> Any:
+    """What the worker is told of an argument; not ``whole``: it is read by slices, and not kept."""
     match arg:
+        case Inline() if not whole:
+            return _slices(batch, peer.file(call.message).tensors[arg.name])
         case Inline():
             key = f"{arg.name}/{call.message}/inline"
-            _give(known, batch, key, peer.files[call.message].tensors[arg.name])
+            _give(known, batch, key, peer.file(call.message).tensors[arg.name])
             return key
         case Ref():
             if arg.id in peer.coming:
@@ -105,7 +120,7 @@ def _argument(peer: Peer, known: dict[str, int], batch: Batch, call: Call, arg: 
             value = peer.value(arg.id)
             if value is None:
                 return Failure("missing_value", f"argument {arg.id} was dropped", {"id": arg.id})
-            return (value.failure and _inherited(value.failure, arg.id)) or _given(peer, known, batch, value)
+            return (value.failure and _inherited(value.failure, arg.id)) or _given(peer, known, batch, value, whole)
     return {"n": arg}
 
 
@@ -115,19 +130,27 @@ def _inherited(failure: Failure, id_: str) -> Failure:
     return Failure(failure.code, text, {**failure.fields, "argument": id_})
 
 
-def _given(peer: Peer, known: dict[str, int], batch: Batch, value: Value) -> Any:
+def _slices(batch: Batch, raw: Sendable) -> Any:
+    batch.tensors.append(raw)
+    return {"m": len(batch.tensors) - 1}
+
+
+def _given(peer: Peer, known: dict[str, int], batch: Batch, value: Value, whole: bool) -> Any:
     if not value.type.is_tensor:
         return {"n": value.type.value}
     key = key_of(value.scope, value.id)
     if key not in known:
         try:
-            _give(known, batch, key, peer.store.bytes(value))
+            raw = peer.store.stored(value)
+            if not whole:
+                return _slices(batch, raw)
+            _give(known, batch, key, raw)
         except BadFile:
             return Failure("failed", "the device lost an argument", {"id": value.id})
     return key
 
 
-def _give(known: dict[str, int], batch: Batch, key: str, raw: RawTensor) -> None:
+def _give(known: dict[str, int], batch: Batch, key: str, raw: Sendable) -> None:
     if key not in known:
         batch.give.append([key, len(batch.tensors)])
         batch.tensors.append(raw)
@@ -143,9 +166,11 @@ def _load(known: dict[str, int], batch: Batch, id_: str, plan: Any) -> None:
         batch.plans.append([id_, graph_to_json(plan.graph), state, list(plan.about.params)])
 
 
-def _forget_oldest(peer: Peer, known: dict[str, int], batch: Batch) -> None:
-    """Let the worker forget what it got longest ago, beyond its share of memory."""
-    batch.forget, peer.dropped = [k for d in peer.dropped if known.pop(k := key_of(peer.name, d), None) is not None], []
+def _forget_oldest(peer: Peer, lane: Lane, batch: Batch) -> None:
+    """Let the worker forget what was dropped, and what it got longest ago, beyond its share of memory."""
+    known = lane.worker.known
+    dropped, lane.dropped = [key_of(peer.name, d) for d in lane.dropped], []
+    batch.forget = [k for k in dropped if known.pop(k, None) is not None]
     total = sum(known.values())
     used = {a for row in batch.rows for a in row[1] if isinstance(a, str)} | {row[0] for row in batch.rows}
     for key in list(known):
@@ -156,23 +181,27 @@ def _forget_oldest(peer: Peer, known: dict[str, int], batch: Batch) -> None:
             batch.forget.append(key)
 
 
-def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor]) -> list[Value]:
-    """The contents of a call's results, from the row a worker sent."""
+def values(
+    peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], known: dict[str, int] | None = None
+) -> list[Value]:
+    """The contents of a call's results, from the row a worker sent; ``known``: what that worker holds."""
     if row[0] == "ok" and len(row[1]) == len(call.results):
         rules = _rules(peer, call)
-        return [_value(peer, *it, tensors) for it in zip(call.results, row[1], rules, strict=True)]
+        return [_value(peer, *it, tensors, known) for it in zip(call.results, row[1], rules, strict=True)]
     code, text, fields = row[1:4] if row[0] == "e" else ("failed", "the worker's answer fits no result", {})
     failure = _explain(peer, call, code, text, dict(fields))
     return [Value(peer.name, r, None, NOTHING, "open", None, failure) for r in call.results]
 
 
-def _value(peer: Peer, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor]) -> Value:
+def _value(
+    peer: Peer, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor], known: dict[str, int] | None
+) -> Value:
     if isinstance(made, dict):
         number = made["n"]
         return Value(peer.name, id_, None, Type(type(number).__name__, None, number), rule)
     raw = tensors[made]
-    if peer.worker is not None:
-        peer.worker.known[key_of(peer.name, id_)] = raw.size_bytes
+    if known is not None:
+        known[key_of(peer.name, id_)] = raw.size_bytes
     return peer.store.keep(peer.name, id_, raw, release=rule)
 
 
@@ -182,7 +211,8 @@ def _rules(peer: Peer, call: Call) -> list[str]:
     if plan is None or isinstance(plan, Failure):
         return [policy.DEFAULT] * len(call.results)
     rules = [v.release if isinstance(a, Ref) and (v := peer.value(a.id)) else "open" for a in call.args]
-    return [policy.strictest(rules[n] for n in reach if n < len(rules)) for reach in plan[1].reaches]
+    reaches = folds.reaches(plan[1].reaches, call.loop)
+    return [policy.strictest(rules[n] for n in reach if n < len(rules)) for reach in reaches]
 
 
 def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any]) -> Failure:
@@ -198,5 +228,6 @@ def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any
         if line:
             fields["line"] = line
         where = f"action {action} {fields.get('op', '')}{f' ({line})' if line else ''} failed"
-        text = f"plan {name!r}: {where if isinstance(action, int) else text}"
+        step = f" in step {fields['step']} of {fields['steps']}" if {"step", "steps"} <= fields.keys() else ""
+        text = f"plan {name!r}: {where if isinstance(action, int) else text}{step}"
     return Failure(code, text, fields)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from fedq.plan.fold import Loop
 from fedq.queue.message import Ref, RunArg
 
 PATIENCE_S = 3600.0
@@ -20,15 +21,16 @@ PATIENCE_S = 3600.0
 
 @dataclass(slots=True)
 class Call:
-    """One ``run`` of a message.
+    """One ``run`` or ``fold`` of a message.
 
     Attributes:
         sender, message, action: whose, and the number of the action in the message.
-        plan, args, results: as in the message.
+        plan, args, results: as in the message; of a fold, carry and data come first in ``args``.
         seed: the message's.
         received, expires: seconds since 1970, device's clock and sender's word.
         attempts: how often the message was started before.
         missing: ids that have no content yet and are not in the worker's queue.
+        loop: of a fold, how its arguments are gone through.
     """
 
     sender: str
@@ -42,6 +44,7 @@ class Call:
     expires: float
     attempts: int = 0
     missing: set[str] = field(default_factory=set)
+    loop: Loop | None = None
 
     @property
     def refs(self) -> Iterator[str]:

@@ -70,6 +70,11 @@ class Drops:
         """Something happened to this message or value: who waited for it is looked at again."""
         self._due += self._behind.pop(id_, ())
 
+    @property
+    def due(self) -> bool:
+        """Whether something happened to what one waits for."""
+        return bool(self._due)
+
     def ready(self, now: float) -> bool:
         """Whether there is something to look at."""
         return bool(self._due) or bool(self._expiring and self._expiring[0][0] < now)

@@ -18,7 +18,8 @@ from typing import Any
 from fedq import fs
 from fedq.config import Config
 from fedq.device.home import GATE, Home, homes
-from fedq.device.pool import IDLE_S, ProcessWorker, Worker
+from fedq.device.lanes import Crew
+from fedq.device.pool import ProcessWorker, Worker
 from fedq.device.serve import Served
 from fedq.errors import FedqError, Unreachable
 from fedq.queue.watch import Watch
@@ -55,6 +56,7 @@ class Gate:
     Args:
         names: the devices; None: those that are marked up, as that changes.
         worker: makes workers; default is a process each.
+        workers: at most so many at a time, for one requester too; see `Crew`.
     """
 
     def __init__(
@@ -63,17 +65,20 @@ class Gate:
         names: Iterable[str] | None = None,
         *,
         worker: Callable[[], Worker] | None = None,
+        workers: int | None = None,
         now: float | None = None,
     ) -> None:
         self.config = config
         self.served: dict[str, Served] = {}
         self._names = None if names is None else list(names)
-        self._worker = worker or self._process
+        self.crew = Crew((lambda _: worker()) if worker else self._process, workers)
+        self._workers = workers
         self._failed: dict[str, str] = {}
         self.refresh(fs.clock() if now is None else now)
 
-    def _process(self) -> Worker:
-        return ProcessWorker(threads=max(1, (os.cpu_count() or 1) // max(1, len(self.served))))
+    def _process(self, deadline_s: float) -> Worker:
+        threads = max(1, (os.cpu_count() or 1) // max(1, self._workers or len(self.served)))
+        return ProcessWorker(threads=threads, deadline_s=deadline_s)
 
     def refresh(self, now: float) -> None:
         """Serve the devices that shall be served, and no others; one that cannot be harms no other."""
@@ -84,7 +89,7 @@ class Gate:
             if name not in self.served:
                 try:
                     home = Home(self.config.devices / name, self.config)
-                    self.served[name] = Served(home, self._worker, now=now)
+                    self.served[name] = Served(home, self.crew, now=now)
                     self._failed.pop(name, None)
                     log.info("%s: served", name)
                 except FedqError as error:
@@ -168,15 +173,12 @@ class Gate:
         for served in self.served.values():
             for peer in served.peers.values():
                 watch.add(peer.pair.carrier.path("in"))
-                worker = peer.worker
-                if isinstance(worker, ProcessWorker) and not worker.busy and worker.idle_s > IDLE_S:
-                    worker.close()
-                    peer.worker = None
+        self.crew.close_idle()
         watch.wait(0)
 
     def _wait(self, selector: selectors.BaseSelector, watch: Watch | None = None) -> bool:
         """Until a file, a worker or the clock calls; whether files are to be looked for."""
-        busy = [p.worker for s in self.served.values() for p in s.peers.values() if p.worker and p.batch]
+        busy = self.crew.busy
         for worker in busy:
             selector.register(worker.fileno(), selectors.EVENT_READ)
         nap_s = min((s.nap_s for s in self.served.values()), default=SCAN_S)

@@ -24,6 +24,10 @@ from fedq.queue.pair import Card, Catalog, Entry, Pair
 from fedq.trust import keys, policy
 
 GATE = ".gate"
+DEADLINE_S = 3600.0
+"""How long one call may take, if the owner says nothing else."""
+MOST_WAITING = 200_000
+"""Messages and replies of one requester that may wait on a device; further files stay in ``in/``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,9 @@ class Home:
                 hint=f"fedq device init {path.name}",
             )
         self.path, self.config, self.name = path, config, path.name
+        said = json.loads(bytes(fs.read(path / "device.json", limit_bytes=1 << 16)))
+        self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
+        self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
         self.durable = config.durability == "full"
         self.key = keys.load_or_create(path / "key")
         self.journal = Journal(path / "journal.sqlite", durable=self.durable)
@@ -121,6 +128,10 @@ class Home:
 
     def pair(self, requester: str) -> Pair:
         return pairs.open_pair(self.config.queue, self.name, requester, durable=self.durable)
+
+    def spool(self, requester: str) -> Path:
+        """Where large messages of a requester are kept until they are done."""
+        return self.path / "spool" / requester
 
     # -- the owner's values
 

@@ -45,6 +45,8 @@ CREATE TABLE IF NOT EXISTS published(
   sender TEXT, id TEXT, digest TEXT NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS drops(
   sender TEXT, message TEXT, ids TEXT NOT NULL, after TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cancels(
+  sender TEXT, message TEXT, expires REAL NOT NULL, PRIMARY KEY(sender, message)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS drops_of ON drops(sender, message);
 CREATE TABLE IF NOT EXISTS verdicts(scope TEXT, id TEXT, verdict TEXT NOT NULL, PRIMARY KEY(scope, id));
 """
@@ -284,13 +286,23 @@ class Journal:
             int(found[0]) if found else int(self._db.execute("INSERT INTO drops VALUES(?,?,?,?)", row).lastrowid or 0)
         )
 
-    def drops(self) -> list[tuple[int, str, str, list[str], list[str]]]:
-        """Drops still to do: row, sender, message, ids, messages to wait for."""
-        rows = self._db.execute("SELECT rowid, * FROM drops")
-        return [(n, s, m, ids.split(), after.split()) for n, s, m, ids, after in rows]
+    def drops(self) -> list[tuple[int, str, list[str], list[str], float]]:
+        """Drops still to do: row, sender, ids, messages to wait for, and till when."""
+        sql = "SELECT d.rowid, d.sender, ids, after, m.expires FROM drops d LEFT JOIN messages m"
+        rows = self._db.execute(f"{sql} ON m.sender=d.sender AND m.id=d.message")
+        return [(n, sender, ids.split(), after.split(), expires or 0.0) for n, sender, ids, after, expires in rows]
 
     def dropped(self, row: int) -> None:
         self._db.execute("DELETE FROM drops WHERE rowid=?", (row,))
+
+    def cancel(self, sender: str, messages: Iterable[str], expires: float) -> None:
+        """Messages that did not come yet are not to be done when they do."""
+        rows = ((sender, message, expires) for message in messages)
+        self._db.executemany("INSERT OR IGNORE INTO cancels VALUES(?,?,?)", rows)
+
+    def cancelled(self, sender: str, message: str) -> bool:
+        row = (sender, message)
+        return self._db.execute("SELECT 1 FROM cancels WHERE sender=? AND message=?", row).fetchone() is not None
 
     # -- the owner's word
 

@@ -7,20 +7,18 @@ is done for whoever has none, never more often than a turn lasts.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedq.device.calls import Call
 from fedq.device.pool import IDLE_S, Worker
 
 if TYPE_CHECKING:
     from fedq.device.batch import Batch
-
-log = logging.getLogger("fedq.device")
+    from fedq.device.peer import Peer
 
 TURN_S = 5.0
 """How long a requester keeps its only lane while others have none."""
@@ -42,6 +40,7 @@ class Lane:
     since: float
     calls: list[Call] = field(default_factory=list)
     start: Batch | None = None
+    dropped: list[str] = field(default_factory=list)
     pace_s: float | None = None
 
     @property
@@ -65,65 +64,80 @@ class Crew:
         self._make = make
         self.width = limit or 1
         self._limit = limit or max(4, os.cpu_count() or 1)
-        self._lanes: dict[Any, list[Lane]] = {}
-        self._wanting: dict[Any, None] = {}
+        self._owners: dict[Peer, None] = {}
+        self._wanting: dict[Peer, None] = {}
 
-    def of(self, owner: Any) -> list[Lane]:
-        """The lanes of a requester at a device."""
-        return self._lanes.get(owner, [])
-
-    def free(self, owner: Any, *, deadline_s: float) -> Lane | None:
+    def free(self, owner: Peer, *, deadline_s: float) -> Lane | None:
         """A lane of this requester that has nothing to do, a new one if it may have one more, or None."""
-        own = self.of(owner)
-        for lane in [lane for lane in own if not lane.calls]:
-            if not self._must_yield(owner, lane):
+        for lane in owner.lanes:
+            if not lane.calls:
                 return lane
-            self.close(owner, lane)
-        if len(own) >= self.width or not self._has_room(owner):
+        if len(owner.lanes) >= self.width:
+            return None
+        if not owner.lanes:
+            self._wanting.setdefault(owner)
+        if not self._has_room(owner):
             return None
         self._wanting.pop(owner, None)
         lane = Lane(self._make(deadline_s), time.monotonic())
-        self._lanes.setdefault(owner, []).append(lane)
+        owner.lanes.append(lane)
+        self._owners[owner] = None
         return lane
 
-    def _has_room(self, owner: Any) -> bool:
-        """Whether one more worker may be started, by ending one that idles, if it must be."""
-        if sum(map(len, self._lanes.values())) < self._limit:
-            return not self._wanting or owner in self._wanting or not self.of(owner)
-        idle = [(o, lane) for o, lanes in self._lanes.items() for lane in lanes if not lane.calls and o is not owner]
-        spare = [(o, lane) for o, lane in idle if not o.queue]
-        if not self.of(owner):
-            self._wanting[owner] = None
-        if not spare or self.of(owner):
-            return False
-        self.close(*spare[0])
-        return True
+    @property
+    def _spare(self) -> int:
+        return self._limit - sum(len(o.lanes) for o in self._owners)
 
-    def _must_yield(self, owner: Any, lane: Lane) -> bool:
-        """Whether this lane goes to one who has none: all but the last at once, the last after a turn."""
-        self._wanting = {o: None for o in self._wanting if o.queue and not self.of(o)}
-        others = [o for o in self._wanting if o is not owner]
-        if not others:
-            return False
-        return len(self.of(owner)) > 1 or time.monotonic() - lane.since > TURN_S
+    def may_start(self, owner: Peer) -> bool:
+        """Whether a batch of this requester could be started at once."""
+        if any(not lane.calls for lane in owner.lanes):
+            return True
+        return len(owner.lanes) < self.width and (self._spare > 0 or (not owner.lanes and owner not in self._wanting))
 
-    def close(self, owner: Any, lane: Lane) -> None:
+    def _has_room(self, owner: Peer) -> bool:
+        """Whether one more worker may be started: those who have none come first, in their order."""
+        self._wanting = {o: None for o in self._wanting if o.queue or o is owner}
+        line = list(self._wanting)
+        if self._spare > (line.index(owner) if owner in line else len(line)):
+            return True
+        return owner in line and self._end_an_idle_one()
+
+    def _end_an_idle_one(self) -> bool:
+        idle = [(o, lane) for o in self._owners for lane in o.lanes if not lane.calls and not o.queue]
+        if idle:
+            self.close(*idle[0])
+        return bool(idle)
+
+    def give_way(self) -> None:
+        """End lanes between two batches for those who have none: all but the last at once, the last after a turn."""
+        wanting = sum(bool(o.queue) for o in self._wanting)
+        for owner in list(self._owners):
+            for lane in [lane for lane in owner.lanes if not lane.calls]:
+                if self._spare >= wanting:
+                    return
+                if len(owner.lanes) > 1 or time.monotonic() - lane.since > TURN_S:
+                    self.close(owner, lane)
+
+    def close(self, owner: Peer, lane: Lane) -> None:
         """End a worker."""
         lane.worker.close()
-        lanes = self._lanes.get(owner, [])
-        if lane in lanes:
-            lanes.remove(lane)
-        if not lanes:
-            self._lanes.pop(owner, None)
+        owner.lanes.remove(lane)
+        if not owner.lanes:
+            self._owners.pop(owner, None)
 
-    def leave(self, owner: Any) -> None:
+    def leave(self, owner: Peer) -> None:
         """End all workers of a requester."""
         self._wanting.pop(owner, None)
-        for lane in list(self.of(owner)):
+        for lane in list(owner.lanes):
             self.close(owner, lane)
 
     def close_idle(self) -> None:
         """End workers that had nothing to do for long."""
-        for owner, lanes in list(self._lanes.items()):
-            for lane in [n for n in lanes if not n.calls and getattr(n.worker, "idle_s", 0.0) > IDLE_S]:
+        for owner in list(self._owners):
+            for lane in [n for n in owner.lanes if not n.calls and n.worker.idle_s > IDLE_S]:
                 self.close(owner, lane)
+
+    @property
+    def busy(self) -> list[Worker]:
+        """Workers that will have an answer."""
+        return [lane.worker for o in self._owners for lane in o.lanes if lane.calls]

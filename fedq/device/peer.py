@@ -7,25 +7,31 @@ what is to follow the commit is left in ``start``, ``publish``, ``delete_in``, `
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedq import ids
-from fedq.device.batch import Batch
+from fedq import fs, ids
 from fedq.device.calls import PATIENCE_S, Call, Waiting
+from fedq.device.drops import DropRow, Drops
 from fedq.device.home import Home
+from fedq.device.inbox import Inbox
 from fedq.device.journal import NOTHING, OWNER, Taken, Value, Wanted
-from fedq.device.pool import Worker
+from fedq.device.lanes import Lane
 from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.verify import Verified, verify
-from fedq.queue.message import Ack, Cancel, Drop, Failure, Get, Message, Put, Ref, Run, SendPlan
+from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Ref, Run, SendPlan
 
 MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
+MAX_FILES = 1000
+"""Messages whose tensors are kept in memory, per requester; of the others they are read again."""
+CANCELLED = Failure("cancelled", "cancelled by its sender")
 
 
 @dataclass(slots=True)
@@ -39,40 +45,34 @@ class Want:
     given_up: dict[str, Failure] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class DropRow:
-    """Values to forget, once these messages are done and their replies are out."""
-
-    row: int
-    values: list[str]
-    after: list[str]
-
-
 class Peer:
     """The state of one requester at one device; rebuilt from the journal at every start."""
 
-    def __init__(self, home: Home, name: str, key: str) -> None:
+    def __init__(self, home: Home, name: str, key: str, poison: set[str]) -> None:
         self.home, self.journal, self.store = home, home.journal, home.store
         self.name, self.key, self.pair = name, key, home.pair(name)
+        self.inbox = Inbox(self, home.name, poison)
         self.queue: deque[Call] = deque()
         self.waiting = Waiting()
         self.coming: dict[str, Call] = {}
-        self.batch: list[Call] = []
-        self.worker: Worker | None = None
+        self.lanes: list[Lane] = []
+        self.stalled = False
+        """Whether all calls in the queue need what other workers are making."""
         self.wants: dict[str, Want] = {}
         self._wants_of: dict[str, set[str]] = {}
         self.touched: set[str] = set()
         self.held: dict[str, list[tuple[str, str]]] = {}
-        self.drops: list[DropRow] = []
-        self.dropped: list[str] = []
-        self.files: dict[str, File] = {}
+        self.drops = Drops(self._undone)
+        self._files: dict[str, File] = {}
         self.spooled: set[str] = set()
         self.calls_left: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.catalog_due = True
         self._plans: dict[str, tuple[PlanFile, Verified]] = {}
-        self.start: Batch | None = None
-        self.publish: list[Want] = []
+        self._due: list[tuple[float, int, Want]] = []
+        self._count = itertools.count()
+        self._time = 0.0
+        self.publish: deque[Want] = deque()
         self.delete_in: list[str] = []
         self.delete: list[str] = []
         self.forget: list[str] = []
@@ -90,20 +90,31 @@ class Peer:
                     self._put(verb, message, file, now)
                 case SendPlan():
                     self._enter_plan(verb, file)
-                case Run():
+                case Run() | Fold():
                     calls.append(_call(message, number, verb, taken))
                 case Get():
                     self.want(Wanted(self.name, verb.reply, message.id, verb.values, "wanted"), taken)
                 case Drop():
                     after = [message.id, *verb.after]
                     row_number = self.journal.add_drop(self.name, message.id, verb.values, after)
-                    self.drops.append(DropRow(row_number, list(verb.values), after))
+                    self.drops.add(DropRow(row_number, list(verb.values), after, message.expires))
                 case Cancel():
-                    self._cancel(set(verb.messages), now)
+                    self._cancel(verb, message.expires, now)
                 case Ack():
                     self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
                     self.delete += verb.replies
         self._enter_calls(message, file, calls, now)
+        self.drops.passed(message.id)
+
+    @property
+    def running(self) -> list[Call]:
+        """Calls that workers do now."""
+        return [call for lane in self.lanes for call in lane.calls]
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits here that further files stay where they are for now."""
+        return len(self.calls_left) + len(self.wants) >= self.home.most_waiting
 
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
         if not self.journal.exists(self.name, verb.id):
@@ -113,8 +124,8 @@ class Peer:
 
     def _look_up(self, message: Message) -> None:
         """Learn at once of all ids that a message names."""
-        runs = [verb for verb in message.actions if isinstance(verb, Run)]
-        refs = [a.id for verb in runs for a in verb.args if isinstance(a, Ref)]
+        runs = [verb for verb in message.actions if isinstance(verb, Run | Fold)]
+        refs = [a.id for verb in runs for a in verb.given if isinstance(a, Ref)]
         self.journal.look_up(self.name, dict.fromkeys([*refs, *(r for verb in runs for r in verb.results)]))
         self.journal.look_up(OWNER, dict.fromkeys(refs))
 
@@ -123,10 +134,25 @@ class Peer:
         if not calls:
             self._finished(message.id)
             return
-        self.files[message.id] = file
+        if file.tensors and len(self._files) < MAX_FILES:
+            self._files[message.id] = file
         self.calls_left[message.id] = len(calls)
+        cancelled = self.journal.cancelled(self.name, message.id)
         for call in calls:
-            self._enter_call(call, now)
+            if cancelled:
+                self.fail(call, CANCELLED, now)
+            else:
+                self._enter_call(call, now)
+
+    def file(self, message: str) -> File:
+        """The file of a message that is not done: its tensors."""
+        found = self._files.get(message)
+        if found is None:
+            taken = self.journal.message(self.name, message)
+            raw = taken.file if taken else None
+            found = decode(raw or fs.map_private(self.home.spool(self.name) / message))
+            self._files[message] = found
+        return found
 
     def _enter_plan(self, verb: SendPlan, file: File) -> None:
         if self.journal.plan(self.name, verb.id) is not None:
@@ -153,13 +179,21 @@ class Peer:
             self._plans[id_] = (plan, verify(plan.graph))
         return self._plans[id_]
 
-    def _cancel(self, messages: set[str], now: float) -> None:
-        """Calls of these messages that have not been handed to a worker are not done."""
+    def _cancel(self, verb: Cancel, expires: float, now: float) -> None:
+        """Calls of these messages that have not been handed to a worker are not done.
+
+        A carrier may deliver a message after its cancellation: that is kept till it expires.
+        """
+        unseen = [m for m in verb.messages if self.journal.seen(self.name, m) is None]
+        self.journal.cancel(self.name, unseen, expires)
+        messages = self.calls_left.keys() & verb.messages
+        if not messages:
+            return
         calls = self.waiting.take_out(lambda c: c.message in messages)
         calls += [c for c in self.queue if c.message in messages]
         self.queue = deque(c for c in self.queue if c.message not in messages)
         for call in calls:
-            self.fail(call, Failure("cancelled", "cancelled by its sender"), now)
+            self.fail(call, CANCELLED, now)
 
     # -- calls
 
@@ -178,10 +212,14 @@ class Peer:
             self.fail(call, Failure("missing_value", text, {"id": min(call.missing)}), now)
 
     def _enqueue(self, call: Call) -> None:
-        self.queue.append(call)
-        self.coming.update(dict.fromkeys(call.results, call))
-        for result in call.results:
-            self._arrived(result)
+        """Queue a call, and those that only waited for its results, and for theirs."""
+        ready, self.stalled = deque([call]), False
+        while ready:
+            call = ready.popleft()
+            self.queue.append(call)
+            self.coming.update(dict.fromkeys(call.results, call))
+            for result in call.results:
+                ready.extend(self.waiting.arrived(result))
 
     def _arrived(self, id_: str) -> None:
         """Calls that waited for this may be queued now."""
@@ -202,6 +240,7 @@ class Peer:
     def add(self, values: Sequence[Value], message: str, now: float) -> None:
         """Record contents, and tell those who wait for them."""
         self.journal.add(values, message=message, now=now)
+        self.stalled = False
         for value in values:
             self.coming.pop(value.id, None)
             for reply in self._wants_of.pop(value.id, ()):
@@ -219,7 +258,8 @@ class Peer:
 
     def _finished(self, message: str) -> None:
         self.calls_left.pop(message, None)
-        self.files.pop(message, None)
+        self._files.pop(message, None)
+        self.drops.passed(message)
         self.journal.done([(self.name, message)])
         if message in self.spooled:
             self.spooled.discard(message)
@@ -235,7 +275,11 @@ class Peer:
         """Enter a get, or enter it again to have its reply published again."""
         self.journal.want(wanted)
         missing = {i for i in wanted.ids if not self._stood(i)}
-        self.wants[wanted.id] = Want(wanted, missing, taken.received, taken.expires)
+        if wanted.id not in self.wants:
+            self.drops.opened(wanted.message, wanted.ids)
+        want = self.wants[wanted.id] = Want(wanted, missing, taken.received, taken.expires)
+        if missing:
+            self._look_at(want, min(want.expires, want.received + PATIENCE_S))
         for id_ in missing:
             self._wants_of.setdefault(id_, set()).add(wanted.id)
         self.touched.add(wanted.id)
@@ -259,59 +303,65 @@ class Peer:
         """Whether the owner must still say a word before this value leaves."""
         return value.failure is None and value.release != "open" and not self.journal.verdict(self.name, value.id)
 
+    def out(self, want: Want) -> None:
+        """A reply was published."""
+        self.drops.closed(want.wanted.message, want.wanted.ids)
+
     def give_up(self, now: float) -> None:
         """Answer what waited too long, naming what never came."""
-        self._set_back(now)
-        for call in self.waiting.take_out(lambda c: self.waiting.hopeless(c, now)):
+        self._keep_time(now)
+        for call in self.waiting.take_late(now):
             missing = min(call.missing)
             code, what = ("missing_value", "argument") if ids.is_id(missing) else ("unknown_plan", "plan")
             self.fail(call, Failure(code, f"{what} {missing[:32]} never came", {"id": missing}), now)
-        for want in self.wants.values():
-            if self._hopeless(want, now):
-                want.given_up = {i: Failure("missing_value", f"{i} never came", {"id": i}) for i in want.missing}
-                self.touched.add(want.wanted.id)
+        while self._due and self._due[0][0] < now:
+            want = heapq.heappop(self._due)[2]
+            if self.wants.get(want.wanted.id) is want and want.missing:
+                self._give_up(want, now)
 
-    def _set_back(self, now: float) -> None:
+    def _give_up(self, want: Want, now: float) -> None:
+        if now <= want.expires and all(self._will_be(i) or self.waiting.makes(i) for i in want.missing):
+            self._look_at(want, want.expires)
+            return
+        want.given_up = {i: Failure("missing_value", f"{i} never came", {"id": i}) for i in want.missing}
+        self.touched.add(want.wanted.id)
+
+    def _look_at(self, want: Want, time: float) -> None:
+        heapq.heappush(self._due, (time, next(self._count), want))
+
+    def _keep_time(self, now: float) -> None:
         """A clock that was set back starts the waiting anew: it would last for years."""
-        for call in self.waiting.calls():
-            call.received = min(call.received, now)
-        for want in self.wants.values():
-            want.received = min(want.received, now)
-
-    def _hopeless(self, want: Want, now: float) -> bool:
-        if not want.missing or now <= min(want.expires, want.received + PATIENCE_S):
-            return False
-        missing = want.missing - want.given_up.keys()
-        promised = all(self._will_be(i) or self.waiting.makes(i) for i in missing)
-        return bool(missing) and (now > want.expires or not promised)
+        if now < self._time:
+            self.waiting.set_back(now)
+            for want in self.wants.values():
+                want.received = min(want.received, now)
+                self._look_at(want, min(want.expires, want.received + PATIENCE_S))
+        self._time = now
 
     def late(self, now: float) -> bool:
-        """Whether there is something to give up."""
-        self._set_back(now)
-        waiting = any(self.waiting.hopeless(c, now) for c in self.waiting.calls())
-        return waiting or any(self._hopeless(w, now) for w in self.wants.values())
+        """Whether there is something to give up, or a drop to be done."""
+        self._keep_time(now)
+        return self.waiting.late(now) or bool(self._due and self._due[0][0] < now) or self.drops.ready(now)
 
     # -- drops
 
-    def drop(self) -> None:
+    def _undone(self, message: str, patient: bool) -> bool:
+        return message in self.calls_left or (patient and self.journal.seen(self.name, message) is None)
+
+    def drop(self, now: float) -> None:
         """Do the drops whose turn has come."""
-        for drop in [d for d in self.drops if self._droppable(d)]:
-            self.drops.remove(drop)
+        for drop in self.drops.take_ready(now):
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
             self.forget += drop.values
-            self.dropped += drop.values
-
-    def _droppable(self, drop: DropRow) -> bool:
-        if any(m in self.calls_left for m in drop.after):
-            return False
-        open_wants = [w.wanted for w in (*self.wants.values(), *self.publish)]
-        return not any(w.message in drop.after or not set(w.ids).isdisjoint(drop.values) for w in open_wants)
+            for lane in self.lanes:
+                lane.dropped += drop.values
 
 
-def _call(message: Message, number: int, verb: Run, taken: Taken) -> Call:
-    head = (message.sender, message.id, number, verb.plan, verb.args, verb.results, message.seed)
-    return Call(*head, taken.received, message.expires, taken.attempts)
+def _call(message: Message, number: int, verb: Run | Fold, taken: Taken) -> Call:
+    args, loop = (verb.given, verb.loop) if isinstance(verb, Fold) else (verb.args, None)
+    head = (message.sender, message.id, number, verb.plan, args, verb.results, message.seed)
+    return Call(*head, taken.received, message.expires, taken.attempts, loop=loop)
 
 
 def _refusal(error: FedqError, verb: SendPlan) -> Failure:
@@ -329,6 +379,6 @@ def _facts(fields: Any) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k in ("action", "op", "input") and type(v) in (int, str)}
 
 
-def running(calls: Iterable[Call]) -> tuple[str, ...]:
-    """The messages of these calls, each once."""
-    return tuple(dict.fromkeys(c.message for c in calls))
+def running(calls: Iterable[Call], most: int) -> tuple[str, ...]:
+    """The messages of these calls, each once; at most so many."""
+    return tuple(dict.fromkeys(c.message for c in itertools.islice(calls, 10 * most)))[:most]

@@ -11,6 +11,7 @@ import logging
 import mmap
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,14 @@ from typing import Any, Protocol
 from fedq.device import wire
 from fedq.device.wire import Sendable
 from fedq.plan.codec import RawTensor
+from fedq.plan.fold import MAX_STEPS
 
 log = logging.getLogger("fedq.device.pool")
 
 SEND_TIMEOUT_S = 60.0
 IDLE_S = 300.0
+PAGE = struct.Struct("<3Q")
+"""What a worker tells while it works: the number of its call; step and steps of a fold."""
 DEADLINE_S = 3600.0
 """How long one call may take, if the device's owner says nothing else."""
 
@@ -56,6 +60,10 @@ class Worker(Protocol):
     def start(self, head: Any, tensors: Sequence[Sendable]) -> None: ...
     def poll(self) -> Answer | Died | None: ...
     def fileno(self) -> int: ...
+    @property
+    def idle_s(self) -> float: ...
+    @property
+    def progress(self) -> tuple[int, int]: ...
     def close(self) -> None: ...
 
 
@@ -72,8 +80,8 @@ class ProcessWorker:
         self._deadline_s = deadline_s
         self._sock, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as file, theirs:
-            file.truncate(8)
-            self._progress = mmap.mmap(file.fileno(), 8)
+            file.truncate(PAGE.size)
+            self._progress = mmap.mmap(file.fileno(), PAGE.size)
             fds = (theirs.fileno(), file.fileno())
             command = [sys.executable, "-P", "-m", "fedq.device.worker", str(fds[0]), str(threads), str(fds[1])]
             self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=_environment())
@@ -94,9 +102,15 @@ class ProcessWorker:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Step and steps of the fold that runs; (0, 0) of none. The worker's word: believed by nobody but people."""
+        _, step, steps = PAGE.unpack(self._progress) if self.busy else (0, 0, 0)
+        return min(step, steps), min(steps, MAX_STEPS)
+
     def start(self, head: Any, tensors: Sequence[Sendable]) -> None:
         """Hand over a batch; a worker that does not take it is found dead by the next poll."""
-        self._progress[:] = bytes(8)
+        self._progress[:] = bytes(PAGE.size)
         self.busy, self._mark, self._began = True, b"", time.monotonic()
         self._moved = self._began
         self._sock.settimeout(SEND_TIMEOUT_S)
@@ -134,7 +148,7 @@ class ProcessWorker:
         return self._died(f"took more than {self._deadline_s:.0f} s") if late else None
 
     def _died(self, why: str) -> Died:
-        at = int.from_bytes(self._progress[:], "little")
+        at, _, _ = PAGE.unpack(self._progress)
         self.close()
         return Died(at, f"worker {self.pid} {why}, exit status {self._process.returncode}")
 
@@ -159,8 +173,9 @@ class InlineWorker:
     """The same work in the calling thread: no process, no flag of torch changed."""
 
     busy = False
-    idle_since = float("inf")
+    idle_s = 0.0
     pid = 0
+    progress = (0, 0)
 
     def __init__(self) -> None:
         from fedq.device.worker import Replayer
@@ -176,7 +191,7 @@ class InlineWorker:
         from fedq.device.worker import do
 
         try:
-            self._answer = Answer(*do(self._replayer, head, [wire.raw(t) for t in tensors], lambda _: None))
+            self._answer = Answer(*do(self._replayer, head, [wire.raw(t) for t in tensors], [0, 0, 0]))
         except Exception as error:
             log.exception("a batch failed")
             self._answer = Died(0, f"the batch failed ({type(error).__name__})")

@@ -8,10 +8,9 @@ handed over, replies published.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from typing import Any
 from fedq import fs, ids
 from fedq.device import batch as batches
 from fedq.device.calls import Call
+from fedq.device.drops import DropRow
 from fedq.device.home import Home
-from fedq.device.intake import SUFFIX, Arrival, check
+from fedq.device.intake import SUFFIX, Arrival
 from fedq.device.journal import Taken
-from fedq.device.peer import DropRow, Peer, Want, running
-from fedq.device.pool import Answer, Died, Worker
-from fedq.errors import BadFile, Conflict, Failed, FedqError, Unreachable
+from fedq.device.lanes import Crew, Lane
+from fedq.device.peer import Peer, Want, running
+from fedq.device.pool import Answer, Died
+from fedq.errors import BadFile, Conflict, FedqError, Unreachable
 from fedq.plan.codec import RawTensor, decode, sha256
 from fedq.queue.message import Failure, Get, Number, Reply, decode_reply, encode_reply, message_from_json
 from fedq.queue.pair import Heartbeat
@@ -34,8 +35,8 @@ log = logging.getLogger("fedq.device")
 
 SPOOL_BYTES = 8 << 20
 """Larger messages are kept as files beside the journal until they are done."""
-MAX_TAKEN = 500
-"""Files taken in one step, over all requesters: a flood is worked off in turns."""
+MAX_TAKEN = 100
+"""Files taken in one step, over all requesters: a flood is worked off in turns, 30 ms each."""
 MAX_TAKEN_BYTES = 64 << 20
 LOOK_S = 1.0
 """How often time itself is looked at: what expired, what waited too long."""
@@ -52,19 +53,19 @@ class Served:
     """A device while a gate serves it.
 
     Args:
-        worker: makes a worker, called at a requester's first batch.
+        crew: gives workers, called at a requester's first batch.
 
     Raises:
         Unreachable: the queue root is not there, or is another.
     """
 
-    def __init__(self, home: Home, worker: Callable[[], Worker], *, now: float) -> None:
+    def __init__(self, home: Home, crew: Crew, *, now: float) -> None:
         self.home, self.journal, self.name = home, home.journal, home.name
         home.check_root()
-        self._new_worker = worker
+        self._crew = crew
         self.peers: dict[str, Peer] = {}
         self._published: list[tuple[str, str, str]] = []
-        self._skip: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._first = 0
         self._looked_at = self._swept_at = 0.0
         self._told: dict[str, tuple[float, Any]] = {}
         self._more = self._unsaid = self._held_up = False
@@ -79,7 +80,7 @@ class Served:
         for requester in self.home.trusted():
             if requester.name not in self.peers:
                 with self._apart():
-                    self.peers[requester.name] = Peer(self.home, requester.name, requester.key)
+                    self.peers[requester.name] = Peer(self.home, requester.name, requester.key, self._poison)
         for peer in self.peers.values():
             peer.catalog_due = True
             peer.touched |= peer.held.keys()
@@ -95,15 +96,14 @@ class Served:
     def close(self) -> None:
         """End its workers; nothing is lost by it."""
         for peer in self.peers.values():
-            if peer.worker is not None:
-                peer.worker.close()
+            self._crew.leave(peer)
         with suppress(FedqError), self.journal.transaction():
             self._note_published()
 
     @property
     def idle(self) -> bool:
         """Whether nothing is running or ready to run."""
-        return not any(p.queue or p.batch or p.touched for p in self.peers.values())
+        return not any(p.queue or p.running or p.touched or p.drops.due for p in self.peers.values())
 
     # -- a step
 
@@ -116,8 +116,8 @@ class Served:
         self._held_up, self._trouble = True, None
         if self._ahead is not None:
             self._rebuild(self._ahead, now)
-        arrivals = self._collect() if scan else []
-        answers = [(p, a) for p in self.peers.values() if p.batch and p.worker and (a := p.worker.poll())]
+        arrivals = self._collect(scan=scan) if scan or self._more else []
+        answers = [(p, n, a) for p in self.peers.values() for n in p.lanes if n.calls and (a := n.worker.poll())]
         if self.journal.changed_elsewhere():
             self.refresh()
         busy = bool(arrivals or answers or self._ready)
@@ -131,7 +131,7 @@ class Served:
         return busy
 
     def _record(
-        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Answer | Died]], now: float
+        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Lane, Answer | Died]], now: float
     ) -> None:
         """Decide, in one transaction; if it fails, what is in memory is ahead of the journal."""
         try:
@@ -147,11 +147,11 @@ class Served:
         A full disk is no call's fault: those that ran are not counted as an attempt.
         """
         full = isinstance(why, Unreachable)
-        started = {(c.sender, c.message) for p in self.peers.values() if p.start is None for c in p.batch if full}
+        lanes = [n for p in self.peers.values() for n in p.lanes if n.start is None and full]
+        started = {(c.sender, c.message) for n in lanes for c in n.calls}
         for peer in self.peers.values():
-            if peer.worker is not None:
-                peer.worker.close()
-        self.peers, self._published, self._skip = {}, [], {}
+            self._crew.leave(peer)
+        self.peers, self._published = {}, []
         self.refresh()
         self._recover(now)
         for call in (c for p in self.peers.values() for c in p.queue):
@@ -160,7 +160,10 @@ class Served:
 
     @property
     def _ready(self) -> bool:
-        return any(p.touched or (p.queue and not p.batch) for p in self.peers.values())
+        return any(
+            p.touched or p.drops.due or (p.queue and not p.stalled and self._crew.may_start(p))
+            for p in self.peers.values()
+        )
 
     @property
     def nap_s(self) -> float:
@@ -174,76 +177,31 @@ class Served:
         if 0 <= now - self._looked_at < LOOK_S:
             return False
         self._looked_at = now
-        return bool(self._published) or any(p.drops or p.late(now) for p in self.peers.values())
+        return bool(self._published) or any(p.late(now) for p in self.peers.values())
 
     # -- collect
 
-    def _collect(self) -> list[tuple[Peer, Arrival]]:
+    def _collect(self, *, scan: bool) -> list[tuple[Peer, Arrival]]:
+        """New messages, a share of each requester's: a flood of one is worked off in turns with the others'."""
         arrivals: list[tuple[Peer, Arrival]] = []
         size, self._more = 0, False
-        for peer in self.peers.values():
-            names: list[str] = []
+        peers = list(self.peers.values())
+        for peer in peers[self._first :] + peers[: self._first]:
             with self._apart():
-                names = peer.pair.carrier.list("in")
-            for name in names:
-                if len(arrivals) >= MAX_TAKEN or size > MAX_TAKEN_BYTES:
-                    self._more = True
-                    return arrivals
-                arrival = self._read(peer, name)
-                if arrival is not None:
-                    arrivals.append((peer, arrival))
-                    size += len(arrival.raw)
+                if scan and not peer.full:
+                    peer.inbox.scan()
+                share = MAX_TAKEN if len(peers) == 1 else max(5, MAX_TAKEN // len(peers))
+                new = [] if peer.full else peer.inbox.take(share, MAX_TAKEN_BYTES - size)
+                arrivals += [(peer, arrival) for arrival in new]
+                size += sum(len(arrival.raw) for arrival in new)
+                self._more |= peer.inbox.more and not peer.full
+        self._first = (self._first + 1) % max(1, len(peers))
         return arrivals
-
-    def _read(self, peer: Peer, name: str) -> Arrival | None:
-        """The message in a file, or None: not there any more, not whole yet, or not a message.
-
-        A file that is no message stays where it is: it may still be arriving. It is looked at
-        again when it changes, and the heartbeat names it.
-        """
-        mark = None
-        try:
-            mark = fs.fingerprint(peer.pair.carrier.path(f"in/{name}"))
-            if mark is None or self._skip.get((peer.name, name)) == mark:
-                return None
-            raw = peer.pair.carrier.get(f"in/{name}")
-            message, file = check(raw, name=name, requester=peer.name, key=peer.key, device=self.name)
-        except FileNotFoundError:
-            return None
-        except Unreachable as error:  # it may be read another time
-            self._unread(peer, name, error)
-            return None
-        except FedqError as error:
-            self._refuse(peer, name, mark, error)
-            return None
-        arrival = Arrival(message, file, raw, hashlib.sha256(raw).hexdigest())
-        seen = self.journal.seen(peer.name, message.id)
-        if seen is not None and seen != arrival.digest:
-            self._refuse(peer, name, mark, Conflict(f"message {message.id} came before with other content"))
-            return None
-        if arrival.digest in self._poison:
-            self._refuse(peer, name, mark, Failed("the device can not do it"))
-            return None
-        peer.refused.pop(message.id, None)
-        self._skip.pop((peer.name, name), None)
-        return arrival
-
-    def _refuse(self, peer: Peer, name: str, mark: tuple[int, ...] | None, error: FedqError) -> None:
-        if mark is not None:
-            self._skip[peer.name, name] = mark
-        peer.refused[name.removesuffix(SUFFIX)] = error.code
-        log.warning("%s: file %s of %s is not taken: %s", self.name, name, peer.name, error)
-
-    def _unread(self, peer: Peer, name: str, error: Unreachable) -> None:
-        id_ = name.removesuffix(SUFFIX)
-        if peer.refused.get(id_) != error.code:
-            peer.refused[id_] = error.code
-            log.warning("%s: file %s of %s can not be read: %s", self.name, name, peer.name, error)
 
     # -- decide
 
     def _decide(
-        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Answer | Died]], now: float
+        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Lane, Answer | Died]], now: float
     ) -> None:
         self._note_published()
         for peer, arrival in arrivals:
@@ -254,13 +212,15 @@ class Served:
             except Exception:  # a message that the gate stumbles over must not come up again and again
                 self._poison.add(arrival.digest)
                 raise
-        for peer, answer in answers:
-            self._answered(peer, answer, now)
+        for peer, lane, answer in answers:
+            self._answered(peer, lane, answer, now)
         for peer in self.peers.values():
             peer.give_up(now)
+        self._crew.give_way()
+        for peer in self.peers.values():
             self._start(peer, now)
             peer.settle()
-            peer.drop()
+            peer.drop(now)
 
     def _take(self, peer: Peer, arrival: Arrival, now: float) -> None:
         """Record a message and enter it; one that can not be entered harms no other."""
@@ -293,44 +253,42 @@ class Served:
         peer.delete_in.append(arrival.message.id)
 
     def _start(self, peer: Peer, now: float) -> None:
-        """Make the next batch, and count its attempt before it starts."""
-        if peer.batch or not peer.queue:
-            return
-        if peer.worker is None:
-            with self._apart():
-                peer.worker = self._hire()
-        if peer.worker is None:
-            return
-        batch = batches.make(peer, peer.worker.known, now)
-        if batch.calls:
+        """Make the next batches, and count their attempts before they start."""
+        while peer.queue and not peer.stalled and (lane := self._lane(peer)) is not None:
+            share = -(-len(peer.queue) // self._crew.width)
+            batch = batches.make(peer, lane, now, min(share, lane.most_calls))
+            if not batch.calls:
+                peer.stalled = bool(peer.queue)
+                return
             for call in batch.calls:
                 call.attempts += 1
             self.journal.attempts({(c.sender, c.message): c.attempts for c in batch.calls})
-            peer.batch, peer.start = batch.calls, batch
+            lane.calls, lane.start = batch.calls, batch
 
-    def _hire(self) -> Worker:
-        try:
-            return self._new_worker()
-        except OSError as error:
-            raise fs.told(error, sys.executable) from error
+    def _lane(self, peer: Peer) -> Lane | None:
+        with self._apart():
+            try:
+                return self._crew.free(peer, deadline_s=self.home.deadline_s)
+            except OSError as error:
+                raise fs.told(error, sys.executable) from error
+        return None
 
-    def _answered(self, peer: Peer, answer: Answer | Died, now: float) -> None:
-        calls, peer.batch = peer.batch, []
+    def _answered(self, peer: Peer, lane: Lane, answer: Answer | Died, now: float) -> None:
+        calls, lane.calls = lane.calls, []
         if isinstance(answer, Answer) and len(answer.rows) == len(calls):
+            lane.pace_s = answer.took_s / max(1, len(calls))
             for call, row in zip(calls, answer.rows, strict=True):
                 call.attempts = 0
-                peer.done(call, batches.values(peer, call, row, answer.tensors), now)
+                peer.done(call, batches.values(peer, call, row, answer.tensors, lane.worker.known), now)
             self.journal.attempts({(c.sender, c.message): 0 for c in calls if c.message in peer.calls_left})
         else:
             died = answer if isinstance(answer, Died) else Died(0, "the worker sent too few rows")
-            self._bury(peer, died, calls, now)
+            self._bury(peer, lane, died, calls)
 
-    def _bury(self, peer: Peer, died: Died, calls: list[Call], now: float) -> None:
+    def _bury(self, peer: Peer, lane: Lane, died: Died, calls: list[Call]) -> None:
         """A worker ended in the middle: blame one call, put the others back in their order."""
         log.warning("%s: %s, on call %d of %d of %s", self.name, died.why, died.at + 1, len(calls), peer.name)
-        if peer.worker is not None:
-            peer.worker.close()
-            peer.worker = None
+        self._crew.close(peer, lane)
         blamed = calls[min(died.at, len(calls) - 1)]
         for call in calls:
             call.attempts -= call is not blamed
@@ -341,9 +299,10 @@ class Served:
 
     def _act(self) -> None:
         for peer in self.peers.values():
-            if peer.start is not None and peer.worker is not None:
-                batch, peer.start = peer.start, None
-                peer.worker.start(batch.head, batch.tensors)
+            for lane in peer.lanes:
+                if lane.start is not None:
+                    batch, lane.start = lane.start, None
+                    lane.worker.start(batch.head, batch.tensors)
         for peer in self.peers.values():
             with self._apart():
                 self._act_for(peer)
@@ -351,9 +310,9 @@ class Served:
     def _act_for(self, peer: Peer) -> None:
         while peer.publish:
             self._publish(peer, peer.publish[0])
-            peer.publish.pop(0)
+            peer.out(peer.publish.popleft())
         while peer.delete_in:
-            self._delete_in(peer, peer.delete_in[-1])
+            peer.inbox.delete(peer.delete_in[-1])
             peer.delete_in.pop()
         while peer.delete:
             peer.pair.carrier.delete(f"out/{peer.delete[-1]}{SUFFIX}")
@@ -367,17 +326,6 @@ class Served:
         if peer.catalog_due:
             self.home.write_catalogs([peer.name])
             peer.catalog_due = False
-
-    def _delete_in(self, peer: Peer, id_: str) -> None:
-        """Delete a shared copy; where we may not, the journal knows the file and it is not read again."""
-        name = f"in/{id_}{SUFFIX}"
-        try:
-            peer.pair.carrier.delete(name)
-        except FedqError as error:
-            mark = fs.fingerprint(peer.pair.carrier.path(name))
-            if mark is not None:
-                self._skip[peer.name, f"{id_}{SUFFIX}"] = mark
-            log.info("%s: %s stays: %s", self.name, name, error)
 
     def _publish(self, peer: Peer, want: Want) -> None:
         """Write a reply; doing it again writes the same bytes, and what was planted there is replaced.
@@ -453,9 +401,9 @@ class Served:
             for taken in self.journal.open_messages():
                 if taken.sender in self.peers:
                     self._reenter(self.peers[taken.sender], taken, now)
-            for row, sender, _, values, after in self.journal.drops():
-                if sender in self.peers and all(d.row != row for d in self.peers[sender].drops):
-                    self.peers[sender].drops.append(DropRow(row, values, after))
+            for row, sender, values, after, expires in self.journal.drops():
+                if sender in self.peers:
+                    self.peers[sender].drops.add(DropRow(row, values, after, expires))
             for wanted in self.journal.wanted():
                 peer, message = self.peers.get(wanted.sender), self.journal.message(wanted.sender, wanted.message)
                 if peer is not None and message is not None and wanted.id not in peer.wants:
@@ -491,7 +439,7 @@ class Served:
         peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]
 
     def _spool(self, peer: Peer) -> Path:
-        return self.home.path / "spool" / peer.name
+        return self.home.spool(peer.name)
 
     # -- what others see
 
@@ -514,6 +462,6 @@ class Served:
 
 def _standing(peer: Peer) -> tuple[Any, ...]:
     """What waits, runs, is held and was refused; for the heartbeat."""
-    waiting = running((*peer.queue, *peer.waiting.calls()))
+    waiting = running((*peer.queue, *peer.waiting.calls()), TOLD)
     held = tuple(row for rows in peer.held.values() for row in rows)
-    return waiting[:TOLD], running(peer.batch)[:TOLD], held[:TOLD], tuple(peer.refused.items())[:TOLD]
+    return waiting, running(peer.running, TOLD), held[:TOLD], tuple(peer.refused.items())[:TOLD]

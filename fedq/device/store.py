@@ -6,14 +6,16 @@ safetensors tool opens it. It is written before the journal names it, and never 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from fedq import fs
 from fedq.device.journal import OWNER, Journal, Value
+from fedq.device.wire import Sendable, Stored
 from fedq.errors import BadFile
 from fedq.plan.codec import Buffer, RawTensor, decode, encode
 from fedq.plan.graph import Type
-from fedq.trust.keys import Key, signer_of
+from fedq.trust.keys import SIGNATURE_BYTES, Key, signer_of
 
 INLINE_BYTES = 64 << 10
 """Values up to this size live in the journal: one commit instead of two fsyncs more."""
@@ -50,6 +52,16 @@ class Store:
         if value.data is not None:
             return RawTensor(value.type.dtype, shape, value.data)
         return decode(self._read(value)).tensors["value"]
+
+    def stored(self, value: Value) -> Sendable:
+        """The same, for a worker: of a value that has a file, the file."""
+        raw = self.bytes(value)
+        if value.data is not None:
+            return raw
+        path = self.path(value.scope, value.id)
+        found = fs.fingerprint(path)
+        size = found[2] if found else 0
+        return Stored(raw, partial(fs.descriptor, path), size - SIGNATURE_BYTES - raw.size_bytes)
 
     def _read(self, value: Value) -> Buffer:
         path = self.path(value.scope, value.id)

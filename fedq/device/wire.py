@@ -151,10 +151,10 @@ class Reader:
 
 
 def _mapped(fd: int, size: int) -> memoryview:
-    """A file's first bytes, as a private copy on write; a file that is shorter is refused, not met later."""
+    """A file's first bytes, read-only: it may be larger than memory; one that is shorter is refused, not met later."""
     if os.fstat(fd).st_size < size:
         raise BadFile("a frame's file is short")
-    return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
+    return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
 
 
 def _tensors(rows: Any, blob: memoryview, fds: list[int]) -> list[RawTensor]:

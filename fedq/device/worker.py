@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from fedq.device import wire
+from fedq.device import fold, folding, wire
 from fedq.errors import FedqError
 from fedq.plan import replay, spec
 from fedq.plan.codec import RawTensor
+from fedq.plan.fold import Loop, fit
 from fedq.plan.graph import About, Graph, graph_from_json
 from fedq.plan.tensors import from_raw, to_raw, type_of
 from fedq.plan.verify import verify
@@ -68,16 +69,52 @@ class Replayer:
             inputs = [self.values[a] if isinstance(a, str) else a["n"] for a in args]
             _match(plan, inputs)
             made = replay.run(plan.compiled, inputs, plan.state, seed=seed, fork_rng=self.fork_rng)
-        except replay.ActionFailed as error:
-            return ["e", "failed", f"{error.op} failed", {"action": error.action, "op": error.op}]
-        except KeyError:
-            return ["e", "missing_value", "an argument has no value", {}]
-        except FedqError as error:
-            return ["e", error.code, str(error), {"hint": error.hint} if error.hint else {}]
         except Exception as error:
-            return ["e", "failed", f"replay stopped: {type(error).__name__}", {}]
+            return _failed(error)
         self.values.update(zip(results, made, strict=True))
         return ["ok", list(made)]
+
+    def fold(
+        self,
+        plan_id: str,
+        args: Sequence[Any],
+        results: Sequence[str],
+        seed: int,
+        loop: Loop,
+        tensors: Sequence[RawTensor],
+        page: folding.Page,
+    ) -> list[Any]:
+        """Replay over batches; a row as of `call`. An argument ``{"m": i}`` is mapped from tensor i of the frame."""
+        try:
+            plan = self.plans[plan_id]
+            inputs = [self._input(a, tensors) for a in args]
+            fitted = fit(plan.graph, loop, [type_of(x) for x in inputs], about=plan.about)
+            files = [f for a in args if "m" in a and (f := folding.file_of(tensors[a["m"]]))]
+            made = folding.fold(
+                plan.compiled, plan.state, inputs, loop, fitted,
+                seed=seed, fork_rng=self.fork_rng, page=page, files=files,
+            )  # fmt: skip
+        except Exception as error:
+            row = _failed(error)
+            row[3] |= {"step": page[1], "steps": page[2]} if isinstance(error, replay.ActionFailed) else {}
+            return row
+        self.values.update(zip(results, made, strict=True))
+        return ["ok", list(made)]
+
+    def _input(self, arg: Any, tensors: Sequence[RawTensor]) -> Result:
+        if isinstance(arg, str):
+            return self.values[arg]
+        return folding.mapped(tensors[arg["m"]]) if "m" in arg else arg["n"]
+
+
+def _failed(error: Exception) -> list[Any]:
+    if isinstance(error, replay.ActionFailed):
+        return ["e", "failed", f"{error.op} failed", {"action": error.action, "op": error.op}]
+    if isinstance(error, KeyError):
+        return ["e", "missing_value", "an argument has no value", {}]
+    if isinstance(error, FedqError):
+        return ["e", error.code, str(error), {"hint": error.hint} if error.hint else {}]
+    return ["e", "failed", f"replay stopped: {type(error).__name__}", {}]
 
 
 def _match(plan: _Plan, inputs: Sequence[Result]) -> None:
@@ -90,11 +127,11 @@ def _match(plan: _Plan, inputs: Sequence[Result]) -> None:
 
 
 def do(
-    replayer: Replayer, head: Mapping[str, Any], tensors: Sequence[RawTensor], mark: Any
+    replayer: Replayer, head: Mapping[str, Any], tensors: Sequence[RawTensor], page: folding.Page
 ) -> tuple[Any, list[RawTensor]]:
     """One frame of work: forget, load, give, call; the answer's head and tensors.
 
-    ``mark(i)`` is told before call i starts, so that a crash can be blamed on it.
+    ``page[0]`` is the number of the call, from before it starts, so that a crash can be blamed on it.
     """
     for id_ in head.get("forget", ()):
         replayer.values.pop(id_, None)
@@ -104,9 +141,12 @@ def do(
         replayer.values[id_] = from_raw(tensors[given]) if type(given) is int else given["n"]
     rows: list[Any] = []
     out: list[RawTensor] = []
-    for i, (plan, args, results, seed) in enumerate(head["calls"]):
-        mark(i)
-        row = replayer.call(plan, args, results, seed)
+    for i, (plan, args, results, seed, loop) in enumerate(head["calls"]):
+        page[0] = i
+        if loop is None:
+            row = replayer.call(plan, args, results, seed)
+        else:
+            row = replayer.fold(plan, args, results, seed, fold.from_json(loop), tensors, page)
         if row[0] == "ok":
             row[1] = [_encode(r, out) for r in row[1]]
         rows.append(row)
@@ -130,7 +170,7 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(100_000)
     reader = wire.Reader(sock)
-    progress = mmap.mmap(int(sys.argv[3]), 8)
+    page = memoryview(mmap.mmap(int(sys.argv[3]), 24)).cast("Q")
     replayer = Replayer()
     with torch.inference_mode(), contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while True:
@@ -139,7 +179,7 @@ def main() -> None:
                 if not reader.receive():
                     return
                 continue
-            rows, out = do(replayer, *frame, lambda i: progress.__setitem__(slice(0, 8), i.to_bytes(8, "little")))
+            rows, out = do(replayer, *frame, page)
             wire.send(sock, rows, out)
 
 

@@ -1,0 +1,111 @@
+"""What arrives from one requester: files of ``in/``, read and checked, a few at a time.
+
+A listing is worked off before the next one is made, so that a folder with a hundred thousand
+files costs one scan and not one for each that is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from fedq import fs
+from fedq.device.intake import SUFFIX, Arrival, check
+from fedq.errors import Conflict, Failed, FedqError, Unreachable
+
+if TYPE_CHECKING:
+    from fedq.device.peer import Peer
+
+log = logging.getLogger("fedq.device")
+
+
+class Inbox:
+    """The ``in/`` of one pair, as the device reads it.
+
+    Args:
+        poison: digests of messages that the device stumbled over; they are not taken.
+    """
+
+    def __init__(self, peer: Peer, device: str, poison: set[str]) -> None:
+        self._peer, self._device, self._poison = peer, device, poison
+        self._skip: dict[str, tuple[int, ...]] = {}
+        self._names: deque[str] = deque()
+
+    @property
+    def more(self) -> bool:
+        """Whether files of the last listing are left."""
+        return bool(self._names)
+
+    def scan(self) -> None:
+        """List the folder, unless what was listed before is not worked off.
+
+        Ids begin with a time, as it happens; so what was sent first mostly comes first.
+        """
+        if not self._names:
+            self._names.extend(sorted(self._peer.pair.carrier.list("in")))
+
+    def take(self, most: int, most_bytes: int) -> list[Arrival]:
+        """The next messages: so many, or as many bytes and one more."""
+        arrivals: list[Arrival] = []
+        while self._names and len(arrivals) < most and most_bytes > 0:
+            arrival = self._read(self._names.popleft())
+            if arrival is not None:
+                arrivals.append(arrival)
+                most_bytes -= len(arrival.raw)
+        return arrivals
+
+    def _read(self, name: str) -> Arrival | None:
+        """The message in a file, or None: not there any more, not whole yet, or not a message.
+
+        A file that is no message stays where it is: it may still be arriving. It is looked at
+        again when it changes, and the heartbeat names it.
+        """
+        peer, mark = self._peer, None
+        try:
+            mark = fs.fingerprint(peer.pair.carrier.path(f"in/{name}"))
+            if mark is None or self._skip.get(name) == mark:
+                return None
+            raw = peer.pair.carrier.get(f"in/{name}")
+            message, file = check(raw, name=name, requester=peer.name, key=peer.key, device=self._device)
+            arrival = Arrival(message, file, raw, hashlib.sha256(raw).hexdigest())
+            self._check_new(arrival)
+        except FileNotFoundError:
+            return None
+        except Unreachable as error:  # it may be read another time
+            self._refuse(name, None, error)
+            return None
+        except FedqError as error:
+            self._refuse(name, mark, error)
+            return None
+        peer.refused.pop(message.id, None)
+        self._skip.pop(name, None)
+        return arrival
+
+    def _check_new(self, arrival: Arrival) -> None:
+        seen = self._peer.journal.seen(self._peer.name, arrival.message.id)
+        if seen is not None and seen != arrival.digest:
+            raise Conflict(f"message {arrival.message.id} came before with other content")
+        if arrival.digest in self._poison:
+            raise Failed("the device can not do it")
+
+    def _refuse(self, name: str, mark: tuple[int, ...] | None, error: FedqError) -> None:
+        id_ = name.removesuffix(SUFFIX)
+        if mark is not None:
+            self._skip[name] = mark
+        elif self._peer.refused.get(id_) == error.code:
+            return
+        self._peer.refused[id_] = error.code
+        log.warning("%s: file %s of %s is not taken: %s", self._device, name, self._peer.name, error)
+
+    def delete(self, id_: str) -> None:
+        """Delete a shared copy; where we may not, the journal knows the file and it is not read again."""
+        name = f"{id_}{SUFFIX}"
+        try:
+            self._peer.pair.carrier.delete(f"in/{name}")
+        except FedqError as error:
+            mark = fs.fingerprint(self._peer.pair.carrier.path(f"in/{name}"))
+            if mark is not None:
+                self._skip[name] = mark
+            log.info("%s: in/%s stays: %s", self._device, name, error)
