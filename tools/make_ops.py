@@ -79,7 +79,7 @@ activations: _log_softmax _log_softmax_backward_data _prelu_kernel _prelu_kernel
   softshrink softshrink_backward tanh_backward threshold threshold_backward special_softmax special_log_softmax
 losses: binary_cross_entropy binary_cross_entropy_backward binary_cross_entropy_with_logits cosine_embedding_loss
   cosine_similarity cross_entropy_loss hinge_embedding_loss huber_loss huber_loss_backward kl_div l1_loss
-  margin_ranking_loss mse_loss mse_loss_backward multi_margin_loss multilabel_margin_loss nll_loss nll_loss_nd
+  margin_ranking_loss mse_loss mse_loss_backward multi_margin_loss nll_loss nll_loss_nd
   nll_loss_forward nll_loss_backward nll_loss2d nll_loss2d_forward nll_loss2d_backward pairwise_distance
   poisson_nll_loss smooth_l1_loss smooth_l1_loss_backward soft_margin_loss soft_margin_loss_backward
   triplet_margin_loss cdist _cdist_forward _cdist_backward _pdist_forward pdist dist
@@ -95,7 +95,7 @@ pooling, padding, images: _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _ad
   max_pool2d_with_indices_backward max_pool3d_with_indices constant_pad_nd pad reflection_pad1d reflection_pad2d
   reflection_pad3d reflection_pad1d_backward reflection_pad2d_backward replication_pad1d replication_pad2d
   replication_pad3d replication_pad1d_backward replication_pad2d_backward affine_grid_generator grid_sampler
-  max_pool3d_with_indices_backward avg_pool3d_backward multi_margin_loss_backward
+  max_pool3d_with_indices_backward avg_pool3d_backward
   grid_sampler_2d grid_sampler_3d upsample_bilinear2d upsample_nearest1d upsample_nearest2d upsample_linear1d
   upsample_bicubic2d col2im im2col
 """
@@ -139,6 +139,10 @@ WHY = {
     "lu_unpack": "crashes on inconsistent pivots",
     "linalg_ldl_solve": "crashes on inconsistent pivots",
     "native_batch_norm": "reads beyond statistics of the wrong length; use _native_batch_norm_legit_functional",
+    "multilabel_margin_loss": "hands out memory that was not written to, for an empty batch",
+    "multi_margin_loss_backward": "reads beyond arguments of the wrong shape",
+    "upsample_nearest2d_backward": "reads beyond arguments of the wrong shape",
+    "upsample_bilinear2d_backward": "reads beyond arguments of the wrong shape",
     "_weight_norm_interface": "reads beyond a norm of the wrong length",
     "_pdist_backward": "reads beyond arguments of the wrong shape",
     "bincount": "takes memory by the largest value in the data; use one_hot or histc",
@@ -151,6 +155,7 @@ _STATISTICS = [
     "length weight input 1", "length bias input 1", "length running_mean input 1", "length running_var input 1",
     "floats input weight bias running_mean running_var", "contiguous weight bias running_mean running_var",
 ]  # fmt: skip
+_POOLED = ["same grad_output indices", "values indices 0 plane", "leading grad_output self 2"]
 CONTRACTS = {
     "": [  # by the name of an argument, wherever it stands
         "reduction in 0 1 2", "interpolation_mode in 0 1 2", "padding_mode in 0 1 2", "normalization in 0 1 2",
@@ -160,10 +165,14 @@ CONTRACTS = {
         "driver in gels gelsy gelsd gelss gesvd gesvdj gesvda",
     ],
     "embedding_dense_backward": ["values indices 0 num_weights"],
-    "max_pool2d_with_indices_backward": ["same grad_output indices", "values indices 0 plane", "leading grad_output self 2"],
-    "max_pool3d_with_indices_backward": ["same grad_output indices", "values indices 0 space", "leading grad_output self 3"],
-    "adaptive_max_pool2d_backward": ["same grad_output indices", "values indices 0 plane", "leading grad_output self 2"],
-    "_adaptive_avg_pool2d_backward": ["leading grad_output self 2", "kin grad_output self", "contiguous grad_output self"],
+    "max_pool2d_with_indices_backward": _POOLED,
+    "max_pool3d_with_indices_backward": [
+        "same grad_output indices", "values indices 0 space", "leading grad_output self 3",
+    ],
+    "adaptive_max_pool2d_backward": _POOLED,
+    "_adaptive_avg_pool2d_backward": [
+        "leading grad_output self 2", "kin grad_output self", "contiguous grad_output self",
+    ],
     "_softmax_backward_data": ["same grad_output output"],
     "_log_softmax_backward_data": ["same grad_output output"],
     "nll_loss_backward": ["values target 0 self.-1 ignore_index"],
@@ -177,15 +186,18 @@ CONTRACTS = {
                                    "contiguous grad_out input mean rstd weight bias"],
     "unfold_backward": ["unfolded grad_in"],
     "native_group_norm": ["groups", "contiguous input weight bias"],
-    "native_group_norm_backward": ["groups mean rstd", "same grad_out input", "contiguous grad_out input mean rstd weight"],
+    "native_group_norm_backward": [
+        "groups mean rstd", "same grad_out input", "contiguous grad_out input mean rstd weight",
+    ],
     "batch_norm": ["unwritten training"],
     "instance_norm": ["unwritten use_input_stats"],
-    "aten._native_batch_norm_legit.no_stats": ["training in True", "length weight input 1", "length bias input 1", "contiguous weight bias"],
+    "aten._native_batch_norm_legit.no_stats": [
+        "training in True", "length weight input 1", "length bias input 1", "contiguous weight bias",
+    ],
     "_native_batch_norm_legit_functional": _STATISTICS,
     "_native_batch_norm_legit_no_training": _STATISTICS,
     "native_batch_norm_backward": [
-        "length weight input 1", "length running_mean input 1", "length running_var input 1",
-        "length save_mean input 1", "length save_invstd input 1", "statistics train", "same grad_out input",
+        "length weight input 1", "statistics train", "same grad_out input",
         "floats input grad_out weight running_mean running_var save_mean save_invstd",
         "contiguous grad_out input weight running_mean running_var save_mean save_invstd",
     ],
@@ -202,9 +214,12 @@ CONTRACTS = {
     "_scaled_dot_product_flash_attention_for_cpu": ["attention", "kin query key value", "contiguous attn_mask"],
     "avg_pool2d_backward": ["leading grad_output self 2"],
     "avg_pool3d_backward": ["leading grad_output self 3"],
-    "_scaled_dot_product_flash_attention_for_cpu_backward": ["attention out grad_out", "kin query key value out grad_out",
-        "contiguous attn_mask",
+    "_scaled_dot_product_flash_attention_for_cpu_backward": [
+        "attention out grad_out", "kin query key value out grad_out", "contiguous attn_mask",
     ],
+    "binary_cross_entropy": ["same self target"],
+    "binary_cross_entropy_backward": ["same self target"],
+    "scaled_dot_product_attention": ["keys"],
     "aten.lstm.input": ["recurrent 4"],
     "aten.gru.input": ["recurrent 3"],
     "aten.rnn_tanh.input": ["recurrent 1"],
@@ -217,20 +232,18 @@ RANDOM = {"scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 NUMBERS = {"floor_divide", "true_divide", "divide", "multiply", "subtract"}
 """Ops that take a number for a tensor although torch does not tag them pointwise."""
 
-SLOW = set(
-    """
+SLOW = """
 _native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training _unsafe_masked_index
 _unsafe_masked_index_put_accumulate add.Scalar addmm.dtype all.dims arange.start_step baddbmm.dtype
 bernoulli.Tensor binary_cross_entropy binary_cross_entropy_with_logits bmm.dtype conv2d.padding conv3d.padding
 conv_transpose1d conv_transpose3d.input cosine_embedding_loss cross_entropy_loss div.Scalar divide.Scalar
 floor_divide.Scalar hinge_embedding_loss huber_loss index_fill.int_Tensor kl_div l1_loss
 linalg_pinv.atol_rtol_float margin_ranking_loss mm.dtype mse_loss mul.Scalar multi_margin_loss
-multilabel_margin_loss multiply.Scalar narrow.Tensor nll_loss nll_loss2d nll_loss_nd norm.Scalar
+multiply.Scalar narrow.Tensor nll_loss nll_loss2d nll_loss_nd norm.Scalar
 norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype randint randint.low reflection_pad3d
 rnn_relu.input rnn_relu_cell smooth_l1_loss soft_margin_loss std std_mean sub.Scalar subtract.Scalar
 to.dtype_layout triplet_margin_loss true_divide.Scalar var var_mean
-""".split()
-)
+"""
 """Ops whose short form is another overload, or other code: tests/plan/test_kernels.py finds them."""
 
 KINDS = {
@@ -309,13 +322,15 @@ def table() -> dict[str, tuple[str, ...]]:
 
 
 def fast(name: str, args: str) -> str:
-    """Where the fastest callable of an op is: a tensor's method, or a builtin function of torch."""
+    """Where the fastest callable of an op is: a builtin function of torch, or a tensor's method."""
     base = name.split(".")[1]
-    if name.removeprefix("aten.") in SLOW:
+    if name.removeprefix("aten.") in SLOW.split():
         return ""
+    if isinstance(getattr(torch, base, None), type(len)):
+        return f"torch.{base}"
     if args.startswith("Tensor self") and type(vars(torch._C.TensorBase).get(base)).__name__ == "method_descriptor":
         return f".{base}"
-    places = {"torch": torch, "torch._C._nn": torch._C._nn, "torch._C._linalg": torch._C._linalg}
+    places = {"torch._C._nn": torch._C._nn, "torch._C._linalg": torch._C._linalg}
     places |= {"torch._C._fft": torch._C._fft, "torch._C._special": torch._C._special}
     found = (path for path, place in places.items() if isinstance(getattr(place, base, None), type(len)))
     return next((f"{path}.{base}" for path in found), "")

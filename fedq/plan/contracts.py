@@ -121,9 +121,11 @@ def _groups(given: Given, *names: str) -> None:
 
 
 def _statistics(given: Given, train: str) -> None:
-    """``statistics train``: those that this mode reads are there."""
+    """``statistics train``: those that this mode reads are there, one per channel."""
     pair = ("save_mean", "save_invstd") if given[train] else ("running_mean", "running_var")
-    _need(all(given.get(n) is not None for n in pair), f"{pair} are missing")
+    for name in pair:
+        _need(given.get(name) is not None, f"{name} is missing")
+        _length(given, name, "input", "1")
     _need(given["input"].numel() > 0 and len(given["output_mask"]) == 3, "an empty input, or a wrong mask")
 
 
@@ -164,6 +166,12 @@ def _attention(given: Given, *others: str) -> None:
         _need(mask.dim() in (2, 4) and fits, "attn_mask")
 
 
+def _keys(given: Given, *_: str) -> None:
+    """``keys``: as many values as keys."""
+    k, v = given["key"].shape, given["value"].shape
+    _need(len(k) >= 2 and len(v) >= 2 and k[-2] == v[-2], "there are not as many values as keys")
+
+
 def _recurrent(given: Given, gates: str) -> None:
     """``recurrent 4``: weights, biases and states of the sizes that input and layers ask for."""
     gate, layers, ways = int(gates), given["num_layers"], 2 if given["bidirectional"] else 1
@@ -187,6 +195,7 @@ def _recurrent(given: Given, gates: str) -> None:
 
 CHECKS: Mapping[str, Callable[..., None]] = {
     "same": _same, "kin": _kin, "floats": _floats, "length": _length, "values": _values, "leading": _leading,
-    "padded": _padded, "unfolded": _unfolded, "outer": _outer, "groups": _groups, "statistics": _statistics, "unwritten": _unwritten,
-    "fourier": _fourier, "distances": _distances, "attention": _attention, "recurrent": _recurrent,
+    "padded": _padded, "unfolded": _unfolded, "outer": _outer, "groups": _groups, "statistics": _statistics,
+    "unwritten": _unwritten, "fourier": _fourier, "distances": _distances, "attention": _attention, "keys": _keys,
+    "recurrent": _recurrent,
 }  # fmt: skip

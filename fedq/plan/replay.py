@@ -48,30 +48,22 @@ class Compiled:
         source: its text.
         random: whether it draws from the generator.
         ops: of each action, for messages.
-        arity: how many inputs and state tensors it takes.
+        lines: the action whose call ends on each line of the text; -1 for none.
     """
 
     fn: Callable[..., tuple[Any, ...]]
     source: str
     random: bool
     ops: tuple[str, ...]
-    arity: int
+    lines: tuple[int, ...]
 
 
 def compile(verified: Verified) -> Compiled:
     """The function of a graph."""
-    graph = verified.graph
-    first = len(graph.inputs) + len(graph.state)
-    writer = _Writer(graph, {"__builtins__": {}})
-    lines = [
-        f"def replay({', '.join(f'v{n}' for n in range(first))}):",
-        f"    {_entry(graph)}",
-        *(f"    {line}" for line in writer.lines()),
-        f"    return ({''.join(f'v{var.number}, ' for var in graph.output_vars)})",
-    ]
-    source = "\n".join(lines) + "\n"
-    exec(builtins.compile(source, "<plan>", "exec"), writer.scope)
-    return Compiled(writer.scope["replay"], source, verified.random, tuple(a.op for a in graph.actions), first)
+    writer = _Writer(verified.graph)
+    source = writer.text()
+    ops = tuple(action.op for action in verified.graph.actions)
+    return Compiled(writer.function(source), source, verified.random, ops, tuple(writer.ends))
 
 
 def run(
@@ -99,34 +91,37 @@ def run(
 
 
 def _blame(compiled: Compiled, error: Exception) -> tuple[int, str]:
-    """The action whose line raised; -1 where none did."""
+    """The action whose call raised, by the line on which the call ends; -1 where none did."""
     code = compiled.fn.__code__
     trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code is code:
-            action = trace.tb_lineno - _FIRST_LINE
-            return (action, compiled.ops[action]) if 0 <= action < len(compiled.ops) else (-1, "")
+    while trace is not None and trace.tb_frame.f_code is not code:
         trace = trace.tb_next
-    return -1, ""
+    if trace is None:
+        return -1, ""
+    _, line, _, _ = list(code.co_positions())[trace.tb_lasti // 2]
+    action = compiled.lines[line - 1] if line is not None else -1
+    return action, compiled.ops[action] if action >= 0 else ""
 
 
 def harden() -> None:
     """For a worker's process: nothing that was not written to is ever handed out.
 
     torch then fills new memory (integers with their largest value, floats with NaN) before ops
-    write to it, and picks the deterministic form of an op. A setting of the whole process.
+    write to it, and picks the deterministic form of an op. A setting of the whole process. Set
+    below `torch.use_deterministic_algorithms`, which imports torch._inductor: two seconds.
     """
-    torch.use_deterministic_algorithms(True)
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 # -- writing the function -----------------------------------------------------------------------
 
-_FIRST_LINE = 3
+MAX_NESTED = 30
+"""Actions in one expression: a value used once, by the next action, gets no name."""
 
 
 def _entry(graph: Graph) -> str:
-    """Line 2: inputs made contiguous where an action needs it."""
+    """The function's first statement: inputs made contiguous where an action needs it."""
     if not any(a.op in _STRIDED for a in graph.actions):
         return "pass"
     tensors = [n for n, t in enumerate(graph.types[: len(graph.inputs) + len(graph.state)]) if t.is_tensor]
@@ -134,35 +129,65 @@ def _entry(graph: Graph) -> str:
 
 
 class _Writer:
-    """Writes actions as lines; what can not stand in a text goes to ``scope``, the function's globals."""
+    """Writes the function; what can not stand in a text goes to ``scope``, its globals."""
 
-    def __init__(self, graph: Graph, scope: dict[str, Any]) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.types = graph.types
-        self.scope = scope
+        self.scope: dict[str, Any] = {"__builtins__": {}}
         self.named: dict[Any, str] = {}
+        self.nested: dict[int, str] = {}
+        self.ends: list[int] = []
+        self.uses: dict[int, list[int]] = {}
+        for i, action in enumerate(graph.actions):
+            for var in action.vars():
+                self.uses.setdefault(var.number, []).append(i)
+        for var in graph.output_vars:
+            self.uses.setdefault(var.number, []).append(len(graph.actions))
 
-    def lines(self) -> Iterator[str]:
-        last = {var.number: i for i, action in enumerate(self.graph.actions) for var in action.vars()}
-        kept = {var.number for var in self.graph.output_vars}
+    def text(self) -> str:
+        first = len(self.graph.inputs) + len(self.graph.state)
+        lines = [f"def replay({', '.join(f'v{n}' for n in range(first))}):", f"    {_entry(self.graph)}"]
+        self.ends += [-1, -1]
+        lines += self.statements(first)
+        outputs = "".join(f"v{var.number}, " for var in self.graph.output_vars)
+        self.ends.append(-1)
+        return "\n".join([*lines, f"    return ({outputs})", ""])
+
+    def function(self, text: str) -> Callable[..., tuple[Any, ...]]:
+        exec(builtins.compile(text, "<plan>", "exec"), self.scope)
+        return self.scope["replay"]  # type: ignore[no-any-return]
+
+    def statements(self, first: int) -> Iterator[str]:
+        """One statement for each action, or each chain of actions; a call ends where its line ends."""
         dying: dict[int, list[int]] = {}
-        for i, (_, numbers) in enumerate(self.graph.numbered()):
-            for n in numbers:
-                if n not in kept:
-                    dying.setdefault(last.get(n, i), []).append(n)
+        for n in range(first, len(self.types)):
+            dying.setdefault(max(self.uses.get(n, [-1])), []).append(n)
+        depth, dead = 0, list[int]()
         for i, (action, numbers) in enumerate(self.graph.numbered()):
-            dead = "; del " + ", ".join(f"v{n}" for n in dying[i]) if i in dying else ""
-            yield f"{self.results(action, numbers)} = {self.call(action)}{dead}"
+            call = self.call(action)
+            self.ends.append(i)
+            held = bool(dead)
+            dead += [n for n in dying.get(i, []) if n not in self.nested]
+            self.nested = {}
+            if not held and depth < MAX_NESTED and self.is_inner(action, numbers, i):
+                self.nested, depth = {numbers[0]: f"{call}\n        "}, depth + 1
+                continue
+            dead += [n for n in numbers if n not in self.uses]
+            after = f"; del {', '.join(f'v{n}' for n in dead)}" if dead else ""
+            yield f"    {self.results(action, numbers)} = {f'({call})' if depth else call}{after}"
+            depth, dead = 0, []
+
+    def is_inner(self, action: Action, numbers: range, i: int) -> bool:
+        """Whether the only use of a result is by the next action: then it needs no name."""
+        return _single(action) and self.uses.get(numbers[0]) == [i + 1] and i + 1 < len(self.graph.actions)
 
     def is_tensor(self, arg: Arg) -> bool:
         return isinstance(arg, Var) and self.types[arg.number].is_tensor
 
     def results(self, action: Action, numbers: range) -> str:
-        op = optable.find(action.op)
-        assert op is not None
-        if op.returns in (("Tensor",), ("Scalar",)):
-            return f"v{numbers[0]}"
-        return f"[{', '.join(f'v{n}' for n in numbers)}]"
+        names = ", ".join(f"v{n}" for n in numbers)
+        return names if _single(action) else f"[{names}]"
 
     def call(self, action: Action) -> str:
         op = optable.find(action.op)
@@ -182,7 +207,7 @@ class _Writer:
     def arg(self, arg: Arg) -> str:
         match arg:
             case Var():
-                return f"v{arg.number}"
+                return self.nested.get(arg.number, f"v{arg.number}")
             case None | bool() | int():
                 return repr(arg)
             case float() if math.isfinite(arg):
@@ -204,3 +229,9 @@ class _Writer:
             self.named[key] = f"c{len(self.named)}"
             self.scope[self.named[key]] = value
         return self.named[key]
+
+
+def _single(action: Action) -> bool:
+    """Whether an action gives one value, not a list."""
+    op = optable.find(action.op)
+    return op is not None and op.returns in (("Tensor",), ("Scalar",))

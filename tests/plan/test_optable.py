@@ -1,0 +1,79 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fedq.plan import ops, optable
+
+SCHEMAS = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("aten::")]
+
+
+def name_of(schema):
+    return schema.name.replace("::", ".") + (f".{schema.overload_name}" if schema.overload_name else "")
+
+
+def test_every_overload_of_torch_is_in_the_table_or_refused_with_a_reason():
+    assert len(SCHEMAS) > 3000
+    for schema in SCHEMAS:
+        name = name_of(schema)
+        assert optable.find(name) or optable.why_not(name), name
+
+
+def test_the_table_names_no_op_that_torch_lacks():
+    assert set(ops.OPS) <= {name_of(s) for s in SCHEMAS}
+
+
+def test_no_allowed_op_writes_to_its_arguments():
+    allowed = [s for s in SCHEMAS if optable.find(name_of(s))]
+    assert not [str(s) for s in allowed if "!" in str(s)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["aten.empty.memory_format", "aten.empty_like", "aten.new_empty", "aten.empty_strided", "aten.resize_",
+     "aten.set_.source_Storage", "aten.as_strided", "aten.as_strided_scatter", "aten.from_file", "aten.add_.Tensor",
+     "aten.add.out", "aten.record_stream", "aten._embedding_bag", "aten._ctc_loss", "aten.rand.generator",
+     "aten.mkldnn_rnn_layer", "aten.lstm.data", "aten.native_batch_norm", "aten._reshape_alias", "prims.add", "c10d.x",
+     "aten", "", "aten.", "aten.abs.default", "aten.abs.default.x", "sym.exec", "aten.__class__", "aten.abs.__call__"],
+)  # fmt: skip
+def test_a_dangerous_op_is_not_in_the_table(name):
+    assert optable.find(name) is None
+    assert optable.why_not(name)
+
+
+def test_no_argument_of_an_allowed_op_holds_what_a_plan_can_not():
+    kinds = {p.kind.rstrip("?") for name in optable.names() for p in optable.find(name).params}
+    assert kinds == {
+        "Tensor", "Tensor[]", "Tensor?[]", "Scalar", "real", "int", "int[]", "float", "float[]", "bool",
+        "bool[]", "str", "dtype", "format", "none",
+    }  # fmt: skip
+
+
+def test_params_tell_names_kinds_defaults_and_what_goes_by_name_only():
+    dim, dtype = optable.find("aten.sum.dim_IntList").params[1:4:2]
+    assert (dim.name, dim.kind, dim.default, dim.keyword) == ("dim", "int[]?", None, False)
+    assert (dtype.name, dtype.kind, dtype.default, dtype.keyword) == ("dtype", "dtype?", "None", True)
+
+
+def test_ops_that_draw_are_marked_random():
+    drawing = ("aten.rand", "aten.randn", "aten.randperm", "aten.dropout", "aten.bernoulli", "aten.multinomial",
+               "aten.normal.float_float", "aten.native_dropout", "aten.scaled_dot_product_attention", "aten.lstm.input",
+               "aten.rand_like", "aten.randint.low", "aten.poisson", "aten.alpha_dropout",
+               "aten.feature_dropout")  # fmt: skip
+    assert all(optable.find(name).random for name in drawing)
+    assert not optable.find("aten.add.Tensor").random
+
+
+def test_the_table_is_what_its_script_writes():
+    done = subprocess.run([sys.executable, "tools/make_ops.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_table_loads_without_torch_and_in_a_few_milliseconds():
+    code = (
+        "import sys, time; t = time.perf_counter(); import fedq.plan.optable as o; o.find('aten.add.Tensor');"
+        "print(time.perf_counter() - t); assert not any(m.startswith('torch') for m in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.1
