@@ -246,10 +246,16 @@ class Plan(nn.Module):
         fs.replace(Path(path), encode_plan(self.file(), signer or fedq.own_key()))
 
     def send(self, *devices: Receiver) -> Any:
-        """Send it: a pointer, or a list of them for several devices."""
+        """Send it: a pointer, or for several devices a list of them that can be called, too.
+
+        Raises:
+            NotBuilt: it was not recorded yet.
+        """
+        if not devices:
+            raise UsageError(f"plan {self.name!r} is sent to no device", hint="plan.send(device_1, device_2)")
         self._need()
         pointers = [device.send_plan(self) for device in devices]
-        return pointers[0] if len(pointers) == 1 else pointers
+        return pointers[0] if len(pointers) == 1 else pointers[0].together(pointers)
 
 
 def func2plan(

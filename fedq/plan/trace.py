@@ -12,10 +12,12 @@ import torch
 
 from fedq.errors import CannotRecord
 from fedq.plan.blame import cannot, line_of_call
-from fedq.plan.capture import Function
+from fedq.plan.capture import Function, record
 from fedq.plan.emit import emit
 from fedq.plan.graph import About, Graph, Type
 from fedq.plan.prove import Proved, prove
+from fedq.plan.recording import In
+from fedq.plan.settle import settle
 
 Traced = tuple[Graph, About, tuple[torch.Tensor, ...]]
 
@@ -48,6 +50,18 @@ def trace(
     with _seeds_untouched(lambda: prove(function, asked, tensors)):
         proved = prove(function, asked, tensors, as_written=as_written)
     return _graph(proved, [n for n, _ in state], name, params)
+
+
+def trace_as_is(function: Function, types: Sequence[Type]) -> Traced:
+    """Record ``function([], *inputs)`` for exactly these types, sizes all numbers; nothing else is proved.
+
+    Raises:
+        CannotRecord: as `trace`; its cause is what torch raised, if torch did.
+    """
+    with cannot():
+        inputs = [In(t.dtype, tuple(d for d in t.shape or () if isinstance(d, int)), None) for t in types]
+        settled = settle(record(function, inputs))
+    return _graph(Proved(settled, tuple(types), {}, (), (), {}), [], "", ())
 
 
 def _graph(proved: Proved, state_names: list[str], name: str, params: Sequence[str]) -> Traced:
