@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedq.client.device import Device as Device
     from fedq.client.plans import load as load
-    from fedq.client.pointers import PointerPlan as PointerPlan
+    from fedq.client.pointer_plans import PointerPlan as PointerPlan
     from fedq.client.pointers import PointerTensor as PointerTensor
     from fedq.client.pointers import gather as gather
     from fedq.client.session import own_key as own_key
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 _FROM = {
     "Device": "client.device",
     "Plan": "plan.plan",
-    "PointerPlan": "client.pointers",
+    "PointerPlan": "client.pointer_plans",
     "PointerTensor": "client.pointers",
     "State": "plan.plan",
     "VirtualWorker": "local",

@@ -10,7 +10,7 @@ from fedq.cli import show as draw
 from fedq.cli.call import Call, Shown, command
 
 if TYPE_CHECKING:
-    from fedq.client.pointers import PointerPlan
+    from fedq.client.pointer_plans import PointerPlan
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedq.client.device import Device as Device
-    from fedq.client.pointers import PointerPlan as PointerPlan
+    from fedq.client.pointer_plans import PointerPlan as PointerPlan
     from fedq.client.pointers import PointerTensor as PointerTensor
     from fedq.client.pointers import gather as gather
     from fedq.client.session import Client as Client
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _FROM = {
     "Client": "session",
     "Device": "device",
-    "PointerPlan": "pointers",
+    "PointerPlan": "pointer_plans",
     "PointerTensor": "pointers",
     "gather": "pointers",
     "trust_device": "session",

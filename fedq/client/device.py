@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from fedq import ids
 from fedq.client import sending
 from fedq.client.draft import Draft, PlanRow
-from fedq.client.pointers import PointerPlan, PointerTensor, raw_tensor
+from fedq.client.pending import Pending, merge
+from fedq.client.pointer_plans import PointerPlan
+from fedq.client.pointers import PointerTensor, raw_tensor
 from fedq.errors import Ambiguous, UnknownPlan, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import MAX_TENSORS, RawTensor, parse_json
 from fedq.plan.file import PlanFile
@@ -55,6 +57,8 @@ class Device:
         self._catalog_bytes: bytes = b""
         self._catalog: Catalog | None = None
         self._plans: dict[str, PointerPlan] = {}
+        self.pending = Pending()
+        self._settled: list[Pending] = []
 
     def __repr__(self) -> str:
         return f"Device({self.name!r})"
@@ -143,6 +147,15 @@ class Device:
 
     # -- sending
 
+    @property
+    def lets_go(self) -> bool:
+        """Whether values made now are dropped with their pointers: those under a token can be asked for again."""
+        return self._draft is None or self._draft.token is None
+
+    def new_id(self) -> str:
+        """A fresh id; in a batch with a token, the next that it gives."""
+        return self.client.new_id() if self._draft is None else self._draft.new_id()
+
     @contextlib.contextmanager
     def batch(self, *, token: str | None = None) -> Iterator[Device]:
         """All that is done with this device in the block is one message; blocks may be nested.
@@ -159,13 +172,26 @@ class Device:
                 raise UsageError("a batch with a token can not stand inside another batch")
             yield self
             return
-        self._draft = self._new_draft(token)
+        if token is not None:
+            self.settle()
+        self._draft, self._settled = self._new_draft(token), []
         try:
             yield self
+            self.settle()
             if self._draft.actions:
-                sending.send(self, self._draft)
+                self._send(self._draft)
         finally:
             self._draft = None
+
+    def _send(self, draft: Draft) -> None:
+        """Send it; if that fails, the operations in it wait again."""
+        settled, self._settled = self._settled, []
+        try:
+            sending.send(self, draft)
+        except BaseException:
+            for pending in reversed(settled):
+                self.pending.put_back(pending)
+            raise
 
     def _new_draft(self, token: str | None = None) -> Draft:
         c = self.client
@@ -186,14 +212,28 @@ class Device:
         if draft.actions:
             sending.send(self, draft)
 
+    def settle(self) -> None:
+        """Turn the operations on pointers that wait into a plan and its run; sent now, or with the batch."""
+        if not self.pending.steps:
+            return
+        if self._draft is None:
+            with self.batch():
+                return
+        waiting, self.pending = self.pending, Pending()
+        self._settled.append(waiting)
+        for steps, outputs in waiting.parts():
+            file, args = merge(steps, outputs)
+            self.send_plan(file).run_as(args, outputs)
+
     def flush(self) -> None:
-        """Send what the batch holds so far, since a value of it is waited for."""
+        """Send what waits: operations on pointers, and what the batch holds so far."""
+        self.settle()
         if self._draft is None or not self._draft.actions:
             return
         if self._draft.token is not None:
             raise UsageError("a batch with a token is one message", hint="get values after its end")
         draft, self._draft = self._draft, self._new_draft()
-        sending.send(self, draft)
+        self._send(draft)
 
     def submit(
         self,
@@ -220,7 +260,7 @@ class Device:
             id_, type_ = draft.new_id(), Type(raw.dtype, raw.shape)
             draft.actions.append(Put(id_, draft.inline(raw).name, tag))
             draft.types[id_] = type_
-        return self._pointer(id_, type_, tag)
+        return PointerTensor(self, id_, type_, tag, mine=self.lets_go)
 
     def hold(self, raw: RawTensor) -> RawTensor:
         """The tensor as it is now: a batch is sent later, so it keeps a copy."""
@@ -255,7 +295,14 @@ class Device:
             value id -> the reply it will come in. For one value made by the same message that
             is its own id.
         """
-        wanted = dict.fromkeys(p.id for p in values)
+        wanted = dict.fromkeys(p.address for p in values)
+        if not self.pending.made.isdisjoint(wanted):
+            with self.batch():
+                self.settle()
+                return self._ask(wanted)
+        return self._ask(wanted)
+
+    def _ask(self, wanted: Collection[str]) -> dict[str, str]:
         replies = self.client.outbox.replies(self.number, wanted, self.client.now())
         if self._draft is not None:
             replies |= self._draft.replies
@@ -270,7 +317,7 @@ class Device:
     def check_known(self, values: Iterable[PointerTensor]) -> None:
         """That these were promised, or are in the catalog; UnknownValue for one that can never come."""
         made = self._draft.types if self._draft is not None else {}
-        others = {p.id for p in values} - made.keys()
+        others = {p.address for p in values} - made.keys() - self.pending.made
         strange = others - self.client.outbox.own(self.number, others)
         if strange:
             strange -= {e.id for e in self.catalog().values}
@@ -282,9 +329,9 @@ class Device:
 
     def take(self, pointers: Sequence[PointerTensor], replies: Collection[str]) -> None:
         """These came: what this requester made is dropped by a later message, the rest only let go of."""
-        outbox, came = self.client.outbox, [p.id for p in pointers]
+        outbox, came = self.client.outbox, [p.address for p in pointers]
         own = outbox.own(self.number, came)
         whole = [r for r in replies if outbox.asked_in(self.number, r) <= set(came)]
         outbox.take(self.number, own, whole)
         for p in pointers:
-            p.taken = p.id in own
+            p.taken = p.address in own

@@ -89,11 +89,11 @@ def outcomes(
     arrived: dict[tuple[Device, str], Arrived | FedqError] = {}
     found: list[Outcome] = []
     for p in pointers:
-        key = p.device, asked[p.device][p.id]
+        key = p.device, asked[p.device][p.address]
         if key not in arrived:
-            arrived[key] = _wait(*key, p.id, until, on_wait or log.warning)
+            arrived[key] = _wait(*key, p.address, until, on_wait or log.warning)
         came = arrived[key]
-        found.append(came if isinstance(came, FedqError) else came.outcome(p.device.name, p.id))
+        found.append(came if isinstance(came, FedqError) else came.outcome(p.device.name, p.address))
     _forget(pointers, found, asked, take=take)
     return found
 
@@ -104,7 +104,9 @@ def _forget(
     """Take away what came, if all did; let go of replies that may be different next time."""
     for device, replies in asked.items():
         mine = [(p, o) for p, o in zip(pointers, found, strict=True) if p.device == device]
-        again = [p.id for p, o in mine if isinstance(o, FedqError) and o.code in ASK_AGAIN]
+        for p, o in mine:
+            p.told = p.told or isinstance(o, FedqError)  # errors name the id: it may be asked for elsewhere
+        again = [p.address for p, o in mine if isinstance(o, FedqError) and o.code in ASK_AGAIN]
         if again:
             device.client.outbox.ask_again(device.number, again)
         if take and not any(isinstance(o, FedqError) for o in found):

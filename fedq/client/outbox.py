@@ -80,7 +80,7 @@ class Outbox:
 
     def close(self) -> None:
         with self._lock:
-            self._take_gone()
+            self.take_gone()
             self.settle()
             self._db.close()
 
@@ -277,23 +277,25 @@ class Outbox:
                 self._put_off("INSERT OR IGNORE INTO acks VALUES(?,?)", (pair, reply))
                 self._put_off("DELETE FROM replies WHERE pair=? AND reply=?", (pair, reply))
 
+    @property
+    def has_let_go(self) -> bool:
+        return bool(self._gone)
+
     def let_go(self, pair: int, value: str) -> None:
         """Nobody refers to this value any more. No lock and no IO: called whenever memory is freed, in any thread."""
         self._gone.append((pair, value))
 
-    def _take_gone(self) -> None:
-        """Take away what was let go; what is not promised yet is looked at again next time."""
-        gone: dict[int, list[str]] = {}
-        for _ in range(len(self._gone)):
-            pair, value = self._gone.popleft()
-            gone.setdefault(pair, []).append(value)
-        for pair, values in gone.items():
-            self.take(pair, self.own(pair, values), ())
+    def take_gone(self, keep: Collection[str] = ()) -> None:
+        """Take away what was let go, but for what is in use (``keep``): that is looked at again next time."""
+        with self._lock:
+            gone = [self._gone.popleft() for _ in range(len(self._gone))]
+            self._gone.extend(row for row in gone if row[1] in keep)
+            for pair in {pair for pair, _ in gone}:
+                self.take(pair, self.own(pair, [v for p, v in gone if p == pair and v not in keep]), ())
 
     def to_forget(self, pair: int, limit: int) -> tuple[list[str], list[str], list[str]]:
         """Values to drop, the messages that must be done before, and replies to acknowledge."""
         with self._lock:
-            self._take_gone()
             taken = [
                 r[0] for r in self._all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
             ]

@@ -1,21 +1,21 @@
-"""Pointers: a requester's handles on values and plans at a device. Loads torch when tensors are made.
+"""Pointers: a requester's handles on values at a device. Loads torch when tensors are made.
 
 A pointer is there at once: its id is chosen here, the value comes to be when the device gets
-to it. Types are checked before anything is sent, wherever they are known.
+to it. Types are checked before anything is sent, wherever they are known. Operators make
+pointers, too: `client.lazy`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fedq.client import fetch
-from fedq.errors import UsageError
-from fedq.plan import spec
+from fedq.errors import CannotRecord, UsageError
 from fedq.plan.codec import RawTensor
-from fedq.plan.graph import About, Graph, Type, unflatten
-from fedq.queue.message import Number, Ref, Run, RunArg
+from fedq.plan.graph import Type
+from fedq.queue.message import Number
 
 if TYPE_CHECKING:
     import torch
@@ -24,24 +24,47 @@ if TYPE_CHECKING:
 
 Value = Any
 """What a user gets: a torch.Tensor, or a Python number."""
-UNKNOWN = Type("?")
-"""Of an argument that only the device knows enough of."""
 
 
 class PointerTensor:
     """A value on a device, which may not exist yet.
 
+    A value that was made here is dropped by the next message after its pointer is deleted, unless
+    it was tagged or its id was told: ``.id`` or printing the pointer keeps it.
+
     Attributes:
+        address: its id, for fedq itself: reading it tells nobody.
         type: ``f32[2,3]``, or None where only the device will know.
-        tag: if it was found by one.
+        tag: if it was found by one, or sent with one.
+        mine: whether it was made here, by this very pointer.
+        told: whether somebody may have noted its id.
         taken: whether `get` took it away.
     """
 
-    __slots__ = ("device", "id", "tag", "taken", "type")
+    __slots__ = ("__weakref__", "address", "device", "mine", "tag", "taken", "told", "type")
 
-    def __init__(self, device: Device, id_: str, type_: Type | None, tag: str | None = None) -> None:
-        self.device, self.id, self.type, self.tag = device, id_, type_, tag
-        self.taken = False
+    def __init__(
+        self, device: Device, id_: str, type_: Type | None, tag: str | None = None, *, mine: bool = False
+    ) -> None:
+        self.device, self.address, self.type, self.tag, self.mine = device, id_, type_, tag, mine
+        self.taken = self.told = False
+
+    def __del__(self) -> None:
+        if self.mine and not (self.told or self.taken or self.tag or self.address in self.device.pending.made):
+            self.device.client.outbox.let_go(self.device.number, self.address)
+
+    @property
+    def id(self) -> str:
+        """Its id, for the terminal and other processes; operations it comes from are sent, so that it is promised."""
+        self.told = True
+        if self.address in self.device.pending.made:
+            self.device.settle()
+        return self.address
+
+    @property
+    def location(self) -> Device:
+        """The device; PySyft's word."""
+        return self.device
 
     @property
     def shape(self) -> tuple[int | str, ...] | None:
@@ -66,9 +89,117 @@ class PointerTensor:
         """As `get`, and it stays on the device."""
         return gather([self], timeout_s, copy=True)[0]
 
+    def move(self, device: Device) -> PointerTensor:
+        """Get the value, under its device's rule, and send it to another device: they do not talk to each other."""
+        return device.send(self.get())
+
+    def check_not_taken(self) -> None:
+        if self.taken:
+            raise UsageError(f"{self.address} was taken away by .get()", hint=".copy() leaves it there")
+
     def __repr__(self) -> str:
-        told = "".join(f", {t}" for t in (self.type, self.tag and f"tag {self.tag!r}") if t)
-        return f"PointerTensor({self.device.name}:{self.id}{told})"
+        self.told = True
+        more = [
+            self.type,
+            self.tag and f"tag {self.tag!r}",
+            self.address in self.device.pending.made and "not sent yet",
+        ]
+        return f"PointerTensor({self.device.name}:{self.address}{''.join(f', {m}' for m in more if m)})"
+
+    # -- as a tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        from fedq.client import lazy
+
+        return lazy.attribute(self, name)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from fedq.client import lazy
+
+        return lazy.apply(func, args, kwargs or {})
+
+    def __eq__(self, other: object) -> Any:
+        return _operate(self, "__eq__", other) if _is_operand(other) else NotImplemented
+
+    def __ne__(self, other: object) -> Any:
+        return _operate(self, "__ne__", other) if _is_operand(other) else NotImplemented
+
+    __hash__ = object.__hash__
+
+    def __len__(self) -> int:
+        if not self.shape or not isinstance(self.shape[0], int):
+            raise UsageError(f"{self!r} has no length that is known here")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[PointerTensor]:
+        return (_operate(self, "__getitem__", n) for n in range(len(self)))
+
+    def __bool__(self) -> bool:
+        raise _no_value("a Python condition")
+
+    def __int__(self) -> int:
+        raise _no_value("int()")
+
+    def __float__(self) -> float:
+        raise _no_value("float()")
+
+    def __index__(self) -> int:
+        raise _no_value("an index")
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        _operate(self, "__setitem__", at, value)
+
+    def __copy__(self) -> PointerTensor:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> PointerTensor:
+        return self
+
+
+def _is_operand(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return isinstance(value, (PointerTensor, int, float)) or (torch is not None and isinstance(value, torch.Tensor))
+
+
+def _no_value(what: str) -> CannotRecord:
+    return CannotRecord(
+        f"{what} needs the value of a pointer, which is on its device",
+        hint="get the value with .get(), or choose with torch.where(condition, a, b)",
+    )
+
+
+def _operate(pointer: PointerTensor, name: str, *args: Any) -> Any:
+    import torch
+
+    from fedq.client import lazy
+
+    return lazy.apply(getattr(torch.Tensor, name), (pointer, *args), {})
+
+
+def _operator(name: str) -> Any:
+    def operator(self: PointerTensor, *args: Any) -> Any:
+        return _operate(self, name, *args)
+
+    operator.__name__ = name
+    return operator
+
+
+_BOTH_SIDES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+for _name in (*_BOTH_SIDES, *(f"r{n}" for n in _BOTH_SIDES), "lt", "le", "gt", "ge", "neg", "abs", "invert", "getitem"):
+    setattr(PointerTensor, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+class PointerTensors(list[PointerTensor]):
+    """The values of one sending to several devices, in their order."""
+
+    def get(self, timeout_s: float | None = None) -> list[Value]:
+        return gather(self, timeout_s)
+
+    def copy(self, timeout_s: float | None = None) -> list[Value]:
+        return gather(self, timeout_s, copy=True)
 
 
 def gather(pointers: Iterable[PointerTensor], timeout_s: float | None = None, *, copy: bool = False) -> list[Value]:
@@ -92,83 +223,6 @@ def _value(outcome: fetch.Outcome) -> Value:
     if isinstance(outcome, Number):
         return outcome.value
     raise outcome
-
-
-class PointerPlan:
-    """A plan on a device: call it with pointers, numbers and tensors."""
-
-    def __init__(self, device: Device, id_: str, graph: Graph, about: About) -> None:
-        self.device, self.id, self.graph, self.about = device, id_, graph, about
-        self._checked: dict[tuple[Type, ...], tuple[Type, ...]] = {}
-
-    @property
-    def name(self) -> str:
-        return self.about.name or "plan"
-
-    def __repr__(self) -> str:
-        return f"PointerPlan({self.device.name}:{self.id[:12]}, {self.name})"
-
-    def __call__(self, *args: Any) -> Any:
-        """Replay it there; returns at once.
-
-        Args:
-            args: pointers of the same device, numbers, or tensors, which are sent along.
-
-        Returns:
-            the plan's structure of outputs, of pointers.
-
-        Raises:
-            SpecMismatch: the plan does not admit these arguments; nothing was sent.
-        """
-        return unflatten(self.graph.outputs, iter(self.run(args)))
-
-    def run(self, args: Sequence[Any], *, release: bool = False) -> list[PointerTensor]:
-        """Replay it there; the results, flat. ``release``: ask for each of them in the same message."""
-        with self.device.drafting() as draft:
-            given, types = [], []
-            for arg in args:
-                run_arg, type_ = self._argument(arg)
-                given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
-                types.append(type_)
-            made = self._output_types(tuple(types))
-            results = [PointerTensor(self.device, draft.new_id(), type_) for type_ in made]
-            draft.types.update((p.id, p.type) for p in results)
-            draft.actions.append(Run(self.id, tuple(given), {}, tuple(p.id for p in results)))
-            for p in results if release else ():
-                draft.ask([p.id])
-        return results
-
-    def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type]:
-        if isinstance(arg, PointerTensor):
-            if arg.device != self.device:
-                raise UsageError(
-                    f"the plan is on {self.device.name}, argument {arg.id[:12]} on {arg.device.name}",
-                    hint="send the plan there, or get the value and pass it as a tensor",
-                )
-            if arg.taken:
-                raise UsageError(f"{arg.id} was taken away by .get()", hint=".copy() leaves it there")
-            return Ref(arg.id), arg.type if arg.type and _known(arg.type) else UNKNOWN
-        if isinstance(arg, (bool, int, float)):
-            return arg, Type(type(arg).__name__, None, arg)
-        raw = raw_tensor(arg)
-        return raw, Type(raw.dtype, raw.shape)
-
-    def _output_types(self, given: tuple[Type, ...]) -> tuple[Type | None, ...]:
-        """Check the arguments, unless the device must; what the results will be, where that is known."""
-        found = self._checked.get(given)
-        if found is None:
-            if UNKNOWN in given and len(given) == len(self.graph.inputs):
-                return (None,) * len(self.graph.output_vars)
-            spec.match(self.graph, given, about=self.about)
-            found = spec.output_types(self.graph, given)
-            if len(self._checked) < 1000:
-                self._checked[given] = found
-        return found
-
-
-def _known(type_: Type) -> bool:
-    """Whether every size is a number."""
-    return type_.shape is None or all(isinstance(d, int) for d in type_.shape)
 
 
 def raw_tensor(value: Any) -> RawTensor:

@@ -13,7 +13,7 @@ from fedq import fs
 from fedq.client.draft import Draft, Envelope, Sent, message, seal
 from fedq.errors import Conflict
 from fedq.plan.codec import Buffer
-from fedq.queue.message import Ack, Drop, Message
+from fedq.queue.message import Ack, Drop, Message, Ref, Run
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
@@ -53,8 +53,12 @@ def send(device: Device, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
 
 
 def _add_riders(device: Device, draft: Draft) -> None:
-    """What was taken away is dropped and acknowledged by the next message."""
-    values, after, replies = device.client.outbox.to_forget(device.number, FORGET_AT_MOST)
+    """What was taken away, or let go of, is dropped and acknowledged by the next message."""
+    outbox = device.client.outbox
+    if outbox.has_let_go:
+        used = {a.id for run in draft.actions if isinstance(run, Run) for a in run.args if isinstance(a, Ref)}
+        outbox.take_gone(keep=used | draft.types.keys())
+    values, after, replies = outbox.to_forget(device.number, FORGET_AT_MOST)
     if values:
         draft.actions.append(Drop(tuple(values), tuple(after)))
     if replies:

@@ -1,0 +1,183 @@
+"""Pointers to plans: call them with pointers, numbers and tensors. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedq.client.pointers import PointerTensor, PointerTensors, raw_tensor
+from fedq.errors import UsageError
+from fedq.plan import params, spec
+from fedq.plan.codec import RawTensor
+from fedq.plan.graph import About, Graph, Type, unflatten
+from fedq.queue.message import Ref, Run, RunArg
+
+if TYPE_CHECKING:
+    from fedq.client.device import Device
+
+UNKNOWN = Type("?")
+"""Of an argument that only the device knows enough of."""
+
+
+class PointerPlan:
+    """A plan on a device: call it with pointers, numbers and tensors."""
+
+    def __init__(self, device: Device, id_: str, graph: Graph, about: About) -> None:
+        self.device, self.id, self.graph, self.about = device, id_, graph, about
+        self._checked: dict[tuple[Type, ...], tuple[Type, ...]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.about.name or "plan"
+
+    @property
+    def location(self) -> Device:
+        """The device; PySyft's word."""
+        return self.device
+
+    def __repr__(self) -> str:
+        return f"PointerPlan({self.device.name}:{self.id[:12]}, {self.name})"
+
+    @staticmethod
+    def together(pointers: Sequence[PointerPlan]) -> PointerPlans:
+        """The pointers of a plan that was sent to several devices."""
+        return PointerPlans(pointers)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Replay it there; returns at once.
+
+        Args:
+            args, kwargs: in the structure it was built with: pointers of the same device, numbers,
+                or tensors, which are sent along. Numbers that have a default may be left out.
+
+        Returns:
+            the plan's structure of outputs, of pointers.
+
+        Raises:
+            SpecMismatch: the plan does not admit these arguments; nothing was sent.
+        """
+        inputs = params.bind(self.graph, args, kwargs, about=self.about)
+        return unflatten(self.graph.outputs, iter(self.run(inputs)))
+
+    def run(self, args: Sequence[Any], *, release: bool = False) -> list[PointerTensor]:
+        """Replay it there on flat inputs; the results, flat. ``release``: ask for each of them in the same message."""
+        if any(isinstance(a, PointerTensor) and a.address in a.device.pending.made for a in args):
+            with self.device.batch():
+                self.device.settle()
+                return self._run(args, release)
+        return self._run(args, release)
+
+    def _run(self, args: Sequence[Any], release: bool) -> list[PointerTensor]:
+        with self.device.drafting() as draft:
+            given, types = [], []
+            for arg in args:
+                run_arg, type_ = self._argument(arg)
+                given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
+                types.append(type_)
+            made = self._output_types(tuple(types))
+            results = [PointerTensor(self.device, draft.new_id(), t, mine=draft.token is None) for t in made]
+            draft.types.update((p.address, p.type) for p in results)
+            draft.actions.append(Run(self.id, tuple(given), {}, tuple(p.address for p in results)))
+            for p in results if release else ():
+                draft.ask([p.address])
+        return results
+
+    def run_as(self, args: Sequence[PointerTensor | RawTensor | str], results: Sequence[str]) -> None:
+        """Replay it under these ids, on arguments that are known to fit; text is the id of a value."""
+        with self.device.drafting() as draft:
+            given = [
+                draft.inline(a) if isinstance(a, RawTensor) else Ref(a if isinstance(a, str) else a.address)
+                for a in args
+            ]
+            types = (self.graph.types[v.number] for v in self.graph.output_vars)
+            draft.types.update(zip(results, types, strict=True))
+            draft.actions.append(Run(self.id, tuple(given), {}, tuple(results)))
+
+    def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type]:
+        if isinstance(arg, PointerTensor):
+            if arg.device != self.device:
+                raise UsageError(
+                    f"the plan is on {self.device.name}, argument {arg.address[:12]} on {arg.device.name}",
+                    hint="send the plan there, or get the value and pass it as a tensor",
+                )
+            arg.check_not_taken()
+            return Ref(arg.address), arg.type if arg.type and _known(arg.type) else UNKNOWN
+        if isinstance(arg, (bool, int, float)):
+            return arg, Type(type(arg).__name__, None, arg)
+        raw = raw_tensor(arg)
+        return raw, Type(raw.dtype, raw.shape)
+
+    def _output_types(self, given: tuple[Type, ...]) -> tuple[Type | None, ...]:
+        """Check the arguments, unless the device must; what the results will be, where that is known."""
+        found = self._checked.get(given)
+        if found is None:
+            if UNKNOWN in given and len(given) == len(self.graph.inputs):
+                return (None,) * len(self.graph.output_vars)
+            spec.match(self.graph, given, about=self.about)
+            found = spec.output_types(self.graph, given)
+            if len(self._checked) < 1000:
+                self._checked[given] = found
+        return found
+
+
+class PointerPlans(list[PointerPlan]):
+    """One plan at several devices, in the order it was sent to them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Replay it where the arguments are.
+
+        Args:
+            args, kwargs: with a PointerTensors (as ``x.send(d1, d2)`` gives) among them, it runs on
+                each device, with that device's pointer; else on the device that the pointers are
+                of. Numbers and tensors alone run on each.
+
+        Returns:
+            one result, or a list with one per device.
+
+        Raises:
+            UsageError: a pointer is of a device that the plan was not sent to.
+        """
+        leaves = _leaves([args, kwargs])
+        there = next((p.device for p in leaves if isinstance(p, PointerTensor)), None)
+        if there is not None:
+            return self.on(there)(*args, **kwargs)
+        return [plan(*_own(plan, args), **_own(plan, kwargs)) for plan in self]
+
+    def on(self, device: Device) -> PointerPlan:
+        """The plan at this device."""
+        for plan in self:
+            if plan.device == device:
+                return plan
+        names = ", ".join(plan.device.name for plan in self)
+        raise UsageError(f"the plan was sent to {names}, the argument is on {device.name}", hint="send the plan there")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    match value:
+        case dict():
+            yield from _leaves(list(value.values()))
+        case list() | tuple() if not isinstance(value, PointerTensors):
+            for part in value:
+                yield from _leaves(part)
+        case _:
+            yield value
+
+
+def _own(plan: PointerPlan, value: Any) -> Any:
+    """The arguments of one device: of each PointerTensors, its pointer."""
+    match value:
+        case PointerTensors():
+            for p in value:
+                if p.device == plan.device:
+                    return p
+            raise UsageError(f"the plan is on {plan.device.name}, and none of these values", hint="send it there, too")
+        case dict():
+            return {k: _own(plan, v) for k, v in value.items()}
+        case list() | tuple():
+            return type(value)(_own(plan, v) for v in value)
+    return value
+
+
+def _known(type_: Type) -> bool:
+    """Whether every size is a number."""
+    return type_.shape is None or all(isinstance(d, int) for d in type_.shape)
