@@ -60,6 +60,16 @@ class Child:
     began: float = field(default_factory=time.monotonic)
 
 
+def check_promised(config: Config) -> None:
+    """What a device took stands in the outbox of who sent it: it was promised before it was put."""
+    with contextlib.closing(sqlite3.connect(config.home / "outbox.sqlite")) as db:
+        promised = {r[0] for r in db.execute("SELECT id FROM messages")}
+    with contextlib.closing(sqlite3.connect(config.devices / NAME / "journal.sqlite")) as db:
+        taken = {r[0] for r in db.execute("SELECT id FROM messages")}
+    if taken - promised:
+        raise Violation(f"taken, and not in the outbox: {sorted(taken - promised)[:3]}")
+
+
 class Lane:
     """Runs roles, kills them, and checks; deterministic but for the system's timing, by its seed."""
 
@@ -201,6 +211,7 @@ class Lane:
         committed = self._committed()
         if lost := self.model.lost(committed):
             raise Violation(f"LOST: {sorted(lost)[:5]} and {len(lost)} in all, never answered")
+        check_promised(self.config)
         self.messages += len(committed)
         self.outcomes += self.model.outcomes
         self._clean()

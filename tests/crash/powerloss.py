@@ -26,8 +26,9 @@ from fedq.errors import FedqError
 from fedq.local import introduce
 from fedq.plan.codec import decode
 from fedq.queue.message import Drop, Get, Put, Ref, Run, SendPlan, decode_message, decode_reply
-from fedq.trust.keys import signer_of
-from tests.crash.lane import START, config_of, small_limits
+from fedq.queue.pair import Card, Catalog, Heartbeat
+from fedq.trust.keys import signer_of, unseal
+from tests.crash.lane import START, check_promised, config_of, small_limits
 from tests.crash.model import Violation, digest
 from tests.crash.roles import GOOD, NAME, Dice, content
 from tests.crash.states import Recorder, State, fs_off, states
@@ -87,12 +88,11 @@ class Day:
         self.serve(gate)
         self.fetch(device, result, take=False)
         self.fetch(device, large, take=True)
-        middle = self.put(device, 30_000, token="nightly")
-        self.put(device, 30_000, token="nightly")
+        self.put_interrupted(device, 30_000)
         gate.close()
-        client.close()
         client = Client(self.config, now=self.clock, new_id=self.new_id)
         device = client.device(NAME)
+        middle = self.put(device, 30_000, token="nightly")
         self.send(device, [Drop((result,))], {})
         gate = Gate(self.config, [NAME], worker=Steady, now=self.now)
         self.serve(gate)
@@ -112,6 +112,19 @@ class Day:
         self.facts.content[id_] = digest(raw)
         self.send(device, [Put(id_, "t0"), Get(id_, (id_,))], {"t0": raw}, token)
         return id_
+
+    def put_interrupted(self, device: Device, size: int) -> None:
+        """The name is there, then the process ends: who finds it there can not know that it is durable."""
+
+        def end(name: str, call: Any, *args: Any, **kwargs: Any) -> Any:
+            if name == "put.sync_folder":
+                raise KeyboardInterrupt
+            return recorder(name, call, *args, **kwargs)
+
+        recorder, fs.FAILPOINTS["*"] = fs.FAILPOINTS["*"], end
+        with contextlib.suppress(KeyboardInterrupt):
+            self.put(device, size, token="nightly")
+        fs.FAILPOINTS["*"] = recorder
 
     def run(self, device: Device, arg: str) -> str:
         id_ = self.new_id()
@@ -152,6 +165,7 @@ def check(state: State, facts: Facts, root: Path) -> None:
             client.close()
     if said:
         raise Violation(f"recovery complained: {said[0]}")
+    check_promised(config)
     answered = _look(root, facts)
     lost = [m for m, replies in facts.returned.items() if not answered.issuperset(set(replies) - facts.fetched)]
     if lost:
@@ -163,6 +177,13 @@ def _look(root: Path, facts: Facts, *, torn: bool = False) -> set[str]:
     pair = home.pair(home.trusted()[0].name)
     home.close()
     replies = set()
+    for what in (Card, Catalog, Heartbeat):
+        try:
+            unseal(what, pair.read_bytes(what.KIND), home.key.public)
+        except FileNotFoundError:
+            pass
+        except FedqError as error:
+            raise Violation(f"TORN: {what.KIND}.json: {error}") from error
     for folder, kind in (("in", "message"), ("out", "reply")):
         for name in pair.carrier.list(folder):
             try:
@@ -257,8 +278,9 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=64)
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--where", type=Path, default=Path("/dev/shm") if Path("/dev/shm").is_dir() else None)
     args = parser.parse_args()
-    base = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    base = args.where
     where = Path(tempfile.mkdtemp(prefix="fedq-states-", dir=base))
     began = time.monotonic()
     try:

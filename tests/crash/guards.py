@@ -1,0 +1,215 @@
+"""Each guard is taken away in a copy of the tree, one at a time, and some test must notice.
+
+``python -m tests.crash.guards`` prints the table of docs/reliability.md. A guard is a piece of text
+that stands in one file exactly once; when the code moved on, the guard is "moved" and its row here
+must follow. The checks: the crash matrix (``kills``), the model of power cuts (``states``), or tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+KILLS = ("-m", "tests.crash", "--lanes", "1", "--seed", "7", "--kills", "2500")
+STATES = ("-m", "tests.crash.powerloss", "--most", "24", "--limit", "900")
+PYTEST = ("-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", "-p", "no:randomly")
+
+
+def tests(*paths: str) -> tuple[str, ...]:
+    return (*PYTEST, *paths)
+
+
+PROMISES = tests("tests/crash/test_promises.py")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What it is for; where it stands, what is there, and what instead; who should notice."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    check: tuple[str, ...]
+
+
+FS, SERVE, PEER, JOURNAL = "fedq/fs.py", "fedq/device/serve.py", "fedq/device/peer.py", "fedq/device/journal.py"
+OUTBOX, SENDING, SESSION = "fedq/client/outbox.py", "fedq/client/sending.py", "fedq/client/session.py"
+CARRIER = "fedq/queue/carrier.py"
+
+GUARDS = (
+    Guard("a file is fsynced before it has a name", FS,
+          '        step(f"{what}.sync", os.fsync, file)', "        pass", STATES),
+    Guard("put: the directory is fsynced before it returns", FS,
+          '            step("put.sync_folder", _sync, at)', "            pass", STATES),
+    Guard("replace: the directory is fsynced before it returns", FS,
+          '            step("replace.sync_folder", _sync, at)', "            pass", STATES),
+    Guard("make_dir: the parent is fsynced", FS,
+          '        step("make_dir.sync_folder", _sync, at)', "        pass", STATES),
+    Guard("what is found under its name already is fsynced by who finds it", CARRIER,
+          "                fs.flush(path)", "                pass", STATES),
+    Guard("a file is written under no name, then linked", FS,
+          "        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode)):\n"
+          "            _put_named(at, name, chunks, durable, mode)",
+          '        file = step("put.create", os.open, name, _NEW, mode, dir_fd=at)\n'
+          '        _fill("put", file, chunks, durable)\n        os.close(file)', KILLS),
+    Guard("a name is given by link, never over another file", FS,
+          "        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode)):\n"
+          "            _put_named(at, name, chunks, durable, mode)",
+          '        temp = _write_temp("put", at, chunks, durable, mode)\n'
+          '        step("put.rename", os.rename, temp, name, src_dir_fd=at, dst_dir_fd=at)', tests("tests/test_fs.py")),
+    Guard("replace: by rename, not in place", FS,
+          '            step("replace.rename", os.replace, temp, name, src_dir_fd=at, dst_dir_fd=at)',
+          '            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode, dir_fd=at)\n'
+          '            _fill("replace", file, chunks, durable)\n            os.close(file)\n'
+          "            os.unlink(temp, dir_fd=at)", tests("tests/test_fs.py")),
+    Guard("a write that wrote less goes on", FS,
+          "        rest = rest[written:]", "        return", tests("tests/test_fs.py")),
+    Guard("one gate per devices root, by a lock", FS,
+          'step("lock.flock", fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)', "pass", tests("tests/test_fs.py")),
+    Guard("other bytes under a name that is taken are refused", CARRIER,
+          "        if there is None or sha256([there]) != sha256(chunks):", "        if False:",
+          tests("tests/queue/test_carrier.py")),
+    Guard("commits are fsynced (synchronous=FULL)", FS,
+          "'FULL' if durable else 'OFF'", "'OFF'", STATES),
+    Guard("send: the outbox is committed before the put", SENDING,
+          "        _commit(device, draft, parts)\n", "        _put_all(device, parts, keep=True)\n"
+          "        _commit(device, draft, parts)\n", KILLS),
+    Guard("send: a message counts as put after it was put", SENDING,
+          "    device.pair.carrier.put(device.pair.message_name(id_), chunks)\n"
+          "    device.client.outbox.was_put(device.number, id_, size_bytes=fs.size_bytes(chunks))",
+          "    device.client.outbox.was_put(device.number, id_, size_bytes=fs.size_bytes(chunks))\n"
+          "    device.client.outbox.settle()\n"
+          "    device.pair.carrier.put(device.pair.message_name(id_), chunks)", KILLS),
+    Guard("send: what a crash cut off is finished at the next start", SESSION,
+          "        self._finish_all()\n\n", "\n", KILLS),
+    Guard("send: large messages are spooled before the commit that names them", OUTBOX,
+          "                fs.replace(self._spool / part.id, part.chunks, durable=self._durable)",
+          "                pass", KILLS),
+    Guard("take: the shared copy is deleted after the commit", SERVE,
+          "        self.journal.take(taken)\n",
+          '        peer.pair.carrier.delete(f"in/{message.id}{SUFFIX}")\n        self.journal.take(taken)\n', KILLS),
+    Guard("take: an id that was taken is not entered again", SERVE,
+          "        if self.journal.seen(peer.name, message.id) is not None:\n            self._again(peer, arrival)\n"
+          "            return\n", "", KILLS),
+    Guard("take: message, values and attempts share one commit", JOURNAL,
+          '        self._db.execute("BEGIN IMMEDIATE")\n        try:\n            yield\n'
+          '            self._write_added()\n            self._db.execute("COMMIT")',
+          "        try:\n            yield\n            self._write_added()", KILLS),
+    Guard("take: large messages are spooled before the commit", SERVE,
+          "            fs.replace(folder / message.id, [raw], durable=self.home.durable)\n", "", KILLS),
+    Guard("take: one id has one content", SERVE,
+          "        if seen is not None and seen != arrival.digest:", "        if False:", PROMISES),
+    Guard("do: attempts are in the journal before a call starts", SERVE,
+          "            self.journal.attempts({(c.sender, c.message): c.attempts for c in batch.calls})\n", "", PROMISES),
+    Guard("do: what has a result is not done again", PEER,
+          "calls = [c for c in calls if not all(self.journal.exists(self.name, r) for r in c.results)]",
+          "calls = list(calls)", PROMISES),
+    Guard("do: an id that has a content keeps it", JOURNAL,
+          "            if not self.exists(v.scope, v.id):", "            if True:", PROMISES),
+    Guard("do: memory that is ahead of the journal is built anew", SERVE,
+          "            self._ahead = error\n", "            pass\n", PROMISES),
+    Guard("do: a message that the gate stumbles over is put aside", SERVE,
+          "                self._poison.add(arrival.digest)\n", "", PROMISES),
+    Guard("publish: after the commit of what it says", SERVE,
+          "            peer.settle()\n",
+          "            peer.settle()\n            for want in peer.publish:\n                self._publish(peer, want)\n",
+          KILLS),
+    Guard("publish: noted, so that it is not done for ever", SERVE,
+          "        self.journal.set_published(self._published)\n", "", KILLS),
+    Guard("publish: a reply is never published otherwise than before", SERVE,
+          "        if self.journal.published(peer.name, reply.id) not in (None, digest):", "        if False:", PROMISES),
+    Guard("publish: a reply that vanished is published again", SERVE,
+          "                    peer.want(wanted, taken)\n", "                    pass\n", PROMISES),
+    Guard("publish: a planted file is replaced", SERVE,
+          "            peer.pair.carrier.delete(name)\n            peer.pair.carrier.put(name, chunks)\n", "", PROMISES),
+    Guard("publish: one requester's folder holds up no other", SERVE,
+          "            with self._apart():\n                self._act_for(peer)\n", "            self._act_for(peer)\n",
+          PROMISES),
+    Guard("collect: values are dropped after the replies that need them are out", PEER,
+          "[d for d in self.drops if self._droppable(d)]", "list(self.drops)", PROMISES),
+    Guard("collect: what was acknowledged is deleted also after a crash", SERVE,
+          '        peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]\n',
+          "        del out\n", KILLS),
+    Guard("collect: files of values that are no more go also after a crash", SERVE,
+          "        self.home.store.forget(peer.name, gone)\n", "", KILLS),
+    Guard("collect: temporary files are swept", FS,
+          "        if name.startswith(TEMP) or (also is not None and also(name)):",
+          "        if also is not None and also(name):", KILLS),
+    Guard("time: a clock set back starts the waiting anew", PEER,
+          "            want.received = min(want.received, now)", "            pass", PROMISES),
+)  # fmt: skip
+
+
+def copy_tree(to: Path) -> None:
+    for name in ("fedq", "tests"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", to)
+
+
+def noticed(guard: Guard | None, tree: Path, check: Sequence[str]) -> tuple[bool, str]:
+    """Whether the check fails in the tree without the guard, and what it said last."""
+    copy_tree(tree)
+    if guard is not None:
+        path = tree / guard.file
+        text = path.read_text()
+        if text.count(guard.old) != 1:
+            return False, f"moved: its text stands {text.count(guard.old)} times in {guard.file}"
+        path.write_text(text.replace(guard.old, guard.new))
+    environ = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    how = ["--where", str(tree / "run")] if "tests.crash" in check else []
+    (tree / "run").mkdir()
+    try:
+        done = subprocess.run([sys.executable, *check, *how], cwd=tree, env=environ, capture_output=True, text=True,
+                              timeout=900)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return True, "it did not come to an end in 15 minutes"
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("VIOLATION", "FAILED", "ERROR", "E  "))]
+    return done.returncode != 0, (lines or done.stdout.splitlines() or done.stderr.splitlines() or [""])[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.guards", description=__doc__)
+    parser.add_argument("--only", default="", help="guards whose description contains this")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    where = Path(tempfile.mkdtemp(prefix="fedq-guards-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    chosen = [g for g in GUARDS if args.only in g.what]
+    rows: list[tuple[Guard | None, tuple[str, ...]]] = [(g, g.check) for g in chosen]
+    if not args.only:
+        rows = [(None, check) for check in dict.fromkeys(g.check for g in chosen)] + rows
+    missed = 0
+
+    def one(n: int) -> str:
+        nonlocal missed
+        guard, check = rows[n]
+        began = time.monotonic()
+        found, said = noticed(guard, where / str(n), check)
+        shutil.rmtree(where / str(n), ignore_errors=True)
+        fine = found == (guard is not None)
+        missed += not fine
+        name = guard.what if guard else "(nothing taken away)"
+        by = {"tests.crash": "kills", "tests.crash.powerloss": "states"}.get(check[1]) or check[-1]
+        row = f"| {name} | {by} | {'ok' if fine else 'NOT NOTICED'} {time.monotonic() - began:.0f} s | {said[:150]} |"
+        print(row, flush=True)
+        return row
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, range(len(rows))))
+    shutil.rmtree(where, ignore_errors=True)
+    print(f"{len(chosen)} guards, {missed} not noticed")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,369 @@
+"""Each promise of docs/reliability.md by itself: one guard, one test, no chance involved."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sqlite3
+import time
+
+import pytest
+
+from fedq import fs
+from fedq.client import fetch
+from fedq.client.draft import Envelope, seal
+from fedq.client.session import Client
+from fedq.device.gate import Gate, serve_waiting
+from fedq.device.home import Home, Requester
+from fedq.device.pool import Answer
+from fedq.errors import FedqError, Unreachable, WorkerDied
+from fedq.local import introduce
+from fedq.plan.codec import RawTensor
+from fedq.queue.message import Drop, Get, Number, Put, Ref, Run, SendPlan
+from fedq.queue.pair import Heartbeat
+from fedq.trust import keys
+from tests.crash.lane import START, config_of
+from tests.crash.roles import GOOD, NAME, content
+
+PLAN = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about)
+X, Y, Z = ("1" * 32, "2" * 32, "3" * 32)
+
+
+class Counting:
+    """A worker that answers a number, another one each time, and remembers what it was asked."""
+
+    pid, busy, idle_s = 0, False, 0.0
+
+    def __init__(self, asked: list[str]) -> None:
+        self.known: dict[str, int] = {}
+        self.asked, self._answer = asked, None
+
+    def fileno(self) -> int:
+        return -1
+
+    def start(self, head, tensors) -> None:
+        keys_ = [k.partition("/")[0] for _, _, results, _ in head["calls"] for k in results]
+        self.asked += keys_
+        self._answer = Answer([["ok", [{"n": len(self.asked)} for _ in c[2]]] for c in head["calls"]], [])
+
+    def poll(self):
+        answer, self._answer = self._answer, None
+        return answer
+
+    def close(self) -> None:
+        self._answer = None
+
+
+class World:
+    """A requester and a gate in this process; time goes as `wait` says."""
+
+    def __init__(self, root) -> None:
+        self.now, self.asked = START, []
+        self.config = config_of(root, "none")
+        introduce(self.config, NAME)
+        self.client = Client(self.config, now=lambda: self.now)
+        self.device = self.client.device(NAME)
+        self.pair = self.device.pair
+        self.open()
+
+    def open(self) -> None:
+        self.gate = Gate(self.config, [NAME], worker=lambda *_, **__: Counting(self.asked), now=self.now)
+
+    def restart(self) -> None:
+        self.gate.close()
+        self.open()
+
+    def wait(self, seconds: float = 2.0) -> None:
+        self.now += seconds
+        for _ in range(20):
+            if not self.gate.step(self.now) and self.gate.idle:
+                break
+            self.now += 0.01
+
+    def send(self, *actions, tensors=None):
+        return self.device.submit(list(actions), tensors or {})
+
+    def slip(self, *actions, message_id: str = "", tensors=None) -> str:
+        """A message of another program with the same key, that asks no outbox."""
+        draft = self.device._new_draft()
+        draft.id, draft.actions, draft.tensors = message_id or draft.id, list(actions), tensors or {}
+        envelope = Envelope(self.client.name, NAME, self.now, self.now + 9e5, self.client.key)
+        ((message, sent),) = seal(draft, envelope)
+        self.pair.carrier.put(self.pair.message_name(message.id), sent.chunks)
+        return message.id
+
+    def put(self, id_: str, size: int = 2):
+        return self.send(Put(id_, "t0"), Get(id_, (id_,)), tensors={"t0": content(id_, size)})
+
+    def raw_of(self, message) -> tuple[str, bytes]:
+        """The bytes of a message that was sent and not taken yet."""
+        name = self.pair.message_name(message.id)
+        return name, bytes(self.pair.carrier.get(name))
+
+    def out(self, id_: str) -> bytes | None:
+        try:
+            return bytes(self.pair.carrier.get(self.pair.reply_name(id_)))
+        except FileNotFoundError:
+            return None
+
+    def came(self, value: str, reply: str | None = None):
+        found = fetch._read(self.device, reply or value, value)
+        return None if found is None else found.outcome(NAME, value)
+
+    def heartbeat(self) -> Heartbeat:
+        return keys.unseal(Heartbeat, self.pair.read_bytes("heartbeat"), self.device.key)
+
+    def close(self) -> None:
+        fs.FAILPOINTS.clear()
+        self.gate.close()
+        self.client.close()
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def only(name: str, where: str, error: BaseException, times: int = 1):
+    """A failpoint: these steps fail when one of their arguments contains a text."""
+    left = [times]
+
+    def step(_, call, *args, **kwargs):
+        fd = kwargs.get("dir_fd", kwargs.get("dst_dir_fd"))
+        place = os.readlink(f"/proc/self/fd/{fd}") if fd is not None else ""
+        if left[0] and where in f"{place}/{args}":
+            left[0] -= 1
+            raise error
+        return call(*args, **kwargs)
+
+    fs.FAILPOINTS[name] = step
+
+
+# -- take
+
+
+def test_other_bytes_under_an_id_that_was_taken_are_refused(world):
+    message = world.put(X)
+    world.wait()
+    before = world.out(X)
+    world.slip(Put(X, "t0"), Get(X, (X,)), message_id=message.id, tensors={"t0": content(Y, 2)})
+    world.wait()
+    assert world.heartbeat().refused == ((message.id, "conflict"),)
+    assert world.out(X) == before
+
+
+def test_a_message_that_comes_again_after_its_reply_vanished_is_answered_with_the_same_bytes(world):
+    name, raw = world.raw_of(world.put(X))
+    world.wait()
+    before = world.out(X)
+    world.pair.carrier.delete(world.pair.reply_name(X))
+    world.pair.carrier.put(name, [raw])
+    world.wait()
+    assert world.out(X) == before
+
+
+def test_a_reply_is_never_published_with_another_content(world):
+    """Its value was dropped since; who resends the message gets nothing rather than something else."""
+    name, raw = world.raw_of(world.put(X))
+    world.wait()
+    before = world.out(X)
+    world.send(Drop((X,)))
+    world.wait()
+    world.pair.carrier.delete(world.pair.reply_name(X))
+    world.pair.carrier.put(name, [raw])
+    world.wait()
+    assert world.out(X) in (before, None)
+
+
+def test_a_file_that_can_not_be_read_now_is_taken_later(world):
+    world.put(X)
+    only("read.open", "/in", OSError(errno.EIO, "input/output error"), times=2)
+    world.wait()
+    assert world.came(X) is None
+    world.wait()
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
+
+
+def test_a_share_that_is_read_only_for_in_is_served_and_nothing_is_done_twice(world):
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    only("delete.unlink", "/in", OSError(errno.EROFS, "read-only file system"), times=1 << 30)
+    world.wait()
+    assert isinstance(world.came(X), Number)
+    world.restart()
+    world.wait()
+    world.wait()
+    assert world.asked == [X]
+    assert len(world.pair.carrier.list("in")) == 1
+
+
+# -- do
+
+
+def test_a_call_that_ends_the_gate_three_times_is_an_error_and_the_next_one_is_done(world):
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    for _ in range(3):
+        pid = os.fork()
+        if not pid:
+            Counting.start = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            gate = Gate(world.config, [NAME], worker=lambda *_, **__: Counting([]), now=world.now)
+            for _ in range(5):
+                gate.step(world.now)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    world.open()
+    world.send(Run(GOOD.id, (4,), {}, (Y,)), Get(Y, (Y,)))
+    world.wait()
+    assert isinstance(world.came(X), WorkerDied)
+    assert isinstance(world.came(Y), Number)
+
+
+def test_a_call_that_has_its_result_is_not_done_again_after_a_restart(world):
+    """Its message is still open: another call of it waits."""
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Run(GOOD.id, (Ref(Z),), {}, (Y,)), Get(X, (X,)))
+    world.wait()
+    world.restart()
+    world.wait()
+    assert world.asked == [X]
+
+
+def test_an_id_that_has_a_content_keeps_it(world):
+    world.put(X)
+    world.wait()
+    world.slip(PLAN, Run(GOOD.id, (3,), {}, (X, Y)), Get(Z, (X, Y)))  # one result too many: both would fail
+    world.wait()
+    assert isinstance(world.came(X, Z), RawTensor)
+    assert isinstance(world.came(Y, Z), FedqError)
+
+
+def test_a_commit_that_fails_leaves_nothing_behind_in_memory(world):
+    world.send(PLAN, Put(X, "t0"), Run(GOOD.id, (3,), {}, (Y,)), Get(Z, (X, Y)), tensors={"t0": content(X, 2)})
+    only("journal.commit", "COMMIT", sqlite3.OperationalError("database or disk is full"))
+    world.wait()
+    assert isinstance(world.came(X, Z), RawTensor)
+    assert isinstance(world.came(Y, Z), Number)
+
+
+def test_a_message_the_gate_stumbles_over_is_put_aside_and_blocks_nobody(world, caplog):
+    caplog.set_level(logging.CRITICAL, "fedq")
+    bad = world.put(X)
+    only("journal.insert", bad.id, ValueError("unforeseen"), times=1 << 30)
+    world.put(Y)
+    world.wait()
+    world.wait()
+    assert isinstance(world.came(Y), RawTensor)
+    assert bad.id in dict(world.heartbeat().refused)
+
+
+# -- publish
+
+
+def test_a_file_planted_at_a_replys_name_is_replaced(world):
+    (world.pair.carrier.path("out") / f"{X}.safetensors").write_bytes(b"not a reply")
+    world.put(X)
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
+
+
+def test_one_requesters_broken_folder_holds_up_no_other(world):
+    home = Home(world.config.devices / NAME, world.config)
+    key = keys.Key.from_seed(b"b" * 32)
+    other = f"aaa-{key.fingerprint}"
+    home.trust(Requester(other, key.public.hex()))
+    theirs = home.pair(other).carrier.path("")
+    home.close()
+    world.restart()
+    world.put(X)
+    (theirs / "in").rmdir()
+    (theirs / "in").write_text("no folder")
+    (theirs / "catalog.json").unlink()
+    (theirs / "catalog.json").mkdir()
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
+
+
+# -- collect
+
+
+def test_a_value_is_dropped_only_after_the_replies_that_need_it_are_out(world):
+    world.put(X)
+    world.send(Drop((X,)))
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
+
+
+def test_a_get_of_what_was_dropped_is_answered_at_once(world):
+    world.put(X)
+    world.wait()
+    world.send(Drop((X,)))
+    world.wait()
+    world.wait()
+    world.send(Get(Y, (X,)))
+    world.wait()
+    came = world.came(X, Y)
+    assert isinstance(came, FedqError)
+    assert came.code == "missing_value"
+
+
+def test_temporary_files_are_swept_a_day_after_they_were_written(world):
+    old = [world.pair.carrier.path(f) / f"{fs.TEMP}old" for f in ("", "in", "out")]
+    old += [world.config.devices / NAME / f"{fs.TEMP}old", world.config.home / f"{fs.TEMP}old"]
+    young = world.pair.carrier.path("in") / f"{fs.TEMP}young"
+    for path in (*old, young):
+        path.write_bytes(b"half")
+    for path in old:
+        os.utime(path, (world.now - 90_000, world.now - 90_000))
+    os.utime(young, (world.now, world.now))
+    world.wait(4000)
+    Client(world.config, now=lambda: world.now).close()
+    assert [p for p in (*old, young) if p.exists()] == [young]
+
+
+# -- time and disks
+
+
+def test_a_clock_set_back_by_years_makes_nobody_wait_for_years(world):
+    years = 2 * 365 * 86400.0
+    world.now += years
+    world.restart()
+    world.send(Get(X, (Y,)))
+    world.wait()
+    world.now -= years
+    for _ in range(60):
+        world.wait(600)
+    assert isinstance(world.came(Y, X), FedqError)
+
+
+def test_serving_what_waits_ends_with_an_error_when_the_disk_is_full(world):
+    world.gate.close()
+    world.put(X)
+    only("journal.commit", "COMMIT", sqlite3.OperationalError("database or disk is full"), times=1 << 30)
+    with pytest.raises(Unreachable, match="full"):
+        serve_waiting(world.config, [NAME])
+    fs.FAILPOINTS.clear()
+    serve_waiting(world.config, [NAME])
+    world.open()
+    assert isinstance(world.came(X), RawTensor)
+
+
+def test_a_full_disk_is_said_once_and_the_gate_goes_on_when_there_is_room(world, caplog):
+    caplog.set_level(logging.ERROR, "fedq")
+    world.put(X)
+    only("put.write", "", OSError(errno.ENOSPC, "no space left on device"), times=1 << 30)
+    fs.FAILPOINTS["put.unnamed"] = lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space left"))
+    for _ in range(5):
+        world.wait()
+    assert [r.message for r in caplog.records if "no space" in r.message] != []
+    assert len([r for r in caplog.records if "no space" in r.message]) == 1
+    fs.FAILPOINTS.clear()
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
+
+
+def test_the_clock_is_close_to_the_one_these_tests_go_by():
+    """Ages of files are real, all other times are not; the sweep's test needs them within a decade."""
+    assert abs(time.time() - START) < 10 * 365 * 86400
