@@ -184,7 +184,8 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
     if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
         return f"{device.name} is not running, {seen}", late, value
     if makers & set(beat.running):
-        return "it is running", late, value
+        steps = next((f": step {at} of {steps}" for id_, at, steps in beat.progress if id_ in makers), "")
+        return f"it is running{steps}", late, value
     if makers & set(beat.waiting):
         return "it waits for its turn or its arguments", late, value
     return f"{device.name} runs and has not answered, {seen}", late, value

@@ -18,6 +18,7 @@ from typing import Any
 from fedq import fs, ids
 from fedq.device import batch as batches
 from fedq.device.calls import Call
+from fedq.device.collect import Collector
 from fedq.device.drops import DropRow
 from fedq.device.home import Home
 from fedq.device.intake import SUFFIX, Arrival
@@ -25,6 +26,7 @@ from fedq.device.journal import Taken
 from fedq.device.lanes import Crew, Lane
 from fedq.device.peer import Peer, Want, running
 from fedq.device.pool import Answer, Died
+from fedq.device.times import Time
 from fedq.errors import BadFile, Conflict, FedqError, Unreachable
 from fedq.plan.codec import RawTensor, decode, sha256
 from fedq.queue.message import Failure, Get, Number, Reply, decode_reply, encode_reply, message_from_json
@@ -40,6 +42,8 @@ MAX_TAKEN = 100
 MAX_TAKEN_BYTES = 64 << 20
 LOOK_S = 1.0
 """How often time itself is looked at: what expired, what waited too long."""
+NOTE_TIME_S = 600.0
+"""How far the time in the journal may be behind."""
 BEAT_S = 5.0
 SOON_S = 0.2
 SWEEP_S = 3600.0
@@ -71,9 +75,14 @@ class Served:
         self._more = self._unsaid = self._held_up = False
         self._ahead: BaseException | None = None
         self._poison: set[str] = set()
+        self.time = Time(*self.journal.time())
+        self._noted = self._believed
+        self._collector = Collector(home)
+        self.trouble = ""
+        """What holds it up: the code of an error."""
         self._trouble: FedqError | None = None
         self.refresh()
-        self._recover(now)
+        self._recover(self.time.read(now))
 
     def refresh(self) -> None:
         """Look again at who is trusted and what the owner changed."""
@@ -114,6 +123,17 @@ class Served:
             DiskFull, Unreachable: something could not be done, and is done by a later step.
         """
         self._held_up, self._trouble = True, None
+        try:
+            busy = self._step(self.time.read(now), scan=scan)
+            if self._trouble is not None:
+                raise self._trouble
+        except Exception as error:
+            self.trouble = error.code if isinstance(error, FedqError) else FedqError.code
+            raise
+        self._held_up, self.trouble = False, ""
+        return busy
+
+    def _step(self, now: float, *, scan: bool) -> bool:
         if self._ahead is not None:
             self._rebuild(self._ahead, now)
         arrivals = self._collect(scan=scan) if scan or self._more else []
@@ -125,9 +145,6 @@ class Served:
             self._record(arrivals, answers, now)
         self._act()
         self._sweep(now)
-        if self._trouble is not None:
-            raise self._trouble
-        self._held_up = False
         return busy
 
     def _record(
@@ -177,7 +194,12 @@ class Served:
         if 0 <= now - self._looked_at < LOOK_S:
             return False
         self._looked_at = now
-        return bool(self._published) or any(p.late(now) for p in self.peers.values())
+        late = bool(self._published) or any(p.late(now) for p in self.peers.values())
+        return late or self._collector.due(now) or self._must_note_time()
+
+    def _must_note_time(self) -> bool:
+        high, leapt = self._noted
+        return leapt != self.time.leapt or not 0 <= self.time.high - high < NOTE_TIME_S
 
     # -- collect
 
@@ -221,6 +243,15 @@ class Served:
             self._start(peer, now)
             peer.settle()
             peer.drop(now)
+        if self._collector.due(now):
+            self._collector.step(self.peers, now)
+        if self._must_note_time():
+            self.journal.set_time(*self._believed)
+            self._noted = self._believed
+
+    @property
+    def _believed(self) -> tuple[float, float]:
+        return self.time.high, self.time.leapt
 
     def _take(self, peer: Peer, arrival: Arrival, now: float) -> None:
         """Record a message and enter it; one that can not be entered harms no other."""
@@ -290,6 +321,7 @@ class Served:
         log.warning("%s: %s, on call %d of %d of %s", self.name, died.why, died.at + 1, len(calls), peer.name)
         self._crew.close(peer, lane)
         blamed = calls[min(died.at, len(calls) - 1)]
+        peer.died[blamed.message] = died.why
         for call in calls:
             call.attempts -= call is not blamed
         self.journal.attempts({(c.sender, c.message): c.attempts for c in calls})
@@ -363,9 +395,11 @@ class Served:
         return ours
 
     def _answer(self, peer: Peer, want: Want, id_: str, tensors: dict[str, RawTensor]) -> str | Number | Failure:
+        if id_ in want.given_up:
+            return want.given_up[id_]
         value = peer.value(id_)
         if value is None:
-            return want.given_up.get(id_) or Failure("missing_value", f"{id_} was dropped", {"id": id_})
+            return Failure("missing_value", f"{id_} was dropped", {"id": id_})
         if value.failure is not None:
             return value.failure
         if value.release != "open" and self.journal.verdict(peer.name, id_) == "denied":
@@ -451,13 +485,25 @@ class Served:
             if when <= now < when + SOON_S and state == "up":
                 self._unsaid = True
                 continue
-            tell = (state, *_standing(peer))
-            if tell != told or not when <= now < when + BEAT_S:
+            tell = (state, *_standing(peer), _progress(peer), self.trouble)
+            wait_s = 0.0 if _but_progress(tell) != _but_progress(told) else LOOK_S if tell != told else BEAT_S
+            if not when <= now < when + wait_s:
                 self._told[peer.name] = (now, tell)
                 with self._apart():
                     peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)
         if self._trouble is not None:
             raise self._trouble
+
+
+def _progress(peer: Peer) -> tuple[tuple[str, int, int], ...]:
+    """Of each fold that runs: its message, the step it is in, and how many there are."""
+    folds = (lane for lane in peer.lanes if lane.calls and lane.calls[0].loop)
+    return tuple((lane.calls[0].message, *told) for lane in folds if (told := lane.worker.progress)[1])
+
+
+def _but_progress(tell: tuple[Any, ...] | None) -> Any:
+    """What a heartbeat says besides: that one comes soon, progress now and then."""
+    return tell and (*tell[:-2], tell[-1])
 
 
 def _standing(peer: Peer) -> tuple[Any, ...]:
