@@ -38,7 +38,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, recorder: Recorder, *, gradients: bool) -> None:
         super().__init__()
         self.gradients = gradients
-        self.control = Control(recorder, self)
+        self.control = Control(recorder, self, gradients=gradients)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _GRADIENTS and not self.gradients:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.map import map_impl
 from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.while_loop import while_loop_op
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -56,11 +59,13 @@ class Control:
     Args:
         recorder: what to record with.
         inside: entered while a body runs.
+        gradients: whether the function takes a gradient.
     """
 
-    def __init__(self, recorder: Recorder, inside: AbstractContextManager[Any]) -> None:
+    def __init__(self, recorder: Recorder, inside: AbstractContextManager[Any], *, gradients: bool) -> None:
         self.recorder = recorder
         self.inside = inside
+        self.gradients = gradients
         self.rules: Mapping[Any, Function] = {
             cond_op: self._cond, while_loop_op: self._while_loop, scan_op: self._scan, map_impl: self._map,
         }  # fmt: skip
@@ -122,8 +127,8 @@ class Control:
     ) -> _Recorded:
         """Record a call of the function with ``given``, which are its own, and ``also``, used from outside."""
         recorder, frame = self.recorder, Frame(outside=outside)
-        for value in pytree.tree_leaves(also):
-            recorder.inner(value)
+        for value in (*pytree.tree_leaves(also), *_held(function)):
+            recorder.inner(value)  # views of what was written are taken again here, not inside
         with recorder.inside(frame):
             numbers = tuple(recorder.add(recorder.inner(value)) for value in given)
             frame.memory = recorder.memory()
@@ -143,11 +148,24 @@ class Control:
         bodies = [a for a in args if isinstance(a, _Recorded)]
         used = [t for t in {id(t): t for t in outside}.values() if any(b.uses(t) for b in bodies)]
         args = [a.body(recorder, used) if isinstance(a, _Recorded) else a for a in args]
+        self._refuse_gradients([*used, *(t for b in bodies for t in b.results)])
+        if any(free_unbacked_symbols(shape) for shape, _ in outs):
+            raise Unrecordable(
+                "the size of what a branch or loop gives depends on data", "return torch.where(mask, x, 0) instead"
+            )
         made = self._fresh(outs)
         numbers = tuple(recorder.add(recorder.inner(t)) for t in made)
         args.append([recorder.arg(t) for t in used])
-        recorder.trace.calls.append(Call(op, tuple(args), {}, numbers, user_line()))
+        kept = any(c.kept for b in bodies for c in b.frame.trace.calls)
+        recorder.trace.calls.append(Call(op, tuple(args), {}, numbers, user_line(), kept))
         return pytree.tree_unflatten(made, spec)
+
+    def _refuse_gradients(self, values: Sequence[torch.Tensor]) -> None:
+        if self.gradients and torch.is_grad_enabled() and any(t.requires_grad for t in values):
+            raise Unrecordable(
+                "a gradient goes through a branch or loop of torch",
+                "use torch.where, or a for loop over a constant, or .detach() what needs no gradient",
+            )
 
     def _arg(self, value: Any) -> Any:
         return self.recorder.arg(self.recorder.inner(value))
@@ -157,6 +175,26 @@ class Control:
         with _disable_current_modes(), self.recorder.fakes:
             made = [torch.empty(shape, dtype=dtype) for shape, dtype in kinds]
         return [self.recorder.outer(t) for t in made]
+
+
+def _held(function: Any) -> list[Any]:
+    """Tensors that a function holds on to: in closures, defaults and partial arguments, to any depth."""
+    found, seen, todo = list[Any](), set[int](), [function]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, partial):
+            todo += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, FunctionType):
+            cells = (c.cell_contents for c in value.__closure__ or () if c != CellType())
+            todo += [*cells, *(value.__defaults__ or ())]
+        elif isinstance(value, (list, tuple, dict)):
+            todo += pytree.tree_leaves(value)
+    return found
 
 
 _Kind = tuple[tuple[Any, ...], torch.dtype]

@@ -7,6 +7,7 @@ Format: docs/format.md, section 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fedq.plan.graphjson import (
@@ -48,19 +49,28 @@ _NOWHERE = About()
 
 def show(graph: Graph, about: About = _NOWHERE) -> str:
     """The printed form: one line per input row, state tensor and action, with source lines."""
-    head = f"plan {about.name or 'plan'}({', '.join(_inputs(graph))}) -> {show_arg(graph.outputs)}"
-    rows = [(head, "")]
+    rows = _rows(graph, about.name or "plan", iter(about.lines))
+    width = max((len(text) for text, line in rows if line), default=0)
+    return "\n".join(f"{text:<{width}}   {line}".rstrip() if line else text for text, line in rows)
+
+
+def _rows(graph: Graph, name: str, lines: Iterator[str], *, state: bool = True) -> list[tuple[str, str]]:
+    """Each line of text with its source line; the lines are of its actions, its bodies', its variants'."""
+    rows = [(f"plan {name}({', '.join(_inputs(graph))}) -> {show_arg(graph.outputs)}", "")]
     rows += [(f"  takes {', '.join(map(_param, graph.params))}", "")] if graph.params else []
     rows += [(f"  where {text}", "") for text in _conditions(graph)]
     first = len(graph.inputs)
-    rows += [(f"  %{first + i}: {t} = state {name}", "") for i, (name, t) in enumerate(graph.state)]
-    for i, (action, numbers) in enumerate(graph.numbered()):
+    rows += [(f"  %{first + i}: {t} = state {n}", "") for i, (n, t) in enumerate(graph.state if state else ())]
+    for action, numbers in graph.numbered():
         outs = ", ".join(f"%{n}: {t}" for n, t in zip(numbers, action.types, strict=True))
-        rows.append((f"  {outs} = {action.op}({_call(action)})", about.line(i)))
-    for i, sub in enumerate(graph.graphs):
-        rows += [(f"  @{i}: {show(sub, About('body'))}".replace("\n", "\n  "), "")]
-    width = max(len(text) for text, line in rows if line) if any(line for _, line in rows) else 0
-    return "\n".join(f"{text:<{width}}   {line}".rstrip() if line else text for text, line in rows)
+        rows.append((f"  {outs} = {action.op}({_call(action)})", next(lines, "")))
+    for i, body in enumerate(graph.graphs):
+        (head, _), *inner = _rows(body, "body", lines)
+        rows += [(f"  @{i}: {head}", ""), *((f"  {text}", line) for text, line in inner)]
+    for variant in graph.variants:
+        (head, _), *inner = _rows(variant, name, lines, state=False)
+        rows += [(f"  or {head}", ""), *((f"  {text}", line) for text, line in inner)]
+    return rows
 
 
 def _inputs(graph: Graph) -> list[str]:

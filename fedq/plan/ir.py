@@ -123,7 +123,8 @@ class About:
 
     Attributes:
         name: of the function or class.
-        lines: per action, ``tour.py:9`` or ``""``.
+        lines: per action, ``tour.py:9`` or ``""``; after the graph's own those of its bodies, each
+            followed by those of the bodies in it.
         params: names of the inputs, for messages: ``x``.
         refused: what the Spec does not admit and the line that is why: ``n=1`` -> ``tour.py:9``.
     """
