@@ -30,6 +30,7 @@ from fedq.plan.control import Control
 from fedq.plan.graph import Tree
 from fedq.plan.recorder import Recorder, Sizes
 from fedq.plan.recording import Free, In, Trace
+from fedq.plan.statistics import SEEN
 
 
 class _Watch(TorchFunctionMode):
@@ -47,6 +48,8 @@ class _Watch(TorchFunctionMode):
             raise Unrecordable(WATCHED[func])
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self.control.call(func, args)
+        if func in SEEN and not self.gradients:
+            return SEEN[func](*args, **(kwargs or {}))
         if func == _DATA:
             return args[0].detach()
         return func(*args, **(kwargs or {}))
@@ -98,7 +101,10 @@ def _record(
     recorder.state_memory = {t.untyped_storage()._cdata for t in held}
     sizes.asked.clear()
     with cannot(), _modes(fakes, recorder, gradients=gradients):
-        trace.outputs = _outputs(recorder, run(function, held, args, pre_dispatch=not gradients))
+        out, after = run(function, held, args, pre_dispatch=not gradients)
+        new = _changed(held, after)
+        trace.updates = tuple(new)
+        trace.outputs = _outputs(recorder, (out, new) if new else out)
         _refuse_equalities_of_data(sizes)
     trace.guards, trace.asked = sizes.lines, sizes.asked
     trace.solved = {s: sizes.replace(s) for s in trace.symbols.values()}
@@ -118,15 +124,25 @@ def call_users_function(function: Function, held: list[Any], args: list[Any]) ->
 
 
 def _plain(function: Function, held: list[Any], args: list[Any], *, pre_dispatch: bool) -> Any:
-    return call_users_function(function, held, args)
+    after = list(held)
+    return call_users_function(function, after, args), after
 
 
 def _functional(function: Function, held: list[Any], args: list[Any], *, pre_dispatch: bool) -> Any:
     """Run it with writes turned into new values, and views of what was written taken again."""
     with FunctionalTensorMode(pre_dispatch=pre_dispatch):
         wrap = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in (*held, *args)]
-        out = call_users_function(function, wrap[: len(held)], wrap[len(held) :])
-        return tree_map_only(FunctionalTensor, _synced, out)
+        after = wrap[: len(held)]
+        out = call_users_function(function, after, wrap[len(held) :])
+        return tree_map_only(FunctionalTensor, _synced, (out, after))
+
+
+def _changed(before: list[Any], after: list[Any]) -> dict[int, Any]:
+    """State the function wrote to, or put another tensor in the place of: by number, its new value."""
+    new = {i: b for i, (a, b) in enumerate(zip(before, after, strict=True)) if b is not a}
+    if any(b.shape != before[i].shape or b.dtype != before[i].dtype for i, b in new.items()):
+        raise Unrecordable("it changes the shape or dtype of its state", "keep both, or return the new tensor")
+    return new
 
 
 def _synced(tensor: Any) -> Any:

@@ -295,22 +295,26 @@ def tree_from_json(value: Any, leaf: Callable[[Any], Any]) -> Tree:
 # -- about -----------------------------------------------------------------------------------
 
 
+_ABOUT = {"name", "lines", "params", "refused", "updates"}
+
+
 def about_to_json(about: About) -> dict[str, Any]:
     body = {
         "name": ids.as_text(about.name),
         "lines": [ids.as_text(line) for line in about.lines],
         "params": list(about.params),
         "refused": {ids.as_text(k): ids.as_text(v) for k, v in sorted(about.refused.items())},
+        "updates": list(about.updates),
     }
     return {k: v for k, v in body.items() if v}
 
 
 def about_from_json(body: Any) -> About:
-    need(isinstance(body, dict) and body.keys() <= {"name", "lines", "params", "refused"}, "keys of about")
+    need(isinstance(body, dict) and body.keys() <= _ABOUT, "keys of about")
     name, refused = body.get("name", ""), body.get("refused", {})
-    lines, params = strings(body.get("lines", [])), strings(body.get("params", []))
+    lines, params, updates = (strings(body.get(key, [])) for key in ("lines", "params", "updates"))
     need(name == "" or ids.is_text(name), "a plan's name")
     need(isinstance(refused, Mapping) and all(map(ids.is_text, refused)), "refused")
-    texts = (*lines, *params, *refused.values())
+    texts = (*lines, *params, *refused.values(), *updates)
     need(all(text == "" or ids.is_text(text) for text in texts), "a text of about")
-    return About(name, lines, params, dict(refused))
+    return About(name, lines, params, dict(refused), updates)

@@ -127,12 +127,14 @@ class About:
             followed by those of the bodies in it.
         params: names of the inputs, for messages: ``x``.
         refused: what the Spec does not admit and the line that is why: ``n=1`` -> ``tour.py:9``.
+        updates: names of state the function writes to: its outputs are then ``(result, {name: new value})``.
     """
 
     name: str = ""
     lines: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    updates: tuple[str, ...] = ()
 
     def line(self, action: int) -> str:
         return self.lines[action] if action < len(self.lines) else ""

@@ -19,10 +19,12 @@ from torch import nn
 from fedq import fs
 from fedq.errors import NotBuilt, UsageError
 from fedq.plan import graph as ir
+from fedq.plan import held as holding
 from fedq.plan import params, replay, tensors
 from fedq.plan.codec import Signer
 from fedq.plan.file import PlanFile, encode_plan
 from fedq.plan.graph import About, Action, Graph, Type, show
+from fedq.plan.held import State as State
 from fedq.plan.spec import match
 from fedq.plan.verify import verify
 
@@ -33,17 +35,6 @@ class Receiver(Protocol):
     """A device, seen from a plan."""
 
     def send_plan(self, plan: Plan) -> Any: ...
-
-
-class State:
-    """The tensors a function was given with ``state=``, as its last argument."""
-
-    def __init__(self, held: Sequence[torch.Tensor]) -> None:
-        self._held = list(held)
-
-    def read(self) -> list[torch.Tensor]:
-        """All of them, in the order given."""
-        return list(self._held)
 
 
 class Plan(nn.Module):
@@ -67,6 +58,7 @@ class Plan(nn.Module):
         self._built = built
         self._fast: Callable[..., Any] | None = None
         self._as_written = False
+        self._lent = False
 
     # -- building
 
@@ -101,10 +93,13 @@ class Plan(nn.Module):
             args, kwargs = taken.again(leaves)
             return function(held, *args, **kwargs)
 
-        self._fast = None
-        graph, about, constants = trace(
-            called, asked, state=state, name=self.name, params=taken.names, as_written=self._as_written
-        )
+        self._fast, self._lent = None, True
+        try:
+            graph, about, constants = trace(
+                called, asked, state=state, name=self.name, params=taken.names, as_written=self._as_written
+            )
+        finally:
+            self._lent = False
         graph, kept = params.settled(graph, taken)
         self._built = graph, replace(about, params=tuple(taken.names[n] for n in kept)), constants
         return self
@@ -113,12 +108,9 @@ class Plan(nn.Module):
         """What to record, as a function of state tensors and arguments, and the state by name."""
         module = self._module()
         if module is not None:
-            names = _named_state(module)
             return (
-                lambda held, *args, **kwargs: torch.func.functional_call(
-                    module, dict(zip(names, held, strict=True)), args, kwargs, tie_weights=True
-                ),
-                list(names.items()),
+                lambda held, *args, **kwargs: holding.call(module, held, args, kwargs),
+                list(holding.named(module).items()),
             )
         if self._source[0] is None:
             raise UsageError(f"plan {self.name!r} came from a file: it can not be built again")
@@ -187,10 +179,53 @@ class Plan(nn.Module):
     def actions(self) -> tuple[Action, ...]:
         return self.graph.actions
 
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """What it holds, by name: parameters and buffers, or what ``state=`` gave, as they are now."""
+        if self._source[0] is not None or self._module() is not None:
+            return dict(self._function()[1])
+        names = (name for name, _ in self.graph.state)
+        return dict(zip(names, self._need()[2], strict=True))
+
     def state_tensors(self) -> list[torch.Tensor]:
         """The state as it is now, in the graph's order: parameters and buffers or ``state=``, then constants."""
-        held = self._function()[1] if self._source[0] is not None or self._module() is not None else []
-        return [*(t for _, t in held), *self._need()[2]]
+        held = list(self.state.values())
+        return held if len(held) == len(self.graph.state) else [*held, *self._need()[2]]
+
+    def load_state(self, new: Mapping[str, torch.Tensor]) -> None:
+        """Put new values into its state, or some of it: what a run of it gave as updates, or training made.
+
+        Raises:
+            UsageError: a name, shape or dtype is another; then nothing was changed.
+        """
+        holding.load(self.state, new)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of the module it was made of, or its own."""
+        source = self._source[0]
+        if isinstance(source, nn.Module):
+            return source.named_parameters(*args, **kwargs)
+        return super().named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; of a plan from a file or with ``state=``: what it holds."""
+        match self._module():
+            case None:
+                return {name: t.detach() for name, t in self.state.items()}
+            case own if own is self:
+                return super().state_dict(*args, **kwargs)
+            case module:
+                return module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As torch's; of a plan from a file or with ``state=``: as `load_state`."""
+        match self._module():
+            case None:
+                return self.load_state(state_dict)
+            case own if own is self:
+                return super().load_state_dict(state_dict, *args, **kwargs)
+            case module:
+                return module.load_state_dict(state_dict, *args, **kwargs)
 
     def file(self) -> PlanFile:
         """The plan with a copy of its state as it is now."""
@@ -211,12 +246,29 @@ class Plan(nn.Module):
     # -- using it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it here: its Python function if it has one, else what was recorded."""
+        """Call it here: its Python function if it has one, else what was recorded.
+
+        What it would write into its state, it gives instead: ``(result, {name: new value})``.
+        """
+        if self._built is not None and self.about.updates and not self._lent and (self._source[0] or self._module()):
+            return self._apart(args, kwargs)
         if self._source[0] is not None:
             return self._call(self._given, args, kwargs)
         if type(self) is not Plan:
             return super().__call__(*args, **kwargs)
         return self._replay(params.bind(self.graph, args, kwargs, about=self._need()[1]))
+
+    def _apart(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call its function on copies of what it writes to."""
+        function, state = self._function()
+        held = [t.clone() if name in self.about.updates else t for name, t in state]
+        self._lent = True
+        try:
+            out = function(held, *args, **kwargs)
+        finally:
+            self._lent = False
+        new = {name: t for (name, _), t in zip(state, held, strict=True)}
+        return out, {name: new[name] for name in self.about.updates}
 
     def _replay(self, inputs: Sequence[Any]) -> Any:
         match(self.graph, [tensors.type_of(a) for a in inputs], about=self.about)
@@ -280,15 +332,6 @@ def from_file(file: PlanFile) -> Plan:
     """A plan that replays what a file holds; the file was checked, and its graph verified."""
     held = tuple(tensors.from_raw(raw) for raw in file.state.values())
     return Plan(built=(file.graph, file.about, held))
-
-
-def _named_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(_tensors(module))
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _asked(name: str, value: Any) -> Type:

@@ -359,16 +359,19 @@ class _Prover:
         if new:
             return new[0].line
         dtypes = tuple(_dtypes(other))
-        return dtypes if self._eager(dtype) == dtypes else (other.trace.calls[0].line if other.trace.calls else "")
+        if self._eager(dtype, other.trace.updates) == dtypes:
+            return dtypes
+        return other.trace.calls[0].line if other.trace.calls else ""
 
-    def _eager(self, dtype: str) -> tuple[str, ...] | None:
+    def _eager(self, dtype: str, updates: Sequence[int]) -> tuple[str, ...] | None:
         """Dtypes of the outputs of a real call: fakes accept mixtures of dtypes that kernels do not."""
         looks, none = self._looks(), dict[Place, str]()
         inputs = [self._in_again(i, a, looks, none, dtype) for i, a in enumerate(self.asked)]
         made = [v.value if v.dims is None else torch.ones(v.dims, dtype=DTYPE_OF[v.dtype]) for v in inputs]  # type: ignore[arg-type]
         try:
             with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
-                out = once(self.function, [t.detach().clone() for t in self.state], *made)
+                held = [t.detach().clone() for t in self.state]
+                out = [once(self.function, held, *made), *(held[i] for i in updates)]
         except Exception:
             return None
         return tuple(NAMES.get(v.dtype, "") if isinstance(v, torch.Tensor) else type(v).__name__ for v in flatten(out))

@@ -166,8 +166,6 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             value = args[i] if i < len(args) else kwargs.get(spec.name)
             written = spec.alias_info is not None and spec.alias_info.is_write
             values = value if isinstance(value, list) else [value]
-            if written and any(map(self._is_state, values)):
-                raise Unrecordable(*_HIDDEN_STATE)
             if written and any(v.untyped_storage()._cdata in self.frames[-1].memory for v in values):
                 raise Unrecordable(
                     "a branch or loop writes to what it was given", "make a new value: i = i + 1, not i += 1"

@@ -92,7 +92,8 @@ class Trace:
         num_inputs, num_state: how many come first.
         constants: value number -> tensor made inside the function from Python numbers.
         calls: the ops in order.
-        outputs: a tree of Var, Size or Python numbers.
+        outputs: a tree of Var, Size or Python numbers; ``(outputs, {state: new value})`` with updates.
+        updates: which of the state the function changed, counted from 0.
         guards: conditions on the symbols.
         asked: conditions that Python code (not an op's inside) put on sizes, decided or not.
         symbols: symbol of each free dimension of the inputs, as (input, dimension) -> symbol;
@@ -107,6 +108,7 @@ class Trace:
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     outputs: Tree = None
+    updates: tuple[int, ...] = ()
     guards: list[Guard] = field(default_factory=list)
     asked: list[Guard] = field(default_factory=list)
     symbols: dict[tuple[int, int], Any] = field(default_factory=dict)

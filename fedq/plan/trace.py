@@ -67,18 +67,25 @@ def trace_as_is(function: Function, types: Sequence[Type]) -> Traced:
 def _graph(proved: Proved, state_names: list[str], name: str, params: Sequence[str]) -> Traced:
     with cannot():
         made = emit(proved.settled, proved.inputs, state_names)
+    updates = tuple(state_names[i] for i in proved.settled.trace.updates)
     graph = Graph(
         inputs=made.inputs,
         actions=made.actions,
-        outputs=made.outputs,
+        outputs=_named(made.outputs, updates) if updates else made.outputs,
         sizes=proved.least,
         guards=proved.guards,
         dtypes=proved.dtypes,
         state=made.state,
+        graphs=made.graphs,
     )
-    about = About(name, made.lines, tuple(params), dict(proved.refused))
+    about = About(name, made.lines, tuple(params), dict(proved.refused), updates)
     constants = tuple(proved.settled.trace.constants[n].detach().clone() for n in made.constants)
     return graph, about, constants
+
+
+def _named(outputs: Any, names: Sequence[str]) -> Any:
+    out, new = outputs
+    return out, dict(zip(names, new.values(), strict=True))
 
 
 @contextmanager
@@ -89,7 +96,6 @@ def _seeds_untouched(again: Callable[[], Any]) -> Iterator[None]:
     try:
         yield
     except CannotRecord as error:
-        graphs=made.graphs,
         failed = error
     after = _seeds()
     _restore(before)

@@ -54,7 +54,7 @@ class TrainingPlan(Plan):
         self.model = model
         self._loss, self._optimizer, self._inputs = (loss,), optimizer, inputs
         self._names = _trained(model, optimizer)
-        self._buffers = [name for name, _ in model.named_buffers()]
+        self._changing = [name for name, _ in model.named_buffers()]
         self._slots = _slots(optimizer, {name: p for p, name in self._names.items()})
         self._as_written = True
 
@@ -69,7 +69,7 @@ class TrainingPlan(Plan):
         buffers = dict(self.model.named_buffers())
         return {
             "params": {name: p.detach().clone() for p, name in self._names.items()},
-            "buffers": {name: buffers[name].detach().clone() for name in self._buffers},
+            "buffers": {name: buffers[name].detach().clone() for name in self._changing},
             "optimizer": {
                 name: {
                     k: self._optimizer.state.get(p, {}).get(k, v).detach().clone()
@@ -97,15 +97,15 @@ class TrainingPlan(Plan):
         rows = [_rows(i, t) for i, t in enumerate(batch)]
         self.build(self.carry(), *rows)
         changed = self._changed_buffers()
-        if changed != self._buffers:
-            self._buffers = changed
+        if changed != self._changing:
+            self._changing = changed
             self.build(self.carry(), *rows)
         return self
 
     def _changed_buffers(self) -> list[str]:
         first = len(self._names)
         made = self.graph.outputs[0]["buffers"]
-        return [name for i, name in enumerate(self._buffers) if made[name] != Var(first + i)]
+        return [name for i, name in enumerate(self._changing) if made[name] != Var(first + i)]
 
     def _function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
         kept = self._kept()
@@ -116,7 +116,7 @@ class TrainingPlan(Plan):
 
     def _kept(self) -> Tensors:
         """What no step changes."""
-        changed = {*self._names.values(), *self._buffers}
+        changed = {*self._names.values(), *self._changing}
         held = (*self.model.named_parameters(), *self.model.named_buffers())
         return {name: t.detach() for name, t in held if name not in changed}
 
@@ -167,7 +167,7 @@ def _rows(i: int, example: torch.Tensor) -> Type:
 def _trained(model: nn.Module, optimizer: Optimizer) -> dict[torch.Tensor, str]:
     """What the optimizer trains, in the model's order, with its name there."""
     theirs = {p for group in optimizer.param_groups for p in group["params"]}
-    names = {p: name for name, p in model.named_parameters() if p in theirs}
+    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p in theirs}
     if theirs - names.keys():
         raise UsageError("the optimizer trains a parameter that the model does not have")
     return names

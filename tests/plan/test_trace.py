@@ -290,12 +290,6 @@ def test_a_module_replays_as_eager_at_other_batch_sizes(make, shape, others):
         assert all(torch.equal(a, b) for a, b in zip(flatten(_replayed(plan, x)), expected, strict=True))
 
 
-def test_a_module_in_training_that_writes_its_buffers_is_refused():
-    with pytest.raises(CannotRecord, match="never hidden writes") as caught:
-        Plan(nn.BatchNorm1d(3)).build_shapes([(-1, 3)])
-    assert "eval()" in caught.value.hint
-
-
 def gradient_step(x, w):
     w = w.detach().requires_grad_()
     loss = ((x @ w).relu() ** 2).mean()
