@@ -10,6 +10,7 @@ from fedq.cli import load, show, words
 from fedq.cli.call import Call, Shown
 from fedq.errors import FedqError, UsageError
 from fedq.plan.codec import RawTensor
+from fedq.plan.fold import Batches, Loop
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
@@ -95,6 +96,33 @@ def run(
             there = plan_on(device, wanted)
             inputs = in_order(there, values[: len(args)], dict(zip(by_name, values[len(args) :], strict=True)))
             made.append(there.run(inputs, release=release))
+    return made
+
+
+def fold(
+    client: Client,
+    text: str,
+    carry: Sequence[str],
+    data: Sequence[str],
+    named: Sequence[str],
+    batches: Batches,
+    *,
+    on: str | None,
+    release: bool,
+    token: str | None,
+) -> list[list[PointerTensor]]:
+    """Fold a plan over data on each device; the results of each, as of `run`."""
+    by_name = dict(map(words.named, named))
+    texts = [*carry, *data, *by_name.values()]
+    given, names = [argument(a) for a in texts], where(on, texts)
+    devices, wanted = [client.device(name) for name in names], plan(text)
+    looked_up = [[on_device(device, arg) for arg in given] for device in devices]
+    count, made = len(carry) + len(data), []
+    for device, values in zip(devices, looked_up, strict=True):
+        with device.batch(token=token):
+            there = plan_on(device, wanted)
+            inputs = in_order(there, values[:count], dict(zip(by_name, values[count:], strict=True)))
+            made.append(there.fold_flat(inputs, Loop(len(carry), len(data), batches), release=release))
     return made
 
 

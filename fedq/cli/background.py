@@ -132,6 +132,7 @@ def state(config: Config, name: str) -> dict[str, Any]:
         "values": values,
         "waiting": sum(len(b.waiting) for b in beats),
         "running": sum(len(b.running) for b in beats),
+        "progress": [list(p) for b in beats for p in b.progress],
         "held": held,
     }
 
@@ -162,6 +163,7 @@ def _elsewhere(device: Device) -> dict[str, Any]:
         "values": len(device.catalog().values),
         "waiting": len(beat.waiting) if beat else 0,
         "running": len(beat.running) if beat else 0,
+        "progress": [list(p) for p in beat.progress] if beat else [],
         "held": len(beat.held) if beat else 0,
     }
 

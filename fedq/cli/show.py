@@ -59,10 +59,15 @@ def devices(rows: Sequence[Mapping[str, Any]]) -> str:
     """``fedq device ls``."""
     head = ("device", "state", "last seen", "values", "waiting", "running", "held")
     body = [
-        (r["device"], r["state"], when(r["last_seen"]), r["values"], r["waiting"], r["running"], r["held"])
-        for r in rows
+        (r["device"], r["state"], when(r["last_seen"]), r["values"], r["waiting"], _running(r), r["held"]) for r in rows
     ]
     return table([head, *body]) if rows else ""
+
+
+def _running(row: Mapping[str, Any]) -> str:
+    """``2``, ``1: step 120 of 450``."""
+    steps = ", ".join(f"step {step} of {steps}" for _, step, steps in row["progress"])
+    return f"{row['running']}: {steps}" if steps else str(row["running"])
 
 
 def tensor(raw: RawTensor) -> str:

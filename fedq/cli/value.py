@@ -1,14 +1,17 @@
-"""``fedq search``, ``run`` and ``get``: values on devices, what is computed from them, and what comes back."""
+"""``fedq search``, ``run``, ``fold``, ``get``: values on devices, what is computed from them, what comes back."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedq.cli import show
+from fedq.cli import show, words
 from fedq.cli.call import Call, Shown, command
 from fedq.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedq.client.pointers import PointerTensor
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -72,6 +75,61 @@ def run(
     if ((timeout or out) and not wait) or (wait and keep):
         raise UsageError("--timeout and --out go with --wait, --keep without it")
     made = ask.run(call.client, plan, args or [], arg or [], on=on, release=not keep, token=token)
+    return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
+
+
+@command(
+    app,
+    numbers=True,
+    examples=[
+        "fedq fold step.safetensors --carry w.npy,b.npy --data device_1:x,device_1:y --batch-size 32",
+        "fedq fold step --carry device_1:w,device_1:b --data x,y --on device_1 --batch-size 32 --epochs 2 --shuffle",
+        "fedq fold count.safetensors --carry zero.npy --data ward_1:patients --batch-size 1000 --drop-last --wait",
+    ],
+)
+def fold(
+    call: Call,
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan of one step: a file, or a name or id there.")],
+    data: Annotated[str, typer.Option("--data", metavar="REFS", help="Tensors cut into batches together: a,b.")],
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Rows of a batch.", min=1)],
+    carry: Annotated[
+        str, typer.Option("--carry", metavar="REFS", help="The plan's first arguments: its first outputs are the next.")
+    ] = "",
+    arg: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="The same in every step. May be repeated.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="How often to go through the data.", min=1)] = 1,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="In a new order each epoch.")] = False,
+    drop_last: Annotated[bool, typer.Option("--drop-last", help="Leave out a last batch that is not full.")] = False,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="DEVICES", help="Fold on each of these: device_1,device_2.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Do not ask for the results' release yet.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the results as 'fedq get' does.")] = False,
+    timeout: Timeout = None,
+    token: Annotated[
+        str | None, typer.Option("--token", help="A name for this very request: again gives the same results.")
+    ] = None,
+    out: Out = None,
+) -> Shown:
+    """Replay a plan over mini-batches of data, where it is. Prints the ids of the last carry and the metrics."""
+    from fedq.cli import ask
+    from fedq.plan import fold as folds
+
+    if ((timeout or out) and not wait) or (wait and keep):
+        raise UsageError("--timeout and --out go with --wait, --keep without it")
+    batches = folds.batches(batch_size, epochs, shuffle=shuffle, drop_last=drop_last)
+    texts = words.items(carry), words.items(data)
+    made = ask.fold(call.client, plan, *texts, arg or [], batches, on=on, release=not keep, token=token)
+    return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
+
+
+def _promised(
+    call: Call, made: list[list[PointerTensor]], *, on: str | None, wait: bool, timeout: str | None, out: str | None
+) -> Shown:
+    """The ids of what is to come, or, if that is asked for, what came."""
+    from fedq.cli import ask
+
     refs = [" ".join(f"{p.device.name}:{p.id}" for p in results) for results in made]
     run_id = call.client.name_run(*ask.run_of(made)) if on else None
     if wait:

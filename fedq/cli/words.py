@@ -49,6 +49,11 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
 
 
+def items(text: str) -> list[str]:
+    """``a,b,a`` as a list without blanks."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
 def number(text: str) -> int | float | bool | None:
     """The number this writes, None if it writes none."""
     if text in ("true", "True", "false", "False"):

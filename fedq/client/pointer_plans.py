@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedq.client.pointers import PointerTensor, PointerTensors, raw_tensor
 from fedq.errors import UsageError
-from fedq.plan import params, spec
+from fedq.plan import fold, params, spec
 from fedq.plan.codec import RawTensor
+from fedq.plan.fold import Loop
 from fedq.plan.graph import About, Graph, Type, unflatten
-from fedq.queue.message import Ref, Run, RunArg
+from fedq.queue.message import Fold, Ref, Run, RunArg
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
@@ -61,26 +62,76 @@ class PointerPlan:
 
     def run(self, args: Sequence[Any], *, release: bool = False) -> list[PointerTensor]:
         """Replay it there on flat inputs; the results, flat. ``release``: ask for each of them in the same message."""
+        return self._call(args, None, release)
+
+    def fold(
+        self,
+        carry: Sequence[Any],
+        data: Sequence[Any],
+        args: Sequence[Any] = (),
+        *,
+        batch_size: int,
+        epochs: int = 1,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> Any:
+        """Replay it there over mini-batches of stored tensors, once per batch; returns at once.
+
+        The plan is one step: it takes the carry, a batch and ``args``, and gives the next carry and
+        perhaps metrics. The data is read by slices: it may be larger than the device's memory.
+
+        Args:
+            carry: what its first arguments are in the first step, in their structure; then its first outputs.
+            data: its next arguments: tensors that are cut together along their first dimension.
+            args: the rest; the same in every step.
+            shuffle: in a new order each epoch, given by the message's seed.
+            drop_last: leave out what does not fill a batch at an epoch's end.
+
+        Returns:
+            the plan's structure of outputs, of pointers: the last carry; of each metric a tensor
+            with one row per step.
+
+        Raises:
+            SpecMismatch: the plan does not admit these arguments, the last batch's size, or its own
+                outputs as the next carry; nothing was sent.
+        """
+        first, whole = _several(carry), _several(data)
+        inputs = params.bind(self.graph, [*first, *whole, *_several(args)], {}, about=self.about)
+        batches = fold.batches(batch_size, epochs, shuffle=shuffle, drop_last=drop_last)
+        loop = fold.loop(self.graph, len(first), len(whole), batches)
+        return unflatten(self.graph.outputs, iter(self.fold_flat(inputs, loop)))
+
+    def fold_flat(self, args: Sequence[Any], loop: Loop, *, release: bool = False) -> list[PointerTensor]:
+        """The same on flat inputs: the carry's, the data's, the rest; the results, flat."""
+        return self._call(args, loop, release)
+
+    def _call(self, args: Sequence[Any], loop: Loop | None, release: bool) -> list[PointerTensor]:
         if any(isinstance(a, PointerTensor) and a.address in a.device.pending.made for a in args):
             with self.device.batch():
                 self.device.settle()
-                return self._run(args, release)
-        return self._run(args, release)
+                return self._draft(args, loop, release)
+        return self._draft(args, loop, release)
 
-    def _run(self, args: Sequence[Any], release: bool) -> list[PointerTensor]:
+    def _draft(self, args: Sequence[Any], loop: Loop | None, release: bool) -> list[PointerTensor]:
         with self.device.drafting() as draft:
             given, types = [], []
             for arg in args:
                 run_arg, type_ = self._argument(arg)
                 given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
                 types.append(type_)
-            made = self._output_types(tuple(types))
+            made = self._output_types(tuple(types)) if loop is None else self._folded_types(tuple(types), loop)
             results = [PointerTensor(self.device, draft.new_id(), t, mine=draft.token is None) for t in made]
             draft.types.update((p.address, p.type) for p in results)
-            draft.actions.append(Run(self.id, tuple(given), {}, tuple(p.address for p in results)))
+            draft.actions.append(self._verb(tuple(given), loop, tuple(p.address for p in results)))
             for p in results if release else ():
                 draft.ask([p.address])
         return results
+
+    def _verb(self, given: tuple[RunArg, ...], loop: Loop | None, results: tuple[str, ...]) -> Run | Fold:
+        if loop is None:
+            return Run(self.id, given, {}, results)
+        k, end = loop.carry, loop.carry + loop.data
+        return Fold(self.id, given[:k], given[k:end], loop.batches, results, given[end:])
 
     def run_as(self, args: Sequence[PointerTensor | RawTensor | str], results: Sequence[str]) -> None:
         """Replay it under these ids, on arguments that are known to fit; text is the id of a value."""
@@ -118,6 +169,17 @@ class PointerPlan:
             if len(self._checked) < 1000:
                 self._checked[given] = found
         return found
+
+
+    def _folded_types(self, given: tuple[Type, ...], loop: Loop) -> tuple[Type | None, ...]:
+        if UNKNOWN in given:
+            return (None,) * len(self.graph.output_vars)
+        return fold.fit(self.graph, loop, given, about=self.about).outputs
+
+
+def _several(values: Any) -> Sequence[Any]:
+    """Arguments as a sequence; a single one is one."""
+    return values if isinstance(values, (list, tuple)) else (values,)
 
 
 class PointerPlans(list[PointerPlan]):

@@ -13,7 +13,7 @@ from fedq import fs
 from fedq.client.draft import Draft, Envelope, Sent, message, seal
 from fedq.errors import Conflict
 from fedq.plan.codec import Buffer
-from fedq.queue.message import Ack, Drop, Message, Ref, Run
+from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
@@ -56,7 +56,8 @@ def _add_riders(device: Device, draft: Draft) -> None:
     """What was taken away, or let go of, is dropped and acknowledged by the next message."""
     outbox = device.client.outbox
     if outbox.has_let_go:
-        used = {a.id for run in draft.actions if isinstance(run, Run) for a in run.args if isinstance(a, Ref)}
+        calls = (verb for verb in draft.actions if isinstance(verb, Run | Fold))
+        used = {a.id for call in calls for a in call.given if isinstance(a, Ref)}
         outbox.take_gone(keep=used | draft.types.keys())
     values, after, replies = outbox.to_forget(device.number, FORGET_AT_MOST)
     if values:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedq import ids
-from fedq.errors import SpecMismatch
+from fedq.errors import SpecMismatch, UsageError
 from fedq.plan import spec
-from fedq.plan.graph import About, Graph, Type
+from fedq.plan.graph import About, Graph, Tree, Type, Var, flatten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,14 @@ class Batches:
     def __str__(self) -> str:
         said = [f"batches of {self.size}", f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"]
         return ", ".join(said + ["shuffled"] * self.shuffle + ["last one dropped"] * self.drop_last)
+
+
+def batches(batch_size: int, epochs: int = 1, *, shuffle: bool = False, drop_last: bool = False) -> Batches:
+    """Batches as a user asks for them; UsageError for what can not be."""
+    for name, value, most in (("batch_size", batch_size, MAX_BATCH), ("epochs", epochs, MAX_EPOCHS)):
+        if type(value) is not int or not 0 < value <= most:
+            raise UsageError(f"{name} {value!r} is no count", hint=f"{name}: a whole number from 1 on")
+    return Batches(batch_size, epochs, bool(shuffle), bool(drop_last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,16 @@ def fit(graph: Graph, loop: Loop, given: Sequence[Type], *, about: About = _UNKN
     steps = batches.steps(rows) * batches.epochs
     metrics = (_stacked(t, steps) for t in found[0][k:])
     return Fitted(rows, steps, (*carry, *metrics))
+
+
+def loop(graph: Graph, carry: int, data: int, batches: Batches) -> Loop:
+    """A loop whose carry and data are so many of the plan's arguments, which may be structures of inputs."""
+    trees = [p.tree for p in graph.params] or [Var(i) for i in range(len(graph.inputs))]
+    return Loop(_inputs(trees[:carry]), _inputs(trees[carry : carry + data]), batches)
+
+
+def _inputs(trees: Sequence[Tree]) -> int:
+    return sum(isinstance(leaf, Var) for leaf in flatten(list(trees)))
 
 
 def _rows(data: Sequence[Type]) -> int:
