@@ -81,6 +81,11 @@ def test_sealed_files_are_read_as_they_were_written():
         assert unseal(what, raw, DEVICE.public) == value
 
 
+def test_a_heartbeat_of_a_device_that_is_held_up_is_read_as_it_was_written():
+    raw = (FOLDER / "heartbeat-held-up-v1.json").read_bytes()
+    assert unseal(Heartbeat, raw, DEVICE.public) == contents.HELD_UP
+
+
 def test_the_printed_form_is_as_it_was():
     plan = read("plan", FILES["plan"][1])[0]
     assert show(plan.graph, plan.about) + "\n" == (FOLDER / "plan-v1.txt").read_text("utf-8")

@@ -65,7 +65,9 @@ def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
             later.append(call)
             continue
         failure = _add(peer, known, batch, call)
-        if failure is not None:
+        if failure is not None and failure.code == "worker_died":
+            peer.give_up_on(call, failure, now)
+        elif failure is not None:
             peer.fail(call, failure, now)
         elif alone:
             break

@@ -133,6 +133,10 @@ class Home:
         """Where large messages of a requester are kept until they are done."""
         return self.path / "spool" / requester
 
+    def failed(self, requester: str) -> Path:
+        """Where messages of a requester are kept that ended their workers too often."""
+        return self.path / "failed" / requester
+
     # -- the owner's values
 
     def add(self, raw: RawTensor, *, tag: str, release: str | None = None, replace: bool = False, id: str = "") -> str:
@@ -225,7 +229,7 @@ class Home:
         inside = ("", "trust", "values", "spool", "failed")
         folders = [self.path / name for name in inside] + [self.config.devices / GATE]
         requesters = [requester.name for requester in self.trusted()]
-        folders += [self.path / name / who for name in ("values", "spool") for who in requesters]
+        folders += [self.path / name / who for name in ("values", "spool", "failed") for who in requesters]
         swept = sum(fs.sweep(folder, before=before) for folder in folders)
         return swept + sum(self.pair(who).sweep(before=before) for who in requesters)
 

@@ -8,7 +8,7 @@ kept over crashes: callers group what must appear together in ``with journal.tra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +42,22 @@ CREATE TABLE IF NOT EXISTS replies(
   sender TEXT, id TEXT, message TEXT NOT NULL, ids TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY(sender, id));
 CREATE INDEX IF NOT EXISTS open_replies ON replies(state) WHERE state NOT IN ('published', 'acked');
 CREATE TABLE IF NOT EXISTS published(
-  sender TEXT, id TEXT, digest TEXT NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
+  sender TEXT, id TEXT, digest TEXT NOT NULL, time REAL NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS drops(
   sender TEXT, message TEXT, ids TEXT NOT NULL, after TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cancels(
   sender TEXT, message TEXT, expires REAL NOT NULL, PRIMARY KEY(sender, message)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS drops_of ON drops(sender, message);
+CREATE INDEX IF NOT EXISTS done_messages ON messages(expires) WHERE state = 'done';
+CREATE INDEX IF NOT EXISTS vals_of ON vals(scope, message);
+CREATE INDEX IF NOT EXISTS replies_of ON replies(sender, message);
+CREATE INDEX IF NOT EXISTS unacknowledged ON replies(sender) WHERE state = 'published';
+CREATE TABLE IF NOT EXISTS uses(
+  scope TEXT, plan TEXT, until REAL NOT NULL, PRIMARY KEY(scope, plan)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS failed(
+  sender TEXT, id TEXT, time REAL NOT NULL, reason TEXT NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forgotten(sender TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS time(high REAL NOT NULL, leapt REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS verdicts(scope TEXT, id TEXT, verdict TEXT NOT NULL, PRIMARY KEY(scope, id));
 """
 
@@ -90,6 +100,22 @@ class Taken:
     file: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What was let go of: keys of messages, replies whose files may still be out, and values."""
+
+    messages: list[tuple[str, str]]
+    replies: list[tuple[str, str]]
+    values: list[tuple[str, str]]
+
+
+_COLLECTABLE = """
+SELECT sender, id, expires FROM messages m WHERE state = 'done' AND expires < ? AND received < ?
+AND NOT EXISTS (
+  SELECT 1 FROM replies r LEFT JOIN published p ON p.sender=r.sender AND p.id=r.id
+  WHERE r.sender=m.sender AND r.message=m.id AND r.state != 'acked' AND (r.state != 'published' OR p.time > ?))
+AND NOT EXISTS (SELECT 1 FROM drops d WHERE d.sender=m.sender AND d.message=m.id) LIMIT ?
+"""
 _VALUE = "scope, id, tag, type, release, data, failure"
 
 
@@ -268,9 +294,9 @@ class Journal:
         row = self._db.execute("SELECT digest FROM published WHERE sender=? AND id=?", (sender, id_)).fetchone()
         return row[0] if row else None
 
-    def set_published(self, rows: Sequence[tuple[str, str, str]]) -> None:
+    def set_published(self, rows: Sequence[tuple[str, str, str]], *, now: float) -> None:
         """Note (sender, reply, digest) of replies that are out."""
-        self._db.executemany("INSERT OR IGNORE INTO published VALUES(?,?,?)", rows)
+        self._db.executemany("INSERT OR IGNORE INTO published VALUES(?,?,?,?)", ((*row, now) for row in rows))
         self.set_reply([row[:2] for row in rows], "published")
 
     def set_reply(self, keys: Iterable[tuple[str, str]], state: str) -> None:
@@ -303,6 +329,97 @@ class Journal:
     def cancelled(self, sender: str, message: str) -> bool:
         row = (sender, message)
         return self._db.execute("SELECT 1 FROM cancels WHERE sender=? AND message=?", row).fetchone() is not None
+
+    # -- time, and what it takes away
+
+    def time(self) -> tuple[float, float]:
+        """The time as it was believed last, and the reading that was not believed yet."""
+        found = self._db.execute("SELECT high, leapt FROM time").fetchone()
+        return (found[0], found[1]) if found else (0.0, 0.0)
+
+    def set_time(self, high: float, leapt: float) -> None:
+        self._db.execute("DELETE FROM time")
+        self._db.execute("INSERT INTO time VALUES(?,?)", (high, leapt))
+
+    def forgotten(self, sender: str) -> float:
+        """Messages of this sender that expire till then and are not known may have been: they have no effect."""
+        found = self._db.execute("SELECT until FROM forgotten WHERE sender=?", (sender,)).fetchone()
+        return found[0] if found else 0.0
+
+    def collect(self, before: float, answered: float, needed: Container[tuple[str, str]], limit: int) -> Gone:
+        """Let go of finished messages that expired before a time, and of what they made.
+
+        That they were there is remembered in one number per sender, so that none is revived,
+        whatever the clock says later.
+
+        Args:
+            answered: replies that nobody acknowledged stay out if they were published after this.
+            needed: (sender, value) of values that are still to be read.
+        """
+        gone = Gone([], [], [])
+        for sender, message, expires in self._db.execute(_COLLECTABLE, (before, before, answered, limit)).fetchall():
+            key, made = (sender, message), "scope=? AND message=? AND tag IS NULL"
+            values = [(sender, r[0]) for r in self._db.execute(f"SELECT id FROM vals WHERE {made}", key)]
+            if any(v in needed for v in values):
+                continue
+            replies = self._db.execute("SELECT id, state FROM replies WHERE sender=? AND message=?", key).fetchall()
+            gone.messages.append(key)
+            gone.values.extend(values)
+            gone.replies.extend((sender, id_) for id_, state in replies if state == "published")
+            self._db.execute(f"DELETE FROM vals WHERE {made}", key)
+            self._db.executemany("DELETE FROM published WHERE sender=? AND id=?", [(sender, r[0]) for r in replies])
+            self._db.execute("DELETE FROM replies WHERE sender=? AND message=?", key)
+            self._db.execute("DELETE FROM messages WHERE sender=? AND id=?", key)
+            self._db.execute(
+                "INSERT INTO forgotten VALUES(?,?) ON CONFLICT DO UPDATE SET until=max(until, excluded.until)",
+                (sender, expires),
+            )
+        self._db.executemany("DELETE FROM verdicts WHERE scope=? AND id=?", gone.values)
+        self._db.execute("DELETE FROM cancels WHERE expires < ?", (before,))
+        for value in gone.values:
+            self._known.pop(value, None)
+            self._dropped.discard(value)
+        return gone
+
+    def uses_plan(self, scope: str, plan: str, until: float) -> None:
+        """A message that may come to be done until then needs the plan."""
+        self._db.execute(
+            "INSERT INTO uses VALUES(?,?,?) ON CONFLICT DO UPDATE SET until=excluded.until "
+            "WHERE excluded.until > until + 3600",
+            (scope, plan, until),
+        )
+
+    def collect_plans(self, before: float, needed: Container[tuple[str, str]]) -> None:
+        """Let go of plans that nothing needs since then, and of owners' values dropped before it."""
+        for row in self._db.execute("SELECT scope, plan FROM uses WHERE until < ? LIMIT 1000", (before,)).fetchall():
+            if row not in needed:
+                self._db.execute("DELETE FROM plans WHERE scope=? AND id=?", row)
+                self._db.execute("DELETE FROM uses WHERE scope=? AND plan=?", row)
+        self._db.execute("DELETE FROM vals WHERE scope=? AND dropped AND created < ?", (OWNER, before))
+        self._db.execute(
+            "DELETE FROM vals WHERE dropped AND message IS NOT NULL AND NOT EXISTS "
+            "(SELECT 1 FROM messages m WHERE m.sender=scope AND m.id=message)"
+        )
+
+    def unacknowledged(self, sender: str) -> list[Wanted]:
+        """Replies that are out, as far as is known."""
+        sql = "SELECT * FROM replies INDEXED BY unacknowledged WHERE sender=? AND state='published'"
+        return [Wanted(s, i, m, tuple(ids.split()), state) for s, i, m, ids, state in self._db.execute(sql, (sender,))]
+
+    # -- what was given up
+
+    def add_failed(self, sender: str, id_: str, time: float, reason: str) -> None:
+        """A message that ended its worker too often."""
+        self._db.execute("INSERT OR REPLACE INTO failed VALUES(?,?,?,?)", (sender, id_, time, reason))
+
+    def failed(self) -> list[tuple[str, str, float, str]]:
+        """Sender, message, time and reason; oldest first."""
+        return list(self._db.execute("SELECT sender, id, time, reason FROM failed ORDER BY time"))
+
+    def collect_failed(self, before: float) -> list[tuple[str, str]]:
+        rows = self._db.execute("SELECT sender, id FROM failed WHERE time < ?", (before,)).fetchall()
+        self._db.execute("DELETE FROM failed WHERE time < ?", (before,))
+        return rows
 
     # -- the owner's word
 

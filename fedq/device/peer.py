@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,8 @@ class Peer:
         self.spooled: set[str] = set()
         self.calls_left: dict[str, int] = {}
         self.refused: dict[str, str] = {}
+        self.died: dict[str, str] = {}
+        """Message -> how a worker last ended while it did it."""
         self.catalog_due = True
         self._plans: dict[str, tuple[PlanFile, Verified]] = {}
         self._due: list[tuple[float, int, Want]] = []
@@ -83,6 +85,9 @@ class Peer:
     def enter(self, message: Message, file: File, taken: Taken, now: float) -> None:
         """Do a message's immediate actions and queue its calls; again, after a restart, changes nothing."""
         calls: list[Call] = []
+        if now > message.expires or message.expires <= self.journal.forgotten(self.name):
+            self._enter_expired(message, taken, now)
+            return
         self._look_up(message)
         for number, verb in enumerate(message.actions):
             match verb:
@@ -90,6 +95,7 @@ class Peer:
                     self._put(verb, message, file, now)
                 case SendPlan():
                     self._enter_plan(verb, file)
+                    self.journal.uses_plan(self.name, verb.id, message.expires)
                 case Run() | Fold():
                     calls.append(_call(message, number, verb, taken))
                 case Get():
@@ -101,10 +107,19 @@ class Peer:
                 case Cancel():
                     self._cancel(verb, message.expires, now)
                 case Ack():
-                    self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
-                    self.delete += verb.replies
+                    self._acknowledged(verb)
         self._enter_calls(message, file, calls, now)
         self.drops.passed(message.id)
+
+    def _enter_expired(self, message: Message, taken: Taken, now: float) -> None:
+        """It comes too late, or perhaps a second time after it was forgotten: nothing is done but to say so."""
+        late = Failure("expired", "the message expired before it could be done")
+        for verb in message.actions:
+            made = (verb.id,) if isinstance(verb, Put) else verb.results if isinstance(verb, (Run, Fold)) else ()
+            self.add([Value(self.name, id_, None, NOTHING, "open", None, late) for id_ in made], message.id, now)
+            if isinstance(verb, Get):
+                self.want(Wanted(self.name, verb.reply, message.id, verb.values, "wanted"), taken)
+        self._finished(message.id)
 
     @property
     def running(self) -> list[Call]:
@@ -122,6 +137,12 @@ class Peer:
             self.add([row], message.id, now)
             self.catalog_due |= verb.tag is not None
 
+    def _acknowledged(self, verb: Ack) -> None:
+        self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
+        self.delete += verb.replies
+        for want in [self.wants.pop(r) for r in verb.replies if r in self.wants]:
+            self.drops.closed(want.wanted.message, want.wanted.ids)
+
     def _look_up(self, message: Message) -> None:
         """Learn at once of all ids that a message names."""
         runs = [verb for verb in message.actions if isinstance(verb, Run | Fold)]
@@ -137,6 +158,8 @@ class Peer:
         if file.tensors and len(self._files) < MAX_FILES:
             self._files[message.id] = file
         self.calls_left[message.id] = len(calls)
+        for plan in {c.plan for c in calls}:
+            self.journal.uses_plan(self.name, plan, message.expires)
         cancelled = self.journal.cancelled(self.name, message.id)
         for call in calls:
             if cancelled:
@@ -291,12 +314,14 @@ class Peer:
             want = self.wants.get(reply)
             if want is None or want.missing - want.given_up.keys():
                 continue
-            held = [(i, v.release) for i in want.wanted.ids if (v := self.value(i)) and self._holds(v)]
+            ids_ = [i for i in want.wanted.ids if i not in want.given_up]
+            held = [(i, v.release) for i in ids_ if (v := self.value(i)) and self._holds(v)]
             if not held:
                 self.held.pop(reply, None)
                 self.publish.append(self.wants.pop(reply))
             elif self.held.get(reply) != held:
                 self.held[reply] = held
+                self._look_at(want, want.expires)
                 self.journal.set_reply([(self.name, reply)], "held")
 
     def _holds(self, value: Value) -> bool:
@@ -316,14 +341,22 @@ class Peer:
             self.fail(call, Failure(code, f"{what} {missing[:32]} never came", {"id": missing}), now)
         while self._due and self._due[0][0] < now:
             want = heapq.heappop(self._due)[2]
-            if self.wants.get(want.wanted.id) is want and want.missing:
+            if self.wants.get(want.wanted.id) is want and (want.missing or want.wanted.id in self.held):
                 self._give_up(want, now)
 
     def _give_up(self, want: Want, now: float) -> None:
-        if now <= want.expires and all(self._will_be(i) or self.waiting.makes(i) for i in want.missing):
+        if (
+            want.missing
+            and now <= want.expires
+            and all(self._will_be(i) or self.waiting.makes(i) for i in want.missing)
+        ):
             self._look_at(want, want.expires)
             return
-        want.given_up = {i: Failure("missing_value", f"{i} never came", {"id": i}) for i in want.missing}
+        if want.missing:
+            want.given_up = {i: Failure("missing_value", f"{i} never came", {"id": i}) for i in want.missing}
+        else:
+            late = Failure("expired", "its owner said nothing before the request expired")
+            want.given_up = {i: late for i, _ in self.held[want.wanted.id]}
         self.touched.add(want.wanted.id)
 
     def _look_at(self, want: Want, time: float) -> None:
@@ -353,9 +386,39 @@ class Peer:
         for drop in self.drops.take_ready(now):
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
-            self.forget += drop.values
-            for lane in self.lanes:
-                lane.dropped += drop.values
+            self.let_go(drop.values)
+
+    def let_go(self, values: list[str]) -> None:
+        """The contents of these are not needed any more."""
+        self.forget += values
+        for lane in self.lanes:
+            lane.dropped += values
+
+    def was_dropped(self, values: Iterable[str]) -> bool:
+        return any(self._stood(i) and self.value(i) is None for i in values)
+
+    def calls(self) -> Iterator[Call]:
+        """Calls that are not done."""
+        return itertools.chain(self.queue, self.running, self.waiting.calls())
+
+    def needed(self) -> Iterator[str]:
+        """Values that are still to be read."""
+        yield from (ref for call in self.calls() for ref in call.refs)
+        yield from (id_ for want in (*self.wants.values(), *self.publish) for id_ in want.wanted.ids)
+
+    # -- what ends its workers
+
+    def give_up_on(self, call: Call, failure: Failure, now: float) -> None:
+        """Answer a call that was started too often, and keep its message for the owner to look at."""
+        taken = self.journal.message(self.name, call.message)
+        if taken is not None:
+            raw = taken.file or fs.map_private(self.home.spool(self.name) / call.message)
+            folder = self.home.failed(self.name)
+            fs.make_dir(folder)
+            fs.replace(folder / f"{call.message}.safetensors", [raw], durable=self.home.durable)
+            reason = self.died.pop(call.message, "the gate ended while it ran")
+            self.journal.add_failed(self.name, call.message, now, f"action {call.action}: {reason}")
+        self.fail(call, failure, now)
 
 
 def _call(message: Message, number: int, verb: Run | Fold, taken: Taken) -> Call:

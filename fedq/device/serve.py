@@ -415,7 +415,7 @@ class Served:
 
     def _note_published(self) -> None:
         """Record what was published; lost in a crash, it is published again with the same bytes."""
-        self.journal.set_published(self._published)
+        self.journal.set_published(self._published, now=self.time.high)
         self._published = []
 
     def _sweep(self, now: float) -> None:

@@ -271,6 +271,7 @@ class Heartbeat:
         held: (value id, release rule) of results that wait for the owner.
         refused: (message id, error code) of files that were not taken and have no reply.
         progress: (message id, step, steps) of folds that are running.
+        trouble: what holds the device up for now: the code of an error, such as ``disk_full``; or "".
     """
 
     KIND: ClassVar[str] = "heartbeat"
@@ -283,27 +284,45 @@ class Heartbeat:
     held: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     progress: tuple[tuple[str, int, int], ...] = ()
+    trouble: str = ""
 
     def to_json(self) -> dict[str, Any]:
         body = {
             "device": self.device, "time": self.time, "state": self.state, "waiting": list(self.waiting),
             "running": list(self.running), "held": list(self.held), "refused": list(self.refused),
         }  # fmt: skip
-        return {**body, "progress": list(self.progress)} if self.progress else body
+        more = {"progress": list(self.progress), "trouble": self.trouble}
+        return {**body, **{k: v for k, v in more.items() if v}}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Heartbeat:
-        match body:
-            case {"device": str(device), "time": int() | float() as time, "state": "up" | "down" as state,
-                  "waiting": list(waiting), "running": list(running), "held": list(held), "refused": list(refused),
-                  **rest} if not rest.keys() - {"progress"} and all(map(ids.is_id, [*waiting, *running])):  # fmt: skip
-                two = (tuple(map(_two_texts, rows)) for rows in (held, refused))
-                return cls(device, float(time), state, tuple(waiting), tuple(running), *two, _progress(**rest))
+        match body:  # fmt: skip
+            case {
+                "device": str(device),
+                "time": int() | float() as time,
+                "state": "up" | "down" as state,
+                "waiting": list(waiting),
+                "running": list(running),
+                "held": list(held),
+                "refused": list(refused),
+                **more,
+            } if more.keys() <= {"progress", "trouble"} and all(map(ids.is_id, [*waiting, *running])):
+                return cls(
+                    device, float(time), state, tuple(waiting), tuple(running),
+                    tuple(map(_two_texts, held)), tuple(map(_two_texts, refused)),
+                    _progress(more.get("progress", [])), _code(more.get("trouble", "")),
+                )  # fmt: skip
         raise BadFile("malformed heartbeat")
 
 
-def _progress(progress: Any = ()) -> tuple[tuple[str, int, int], ...]:
-    rows = progress if isinstance(progress, (list, tuple)) else [None]
+def _code(text: Any) -> str:
+    if text == "" or (ids.is_text(text) and text.isidentifier()):
+        return str(text)
+    raise BadFile("malformed heartbeat: trouble")
+
+
+def _progress(progress: Any) -> tuple[tuple[str, int, int], ...]:
+    rows = progress if isinstance(progress, list) else [None]
     for row in rows:
         match row:
             case [str(id_), int(step), int(steps)] if ids.is_id(id_) and type(step) is type(steps) is int:

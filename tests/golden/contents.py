@@ -154,12 +154,14 @@ CATALOG = Catalog(
 HEARTBEAT = Heartbeat(
     "device_1", 1795300001.5, "up", (id_of(16),), (), ((id_of(41), "review"),), ((id_of(50), "bad_version"),)
 )
+HELD_UP = Heartbeat("device_1", 1795300002.5, "up", (id_of(16),), progress=((id_of(17), 3, 90),), trouble="disk_full")
 
 
 def golden() -> dict[str, bytes]:
     """File name -> bytes, as today's code writes them."""
     sealed = {f"{s.KIND}-v1.json": seal_json(s.KIND, s.to_json(), DEVICE) for s in (CARD, CATALOG, HEARTBEAT)}
     return {
+        "heartbeat-held-up-v1.json": seal_json("heartbeat", HELD_UP.to_json(), DEVICE),
         "double_abs-v1.safetensors": b"".join(encode_plan(DOUBLE, ALICE)),
         "plan-v1.safetensors": b"".join(encode_plan(PLAN, ALICE)),
         "params-v1.safetensors": b"".join(encode_plan(PARAMS, ALICE)),
