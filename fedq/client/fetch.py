@@ -188,7 +188,7 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
         return f"it is running{steps}", late, value
     if makers & set(beat.waiting):
         return "it waits for its turn or its arguments", late, value
-    return f"{device.name} runs and has not answered, {seen}", late, value
+    return f"{device.name} runs and has not answered", late, value
 
 
 def heartbeat(device: Device) -> Heartbeat | None:

@@ -14,6 +14,7 @@ import select
 import struct
 import sys
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class InotifyWatch:
         if self._fd < 0:
             log.warning("no inotify (%s): scanning only", os.strerror(self._errno()))
             self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._fd)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 
@@ -117,7 +119,8 @@ class InotifyWatch:
         return True
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Let go of it; also done when nobody holds this any more: a user has 128 at most."""
+        self._close()
 
 
 def _matters(events: bytes) -> int:
