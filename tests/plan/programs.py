@@ -214,7 +214,7 @@ LOSSES = {
     "bce": lambda a, y: F.binary_cross_entropy(a.sigmoid(), y.sigmoid()), "norm": lambda a, y: F.normalize(a),
     "logits": lambda a, y: F.binary_cross_entropy_with_logits(a, y.sigmoid()), "cos": lambda a, y: F.cosine_similarity(a, y),
     "kl": lambda a, y: F.kl_div(a.log_softmax(-1), y.softmax(-1)), "cdist": lambda a, y: torch.cdist(a, y),
-    "margin": lambda a, y: F.margin_ranking_loss(a, y, torch.ones(4, 8)), "multi": lambda a, y: F.multi_margin_loss(a, index()),
+    "margin": lambda a, y: F.margin_ranking_loss(a, y, torch.ones(4, 8)),
     "triplet": lambda a, y: F.triplet_margin_loss(a, y, y + 1), "poisson": lambda a, y: F.poisson_nll_loss(a, y.abs()),
     "softmargin": lambda a, y: F.soft_margin_loss(a, torch.ones(4, 8)), "pairwise": lambda a, y: F.pairwise_distance(a, y),
     "hinge": lambda a, y: F.hinge_embedding_loss(a, torch.ones(4, 8)), "pdist": lambda a, y: F.pdist(a),
