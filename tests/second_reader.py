@@ -14,7 +14,7 @@ from nacl.signing import VerifyKey
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8, "I64": 8, "I32": 4, "I16": 2,
          "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}  # fmt: skip
-ORDER = ("params", "inputs", "sizes", "guards", "dtypes", "state", "graphs", "actions", "outputs")
+ORDER = ("params", "inputs", "sizes", "guards", "dtypes", "state", "graphs", "actions", "outputs", "variants")
 NEEDED = ("inputs", "actions", "outputs")
 
 
@@ -93,8 +93,8 @@ def in_order(graph):
     made = {k: graph[k] for k in ORDER if k in graph and (graph[k] or k in NEEDED)}
     if "sizes" in made:
         made["sizes"] = dict(sorted(made["sizes"].items()))
-    if "graphs" in made:
-        made["graphs"] = [in_order(g) for g in made["graphs"]]
+    for key in {"graphs", "variants"} & made.keys():
+        made[key] = [in_order(g) for g in made[key]]
     made["actions"] = [[op, args, dict(sorted(kwargs.items())), types] for op, args, kwargs, types in made["actions"]]
     return made
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import string
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -130,7 +131,9 @@ def graphs(draw, *, depth=1):
     leaf = st.integers(0, 9).map(Var) | st.text(max_size=5) | numbers
     defaults = st.none() | numbers
     params = tuple(draw(st.lists(st.builds(Param, texts, trees(leaf), defaults), max_size=2)))
-    return Graph(inputs, graph.actions, outputs, graph.sizes, graph.guards, rows, graph.state, inner, params)
+    others = draw(st.lists(graphs(depth=depth - 1), max_size=1)) if depth else []
+    variants = tuple(replace(g, state=graph.state, params=(), variants=()) for g in others)
+    return replace(graph, dtypes=rows, params=params, variants=variants)
 
 
 abouts = st.builds(

@@ -29,7 +29,8 @@ from tests.golden.contents import ALICE, DEVICE, FOLDER, MESSAGE, PLAN, REPLY
 
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 KINDS = {
-    "double_abs": "plan", "plan": "plan", "params": "plan", "worked": "message", "message": "message", "reply": "reply",
+    "double_abs": "plan", "plan": "plan", "params": "plan", "variants": "plan",
+    "worked": "message", "message": "message", "reply": "reply",
 }  # fmt: skip
 FILES = {name: (kind, (FOLDER / f"{name}-v1.safetensors").read_bytes()) for name, kind in KINDS.items()}
 SEALED = {c.KIND: (c, (FOLDER / f"{c.KIND}-v1.json").read_bytes()) for c in (Card, Catalog, Heartbeat)}
@@ -66,6 +67,7 @@ def test_todays_code_reads_what_was_written():
     assert (plan.graph, plan.about, plan.id) == (PLAN.graph, PLAN.about, PLAN.id)
     assert read("plan", FILES["double_abs"][1])[0] == contents.DOUBLE
     assert read("plan", FILES["params"][1])[0] == contents.PARAMS
+    assert read("plan", FILES["variants"][1])[0] == contents.VARIANTS
     assert read("message", FILES["worked"][1])[0] == contents.WORKED
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fedq import ids
@@ -32,6 +33,9 @@ from fedq.plan.types import (
 
 MAX_ACTIONS = 10_000
 """Actions of one graph, and of one message."""
+
+MAX_VARIANTS = 8
+"""Variants of one graph."""
 
 _OP = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z0-9_]{1,100}){0,2}")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -67,8 +71,9 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
         "graphs": [graph_to_json(g) for g in graph.graphs],
         "actions": [_action_to_json(a) for a in graph.actions],
         "outputs": tree_to_json(graph.outputs, _var_to_json),
+        "variants": [graph_to_json(replace(g, state=())) for g in graph.variants],
     }
-    optional = ("params", "sizes", "guards", "dtypes", "state", "graphs")
+    optional = ("variants", "params", "sizes", "guards", "dtypes", "state", "graphs")
     return {k: v for k, v in body.items() if v or k not in optional}
 
 
@@ -83,21 +88,23 @@ def _action_to_json(action: Action) -> list[Any]:
 
 def graph_from_json(body: Any) -> Graph:
     """Read a graph; BadFile names what is malformed. Does not verify it: see `plan.verify`."""
-    keys = {"params", "inputs", "sizes", "guards", "dtypes", "state", "graphs", "actions", "outputs"}
+    keys = {"params", "inputs", "sizes", "guards", "dtypes", "state", "graphs", "actions", "outputs", "variants"}
     need(isinstance(body, dict) and {"inputs", "actions", "outputs"} <= body.keys() <= keys, "keys of a graph")
-    lists = ("params", "inputs", "guards", "dtypes", "state", "graphs", "actions")
+    lists = ("variants", "params", "inputs", "guards", "dtypes", "state", "graphs", "actions")
     need(all(isinstance(body.get(k, []), list) for k in lists), "a graph's key is not a list")
     need(len(body["actions"]) <= MAX_ACTIONS, f"more than {MAX_ACTIONS} actions")
+    state = _state_from_json(body.get("state", []))
     graph = Graph(
         inputs=tuple(Type.parse(t) for t in body["inputs"]),
         sizes=_sizes_from_json(body.get("sizes", {})),
         guards=tuple(_guard_from_json(g) for g in body.get("guards", [])),
         dtypes=tuple(strings(row) for row in body.get("dtypes", [])),
-        state=_state_from_json(body.get("state", [])),
+        state=state,
         graphs=tuple(graph_from_json(g) for g in body.get("graphs", [])),
         actions=tuple(_action_from_json(a) for a in body["actions"]),
         outputs=tree_from_json(body["outputs"], _var_from_json),
         params=tuple(map(_param_from_json, body.get("params", []))),
+        variants=_variants_from_json(body.get("variants", []), state),
     )
     width = len(graph.inputs) + len(graph.output_vars)
     need(all(len(row) == width for row in graph.dtypes), "a row of dtypes is not one per input and output")
@@ -116,6 +123,14 @@ def _state_from_json(rows: list[Any]) -> tuple[tuple[str, Type], ...]:
     need(all(ids.is_text(name) for name, _ in state), "a state's name is malformed")
     need(len({name for name, _ in state}) == len(state), "a state's name stands twice")
     return state
+
+
+def _variants_from_json(rows: list[Any], state: tuple[tuple[str, Type], ...]) -> tuple[Graph, ...]:
+    """Graphs that have the state of the one they are variants of, and none of their own."""
+    need(len(rows) <= MAX_VARIANTS, f"more than {MAX_VARIANTS} variants")
+    own = {"state", "params", "variants"}
+    need(all(isinstance(row, dict) and not row.keys() & own for row in rows), "keys of a variant")
+    return tuple(replace(graph_from_json(row), state=state) for row in rows)
 
 
 def _param_to_json(param: Param) -> list[Any]:

@@ -8,7 +8,7 @@ Knows no torch. Its JSON is `plan.graphjson`, its printed form `plan.graph`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,8 @@ class Graph:
         outputs: a tree of Vars: one Var, or a list, tuple or dict of trees.
         graphs: bodies of control flow, each with inputs and outputs of its own.
         params: the function's arguments as structures of inputs; empty where each is one input.
+        variants: graphs for sizes that this one does not admit, with the same state, as many
+            inputs, and outputs of the same structure; the first that admits what is given is run.
     """
 
     inputs: tuple[Type, ...]
@@ -90,6 +92,7 @@ class Graph:
     state: tuple[tuple[str, Type], ...] = ()
     graphs: tuple[Graph, ...] = ()
     params: tuple[Param, ...] = ()
+    variants: tuple[Graph, ...] = ()
 
     @cached_property
     def id(self) -> str:
@@ -138,6 +141,28 @@ class About:
 
     def line(self, action: int) -> str:
         return self.lines[action] if action < len(self.lines) else ""
+
+
+def renumbered(graph: Graph, new: Mapping[int, Var]) -> Graph:
+    """The graph with other numbers in its actions and outputs; bodies number for themselves."""
+    actions = tuple(
+        replace(a, args=tuple(put(x, new) for x in a.args), kwargs=put(dict(a.kwargs), new)) for a in graph.actions
+    )
+    return replace(graph, actions=actions, outputs=put(graph.outputs, new))
+
+
+def put(arg: Any, new: Mapping[int, Var]) -> Any:
+    """An argument or tree with other Vars."""
+    match arg:
+        case Var(n):
+            return new[n]
+        case list():
+            return [put(a, new) for a in arg]
+        case tuple():
+            return tuple(put(a, new) for a in arg)
+        case dict():
+            return {k: put(a, new) for k, a in arg.items()}
+    return arg
 
 
 def flatten(tree: Tree) -> Sequence[Any]:

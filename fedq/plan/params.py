@@ -13,8 +13,8 @@ from itertools import count
 from typing import Any, NoReturn
 
 from fedq.errors import SpecMismatch, UsageError
-from fedq.plan.ir import About, Graph, Param, flatten
-from fedq.plan.types import Arg, Tree, Var
+from fedq.plan.ir import About, Graph, Param, flatten, put, renumbered
+from fedq.plan.types import Tree, Var
 
 _UNKNOWN = About()
 
@@ -246,7 +246,7 @@ def settled(graph: Graph, taken: Taken) -> tuple[Graph, tuple[int, ...]]:
         for leaf in () if fixed else _leaves(p.tree):
             new[leaf.number] = Var(len(kept))
             kept.append(leaf.number)
-        params.append(Param(p.name, p.default) if fixed else replace(p, tree=_renumbered(p.tree, new)))
+        params.append(Param(p.name, p.default) if fixed else replace(p, tree=put(p.tree, new)))
     graph = graph if len(kept) == len(graph.inputs) else _keep(graph, kept)
     given = [p for p in params if p.name not in taken.left or p.default is not None]
     plain = all(isinstance(p.tree, Var) and p.default is None for p in given) and params[: len(given)] == given
@@ -257,27 +257,12 @@ def _leaves(tree: Tree) -> list[Var]:
     return [leaf for leaf in flatten(tree) if isinstance(leaf, Var)]
 
 
-def _renumbered(arg: Arg, new: Mapping[int, Var]) -> Any:
-    match arg:
-        case Var(n):
-            return new[n]
-        case list():
-            return [_renumbered(a, new) for a in arg]
-        case tuple():
-            return tuple(_renumbered(a, new) for a in arg)
-        case dict():
-            return {k: _renumbered(a, new) for k, a in arg.items()}
-    return arg
-
-
 def _keep(graph: Graph, kept: Sequence[int]) -> Graph:
     """The graph with only these inputs; no action uses the others, which are fixed numbers."""
     lost = len(graph.inputs) - len(kept)
     new = {n: Var(n - lost) for n in range(len(graph.inputs), len(graph.types))}
     new |= {old: Var(i) for i, old in enumerate(kept)}
-    actions = tuple(
-        replace(a, args=_renumbered(a.args, new), kwargs=_renumbered(dict(a.kwargs), new)) for a in graph.actions
-    )
     rows = tuple((*(row[n] for n in kept), *row[len(graph.inputs) :]) for row in graph.dtypes)
     inputs = tuple(graph.inputs[n] for n in kept)
-    return replace(graph, inputs=inputs, actions=actions, outputs=_renumbered(graph.outputs, new), dtypes=rows)
+    variants = tuple(_keep(v, kept) for v in graph.variants)
+    return replace(renumbered(graph, new), inputs=inputs, dtypes=rows, variants=variants)

@@ -8,7 +8,7 @@ what gave the same graph with the number put for the letter. When in doubt: fixe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from types import MappingProxyType
@@ -60,7 +60,12 @@ class Proved:
 
 
 def prove(
-    function: Function, asked: Sequence[Type], state: Sequence[torch.Tensor] = (), *, as_written: bool = False
+    function: Function,
+    asked: Sequence[Type],
+    state: Sequence[torch.Tensor] = (),
+    *,
+    as_written: bool = False,
+    fixed: Collection[Place] = (),
 ) -> Proved:
     """Record the function, freeing what can be free.
 
@@ -69,11 +74,12 @@ def prove(
         asked: types of the inputs as the user gave them: sizes, -1 for a free one; or a Python value.
         state: tensors the function reads besides its inputs.
         as_written: whether numbers and dtypes are meant: then only -1 is free, and no other dtype is tried.
+        fixed: inputs and their dimensions (-1: a number) that stay as written.
 
     Raises:
         CannotRecord: it does what a plan cannot hold, or fixes a size that was asked to be free.
     """
-    prover = _Prover(function, tuple(asked), tuple(state), as_written=as_written)
+    prover = _Prover(function, tuple(asked), tuple(state), as_written=as_written, fixed=set(fixed))
     if as_written:
         prover.fixed |= set(prover._optional())
     return prover.run()
@@ -174,7 +180,8 @@ class _Prover:
         trace, places = self.base.trace, self.base.places
         for (i, d), symbol in trace.symbols.items():
             if (i, d) not in places and (i, d) not in optional:
-                raise _fixed(i, d, int(trace.solved[symbol]), trace.line_of(symbol))
+                hint = _TRANSFORMS if trace.transformed else _NUMBERS
+                raise _fixed(i, d, int(trace.solved[symbol]), trace.line_of(symbol), hint)
         self.guards = [g for g in self.base.guards if not self._disproved(g)]
         guarded = {s.name for g in self.guards for s in g.expr.free_symbols}
         bad = [at for at in optional if at not in places or places[at] in guarded or self._meets_other(at)]
@@ -411,9 +418,16 @@ def _as_tree(guard: Guard) -> Any:
         raise CannotRecord(f"{error.message}: {guard.line}", hint=error.hint or None, line=guard.line) from None
 
 
-def _fixed(i: int, d: int, size: int, line: str) -> CannotRecord:
+_NUMBERS = "write the number in args_shape, or do not use the size as a Python number (for, len(), int(), [...] * n)"
+_TRANSFORMS = (
+    "torch's vmap and torch.func.grad fix sizes with some ops: write the number in args_shape, "
+    "or take the gradient with torch.autograd.grad"
+)
+
+
+def _fixed(i: int, d: int, size: int, line: str, hint: str) -> CannotRecord:
     return CannotRecord(
         f"size {d} of input {i} was to be free (-1), but it is fixed to {size} here: {line}",
-        hint="write the number in args_shape, or do not use the size as a Python number (for, int(), [...] * n)",
+        hint=hint,
         line=line,
     )

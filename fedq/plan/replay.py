@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from fedq.plan import optable
-from fedq.plan.graph import Action, Arg, Dtype, Format, Graph, Var
+from fedq.plan import bodies, loops, optable, spec
+from fedq.plan.graph import Action, Arg, Dtype, Format, Graph, Subgraph, Var
 from fedq.plan.kernels import kernel, method
-from fedq.plan.tensors import DTYPES
+from fedq.plan.tensors import DTYPES, type_of
 from fedq.plan.verify import Verified
 
 FORMATS = {
@@ -47,8 +47,9 @@ class Compiled:
         fn: ``fn(*inputs, *state)`` gives the outputs, flat, as a tuple.
         source: its text.
         random: whether it draws from the generator.
-        ops: of each action, for messages.
+        ops: of each action, for messages; then nothing for each action of its bodies.
         lines: the action whose call ends on each line of the text; -1 for none.
+        parts: the graph and its variants, where it has any; actions are then counted through them.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -56,23 +57,57 @@ class Compiled:
     random: bool
     ops: tuple[str, ...]
     lines: tuple[int, ...]
+    parts: tuple[Compiled, ...] = ()
 
 
 def compile(verified: Verified) -> Compiled:
-    """The function of a graph."""
+    """The function of a graph; with variants, one that picks the graph by its inputs' sizes and dtypes."""
+    first = _compile_one(verified)
+    if not verified.variants:
+        return first
+    parts = (first, *map(_compile_one, verified.variants))
+    ops = tuple(op for part in parts for op in part.ops)
+    return Compiled(_choosing(verified.graph, parts), first.source, verified.random, ops, (), parts)
+
+
+def _choosing(graph: Graph, parts: Sequence[Compiled]) -> Callable[..., tuple[Any, ...]]:
+    known: dict[Any, Callable[..., tuple[Any, ...]]] = {}
+    count = len(graph.inputs)
+
+    def replay(*args: Any) -> tuple[Any, ...]:
+        key = tuple([(a.dtype, a.shape) if isinstance(a, torch.Tensor) else (type(a), a) for a in args[:count]])
+        fn = known.get(key)
+        if fn is None:
+            fn = parts[spec.choose(graph, [type_of(a) for a in args[:count]])[0]].fn
+            if len(known) < 1000:
+                known[key] = fn
+        return fn(*args)
+
+    return replay
+
+
+def _compile_one(verified: Verified) -> Compiled:
     writer = _Writer(verified.graph)
     source = writer.text()
-    ops = tuple(action.op for action in verified.graph.actions)
+    inside = sum(len(body.actions) for _, body in bodies.nested(verified.graph))
+    ops = (*(action.op for action in verified.graph.actions), *("" for _ in range(inside)))
     return Compiled(writer.function(source), source, verified.random, ops, tuple(writer.ends))
 
 
 def run(
-    compiled: Compiled, inputs: Sequence[Any], state: Sequence[Any], *, seed: int, fork_rng: bool = False
+    compiled: Compiled,
+    inputs: Sequence[Any],
+    state: Sequence[Any],
+    *,
+    seed: int,
+    fork_rng: bool = False,
+    over: Callable[..., tuple[Any, ...]] | None = None,
 ) -> tuple[Any, ...]:
     """The outputs, flat, computed under inference_mode; random plans draw from ``seed``.
 
     Args:
         fork_rng: put the process's generator back as it was.
+        over: called in place of the plan's function, which it calls itself, as often as it wants.
 
     Raises:
         ActionFailed: an action raised, or the inputs are not as many as the graph's.
@@ -82,7 +117,7 @@ def run(
         torch.default_generator.manual_seed(seed)
     try:
         with torch.inference_mode():
-            return compiled.fn(*inputs, *state)
+            return (over or compiled.fn)(*inputs, *state)
     except Exception as error:
         raise ActionFailed(*_blame(compiled, error)) from error
     finally:
@@ -92,11 +127,19 @@ def run(
 
 def _blame(compiled: Compiled, error: Exception) -> tuple[int, str]:
     """The action whose call raised, by the line on which the call ends; -1 where none did."""
+    first = 0
+    for part in compiled.parts:
+        action, op = _blame(part, error)
+        if action >= 0:
+            return first + action, op
+        first += len(part.ops)
     code = compiled.fn.__code__
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code is not code:
         trace = trace.tb_next
     if trace is None:
+        return -1, ""
+    if compiled.parts:
         return -1, ""
     _, line, _, _ = list(code.co_positions())[trace.tb_lasti // 2]
     action = compiled.lines[line - 1] if line is not None else -1
@@ -138,6 +181,7 @@ class _Writer:
         self.named: dict[Any, str] = {}
         self.nested: dict[int, str] = {}
         self.ends: list[int] = []
+        self.bodies = [_function(body) for body in graph.graphs]
         self.uses: dict[int, list[int]] = {}
         for i, action in enumerate(graph.actions):
             for var in action.vars():
@@ -190,6 +234,10 @@ class _Writer:
         return names if _single(action) else f"[{names}]"
 
     def call(self, action: Action) -> str:
+        if action.op in loops.RULES:
+            called = [self.bodies[a.number] for a in action.args if isinstance(a, Subgraph)]
+            rest = [self.arg(a) for a in action.args if not isinstance(a, Subgraph)]
+            return f"{self.constant(loops.RULES[action.op](*called))}({', '.join(rest)})"
         op = optable.find(action.op)
         assert op is not None
         keyword = {p.name: p for p in op.params}
@@ -229,6 +277,12 @@ class _Writer:
             self.named[key] = f"c{len(self.named)}"
             self.scope[self.named[key]] = value
         return self.named[key]
+
+
+def _function(graph: Graph) -> Callable[..., tuple[Any, ...]]:
+    """A body as a function: of what it is given, to a tuple."""
+    writer = _Writer(graph)
+    return writer.function(writer.text())
 
 
 def _single(action: Action) -> bool:

@@ -6,6 +6,7 @@ are evaluated as small trees of integers, never as code.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,12 +19,31 @@ _UNKNOWN = About()
 
 
 def match(graph: Graph, given: Sequence[Type], *, about: About = _UNKNOWN) -> dict[str, int]:
-    """The size of each letter, if the graph admits inputs of these types.
+    """The size of each letter, if the graph (or one of its variants) admits inputs of these types.
 
     Raises:
         SpecMismatch: names the first input that does not fit, and the line that fixed it if
             ``about`` knows one.
     """
+    return choose(graph, given, about=about)[1]
+
+
+def choose(graph: Graph, given: Sequence[Type], *, about: About = _UNKNOWN) -> tuple[int, dict[str, int]]:
+    """Which graph is run on inputs of these types (0 itself, i its i-th variant), and its letters.
+
+    Raises:
+        SpecMismatch: as `match`; of the graph itself if none fits.
+    """
+    try:
+        return 0, _match(graph, given, about)
+    except SpecMismatch:
+        for i, variant in enumerate(graph.variants, 1):
+            with contextlib.suppress(SpecMismatch):
+                return i, _match(variant, given, _UNKNOWN)
+        raise
+
+
+def _match(graph: Graph, given: Sequence[Type], about: About) -> dict[str, int]:
     expected = graph.inputs
     if len(given) != len(expected):
         raise SpecMismatch(f"requires {_count(len(expected))}, received {len(given)}")
@@ -55,7 +75,8 @@ def match(graph: Graph, given: Sequence[Type], *, about: About = _UNKNOWN) -> di
 
 def output_types(graph: Graph, given: Sequence[Type]) -> tuple[Type, ...]:
     """The type of each output for inputs of these types; raises as `match` does."""
-    letters = match(graph, given)
+    number, letters = choose(graph, given)
+    graph = (graph, *graph.variants)[number]
     row = _row(graph, given, _UNKNOWN)
     types = [graph.types[var.number] for var in graph.output_vars]
     dtypes = row[len(given) :] if row else [t.dtype for t in types]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 
 from fedq.errors import CannotRecord
+from fedq.plan import variants
 from fedq.plan.blame import cannot, line_of_call
 from fedq.plan.capture import Function, record
 from fedq.plan.emit import emit
@@ -47,9 +50,17 @@ def trace(
         CannotRecord: it does what a plan cannot hold; names line and cure.
     """
     tensors = [tensor for _, tensor in state]
+    names = [n for n, _ in state]
     with _seeds_untouched(lambda: prove(function, asked, tensors)):
-        proved = prove(function, asked, tensors, as_written=as_written)
-    return _graph(proved, [n for n, _ in state], name, params)
+        first = _graph(prove(function, asked, tensors, as_written=as_written), names, name, params)
+        others: list[Traced] = []
+        waiting = deque([(first[0], asked)] if not as_written else [])
+        while waiting and len(others) < variants.MAX_VARIANTS:
+            for types, fixed in variants.wanted(*waiting.popleft()):
+                with contextlib.suppress(CannotRecord):
+                    others.append(_graph(prove(function, types, tensors, fixed=fixed), names, name, params))
+                    waiting.append((others[-1][0], types))
+    return variants.joined(first, others[: variants.MAX_VARIANTS]) if others else first
 
 
 def trace_as_is(function: Function, types: Sequence[Type]) -> Traced:

@@ -38,6 +38,7 @@ MAX_STATE = 4096
 MAX_INPUTS = 4096
 MAX_OUTPUTS = 4096
 MAX_DIMS = 64
+MAX_VARIANTS = 8
 MAX_DEPTH = 32
 MAX_LIST = 4096
 MAX_TEXT = 200
@@ -61,11 +62,13 @@ class Verified:
         reaches: per output, the numbers of the inputs and state Vars that flow into it; a size
             carries its tensor along.
         random: whether it draws from the generator.
+        variants: those of the graph, each for itself.
     """
 
     graph: Graph
     reaches: tuple[frozenset[int], ...]
     random: bool
+    variants: tuple[Verified, ...] = ()
 
 
 def verify(graph: Graph) -> Verified:
@@ -74,11 +77,43 @@ def verify(graph: Graph) -> Verified:
     Raises:
         NotAllowed: with ``action`` (its number, or None) and ``op`` in its fields.
     """
+    first = _verify_one(graph)
+    if not graph.variants:
+        return first
+    variants = tuple(_verify_variant(variant, graph) for variant in graph.variants)
+    count = sum(len(inner.actions) for g in (graph, *graph.variants) for _, inner in ((0, g), *bodies.nested(g)))
+    _need(len(variants) <= MAX_VARIANTS and count <= MAX_ACTIONS, "too many variants, or too long ones")
+    reaches = _reaches_of_all((first, *variants))
+    return Verified(graph, reaches, any(v.random for v in (first, *variants)), variants)
+
+
+def _verify_one(graph: Graph) -> Verified:
     _check_frame(graph)
     _check_spec(graph)
     _check_nested(graph)
     flow = _follow(graph)
     return Verified(graph, _reaches(graph, flow.flows), flow.random)
+
+
+def _verify_variant(graph: Graph, first: Graph) -> Verified:
+    _need(not graph.variants and not graph.params and graph.state == first.state, "a variant has a state of its own")
+    made = _verify_one(graph)
+    inputs = [t.is_tensor for t in graph.inputs] == [t.is_tensor for t in first.inputs]
+    outputs = [graph.types[v.number].is_tensor for v in graph.output_vars]
+    same = outputs == [first.types[v.number].is_tensor for v in first.output_vars]
+    _need(inputs and same, "a variant has other inputs or outputs")
+    return made
+
+
+def _reaches_of_all(all_: Sequence[Verified]) -> tuple[frozenset[int], ...]:
+    """What flows in any of the graphs, and the inputs by which one of them is chosen."""
+    inputs = zip(*(v.graph.inputs for v in all_), strict=True)
+    choosing = frozenset(
+        i
+        for i, types in enumerate(inputs)
+        if any(isinstance(d, str) for t in types for d in t.shape or ()) or len(set(types)) > 1
+    )
+    return tuple(choosing.union(*sets) for sets in zip(*(v.reaches for v in all_), strict=True))
 
 
 def _follow(graph: Graph) -> Flow:

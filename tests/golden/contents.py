@@ -1,5 +1,6 @@
 """What the golden files of version 1 hold; run as a module, writes those that are missing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from fedq.plan.codec import RawTensor
@@ -100,6 +101,27 @@ PARAMS = PlanFile(
     STEP, {}, About("step", ("tour.py:3",), ("batch['x']", "batch['y'][0]", "rest[0][0]", "rate", "steps"))
 )
 
+_ROW = Type("f32", ("n",))
+BY_SIZE = Graph(
+    inputs=(_ROW, Type("float")),
+    actions=(Action("aten.mul.Tensor", (Var(0), Var(2)), {}, (_ROW,)),),
+    outputs=[Var(3)],
+    sizes={"n": 2},
+    state=(("by", Type("f32", (1,))),),
+)
+BY_SIZE = replace(
+    BY_SIZE,
+    variants=(
+        replace(BY_SIZE, inputs=(Type("f32", (1,)), Type("float", None, 0.5)), sizes={}, outputs=[Var(0)], actions=()),
+        replace(BY_SIZE, inputs=(Type("f64", ("n",)), Type("float")), sizes={"n": 0}),
+    ),
+)
+VARIANTS = PlanFile(
+    BY_SIZE,
+    {"by": RawTensor("f32", (1,), b"\x00\x00\x80\x3f")},
+    About("by_size", ("tour.py:3", "tour.py:5"), ("x", "k")),
+)
+
 ONE_MINUS_TWO = RawTensor("f32", (2,), b"\x00\x00\x80\x3f\x00\x00\x00\xc0")
 FLAGS = RawTensor("bool", (3,), b"\x01\x00\x01")
 
@@ -165,12 +187,14 @@ def golden() -> dict[str, bytes]:
         "double_abs-v1.safetensors": b"".join(encode_plan(DOUBLE, ALICE)),
         "plan-v1.safetensors": b"".join(encode_plan(PLAN, ALICE)),
         "params-v1.safetensors": b"".join(encode_plan(PARAMS, ALICE)),
+        "variants-v1.safetensors": b"".join(encode_plan(VARIANTS, ALICE)),
         "worked-v1.safetensors": b"".join(encode_message(WORKED, WORKED_TENSORS, ALICE)),
         "message-v1.safetensors": b"".join(encode_message(MESSAGE, MESSAGE_TENSORS, ALICE)),
         "reply-v1.safetensors": b"".join(encode_reply(REPLY, REPLY_TENSORS, DEVICE)),
         **sealed,
         "double_abs-v1.txt": show(DOUBLE_ABS, DOUBLE_ABS_ABOUT).encode() + b"\n",
         "params-v1.txt": show(STEP, PARAMS.about).encode() + b"\n",
+        "variants-v1.txt": show(BY_SIZE, VARIANTS.about).encode() + b"\n",
         "plan-v1.txt": show(EVERYTHING, PLAN.about).encode() + b"\n",
     }
 

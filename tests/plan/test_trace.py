@@ -112,10 +112,10 @@ def up_to_two_rows(x):
 @pytest.mark.parametrize(
     ("function", "admits", "refuses"),
     [
-        (one_by_one, [(2, 2), (1, 7)], [(1, 1)]),
-        (one_by_many, [(2, 20)], [(1, 20)]),
+        (one_by_one, [(2, 2), (1, 7), (1, 1)], []),
+        (one_by_many, [(2, 20), (1, 5)], [(1, 20)]),
         (many_in_all, [(5, 5), (2, 6)], [(2, 5), (3, 3)]),
-        (up_to_two_rows, [(2, 0), (9, 1)], [(1, 3), (0, 3)]),
+        (up_to_two_rows, [(2, 0), (9, 1), (1, 3), (0, 3)], []),
     ],
 )
 def test_conditions_on_several_sizes_are_found(function, admits, refuses):
