@@ -488,9 +488,9 @@ class Served:
             tell = (state, *_standing(peer), _progress(peer), self.trouble)
             wait_s = 0.0 if _but_progress(tell) != _but_progress(told) else LOOK_S if tell != told else BEAT_S
             if not when <= now < when + wait_s:
-                self._told[peer.name] = (now, tell)
                 with self._apart():
                     peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)
+                    self._told[peer.name] = (now, tell)
         if self._trouble is not None:
             raise self._trouble
 

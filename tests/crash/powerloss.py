@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import shutil
+import sqlite3
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from fedq import fs
 from fedq.client import fetch
 from fedq.client.device import Device
 from fedq.client.session import Client
+from fedq.config import Config
 from fedq.device.gate import Gate
 from fedq.device.home import Home
 from fedq.errors import FedqError
@@ -168,8 +170,15 @@ def check(state: State, facts: Facts, root: Path) -> None:
     check_promised(config)
     answered = _look(root, facts)
     lost = [m for m, replies in facts.returned.items() if not answered.issuperset(set(replies) - facts.fetched)]
+    lost += [m for m, reply in _promised(config) if reply not in answered | facts.fetched]
     if lost:
         raise Violation(f"LOST: {lost}")
+
+
+def _promised(config: Config) -> list[tuple[str, str]]:
+    """Message and reply of all that the outbox promises still."""
+    with contextlib.closing(sqlite3.connect(config.home / "outbox.sqlite")) as db:
+        return list(db.execute("SELECT message, reply FROM replies"))
 
 
 def _look(root: Path, facts: Facts, *, torn: bool = False) -> set[str]:

@@ -22,7 +22,7 @@ from fedq.errors import FedqError
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
-from fedq.queue.message import Cancel, Drop, Get, Put, Ref, Run, RunArg, SendPlan, Verb
+from fedq.queue.message import Cancel, Drop, Get, Inline, Put, Ref, Run, RunArg, SendPlan, Verb
 from tests.crash.model import DICE, Model, digest
 
 NAME = "device_1"
@@ -181,6 +181,13 @@ class Requester:
             return self.put()
         return [Get(self.new_id(), (self.rng.choice(known),))], {}
 
+    def inline(self) -> Any:
+        """A call with a tensor beside it, which may be large."""
+        result, size = self.new_id(), self.rng.choice(self.sizes[4:])
+        plan = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about)
+        call = Run(GOOD.id, (Inline("t0"),), {}, (result,))
+        return [plan, call, Get(result, (result,))], {"t0": content(result, size)}
+
     def unknown_plan(self) -> Any:
         self._why, result = "unknown_plan", self.new_id()
         return [Run(self.new_id() * 2, (3,), {}, (result,)), Get(result, (result,))], {}
@@ -225,7 +232,7 @@ class Requester:
 
 
 KINDS = (
-    *["fetch"] * 6, *["put"] * 5, "several", "token", *["run"] * 3, "copy", "unknown_plan", "bad", "missing",
+    *["fetch"] * 6, *["put"] * 5, "several", "token", *["run"] * 3, "inline", "inline", "copy", "unknown_plan", "bad", "missing",
     "expired", "drop", "cancel",
 )  # fmt: skip
 

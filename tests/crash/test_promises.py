@@ -44,7 +44,7 @@ class Counting:
         return -1
 
     def start(self, head, tensors) -> None:
-        keys_ = [k.partition("/")[0] for _, _, results, _ in head["calls"] for k in results]
+        keys_ = [k.partition("/")[0] for call in head["calls"] for k in call[2]]
         self.asked += keys_
         self._answer = Answer([["ok", [{"n": len(self.asked)} for _ in c[2]]] for c in head["calls"]], [])
 
@@ -260,6 +260,19 @@ def test_a_message_the_gate_stumbles_over_is_put_aside_and_blocks_nobody(world, 
 
 
 # -- publish
+
+
+def test_nothing_is_published_before_it_is_committed(world):
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    while not world.asked:
+        world.now += 1
+        world.gate.step(world.now)
+    only("journal.commit", "COMMIT", sqlite3.OperationalError("disk I/O error"))
+    world.gate.step(world.now)
+    assert world.out(X) is None
+    world.wait()
+    world.wait()
+    assert isinstance(world.came(X), Number)
 
 
 def test_a_file_planted_at_a_replys_name_is_replaced(world):
