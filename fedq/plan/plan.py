@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from fedq import fs
-from fedq.errors import NotBuilt, UsageError
+from fedq.errors import NotBuilt, SpecMismatch, UsageError
 from fedq.plan import graph as ir
 from fedq.plan import held as holding
-from fedq.plan import params, replay, tensors
+from fedq.plan import nesting, params, replay, tensors
 from fedq.plan.codec import Signer
 from fedq.plan.file import PlanFile, encode_plan
 from fedq.plan.graph import About, Action, Graph, Type, show
@@ -58,6 +58,7 @@ class Plan(nn.Module):
         self._built = built
         self._fast: Callable[..., Any] | None = None
         self._as_written = False
+        self._inner: tuple[nesting.Inner, ...] = ()
         self._lent = False
 
     # -- building
@@ -83,6 +84,15 @@ class Plan(nn.Module):
         return self._build(*(Type("f32", _shape(s)) for s in args_shape))
 
     def _build(self, *args: Any, **kwargs: Any) -> Plan:
+        self._inner = ()
+        while True:
+            try:
+                return self._record(*args, **kwargs)
+            except nesting.NeedsState as needs:
+                name = nesting.unique(needs.name, self._inner)
+                self._inner = (*self._inner, nesting.Inner(needs.plan, name))
+
+    def _record(self, *args: Any, **kwargs: Any) -> Plan:
         from fedq.plan.trace import trace  # brings sympy and half of torch's compiler: only to build
 
         function, state = self._function()
@@ -106,6 +116,30 @@ class Plan(nn.Module):
 
     def _function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
         """What to record, as a function of state tensors and arguments, and the state by name."""
+        return nesting.together(self, self._own_function(), self._inner)  # type: ignore[no-any-return]
+
+    def parts(self) -> Iterator[nn.Module]:
+        """The modules it is made of."""
+        module = self._module()
+        return iter(()) if module is None else nn.Module.modules(module)
+
+    def inside(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
+        """The same for a plan that calls this one: its function if it has one, else what was recorded."""
+        if self._source[0] is not None or self._module() is not None:
+            return self._own_function()
+        return (lambda held, *args, **kwargs: self._inline(held, args, kwargs)), list(self.state.items())
+
+    def _inline(self, held: Sequence[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        from fedq.plan.blame import Unrecordable
+
+        try:
+            inputs = params.bind(self.graph, args, kwargs, about=self.about)
+            match(self.graph, [tensors.type_of(a) for a in inputs], about=self.about)
+        except SpecMismatch as error:
+            raise Unrecordable(f"it calls plan {self.name!r}, which does not admit this: {error}") from error
+        return ir.unflatten(self.graph.outputs, iter(replay.compile(verify(self.graph)).fn(*inputs, *held)))
+
+    def _own_function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
         module = self._module()
         if module is not None:
             return (
@@ -250,6 +284,9 @@ class Plan(nn.Module):
 
         What it would write into its state, it gives instead: ``(result, {name: new value})``.
         """
+        lent = nesting.lent_for(self)
+        if lent is not None:
+            return lent.call(self, args, kwargs)
         if self._built is not None and self.about.updates and not self._lent and (self._source[0] or self._module()):
             return self._apart(args, kwargs)
         if self._source[0] is not None:
