@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedq.client.device import Device as Device
+    from fedq.client.hook import TorchHook as TorchHook
     from fedq.client.plans import load as load
     from fedq.client.pointer_plans import PointerPlan as PointerPlan
     from fedq.client.pointers import PointerTensor as PointerTensor
@@ -28,6 +29,7 @@ _FROM = {
     "PointerPlan": "client.pointer_plans",
     "PointerTensor": "client.pointers",
     "State": "plan.plan",
+    "TorchHook": "client.hook",
     "VirtualWorker": "local",
     "func2plan": "plan.plan",
     "gather": "client.pointers",

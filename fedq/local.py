@@ -11,9 +11,9 @@ import dataclasses
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedq import config as configs
 from fedq import fs, ids
@@ -23,6 +23,7 @@ from fedq.config import Config
 from fedq.device.gate import Gate
 from fedq.device.home import Home, Requester, init
 from fedq.device.pool import InlineWorker
+from fedq.errors import UsageError
 from fedq.trust import keys
 
 if TYPE_CHECKING:
@@ -41,23 +42,28 @@ def introduce(config: Config, name: str, *, new_id: ids.NewId = ids.new_id) -> N
 class VirtualWorker(Device):
     """A device with data, embedded: ``fq.VirtualWorker(id="device_1", data={"input_data": x})``.
 
+    PySyft's ``VirtualWorker(hook, id="device_1", data=(x1, x2))`` reads the tags that the tensors
+    were given with ``x.tag(...)``.
+
     Args:
+        given: ``hook, id, data``, in this order, as far as they are not given by name; the hook may be left out.
         id: its name.
-        data: tag -> tensor, released as ``release`` says.
+        data: tag -> tensor, or tensors with tags, released as ``release`` says.
         release: ``open`` or ``review``; reviewed results wait for `approve`.
         root: where its files lie; by default a temporary folder that ends with it.
     """
 
     def __init__(
         self,
+        *given: Any,
         id: str = "device_1",
-        data: Mapping[str, torch.Tensor] | None = None,
-        *,
+        data: Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | None = None,
         release: str = "open",
         root: Path | None = None,
         clock: Callable[[], float] = fs.clock,
         new_id: ids.NewId = ids.new_id,
     ) -> None:
+        id, data = _in_order(given, id, data)
         self.root = root or Path(tempfile.mkdtemp(prefix="fedq-"))
         if root is None:
             weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
@@ -74,14 +80,40 @@ class VirtualWorker(Device):
         self.gate = Gate(config, [id], worker=InlineWorker, now=clock())
         self.home: Home = self.gate.served[id].home
         super().__init__(id, client)
-        for tag, tensor in (data or {}).items():
-            self.add(tensor, tag=tag, release=release)
+        if isinstance(data, Mapping):
+            for tag, tensor in data.items():
+                self.add(tensor, tag=tag, release=release)
+        else:
+            self.load_data(data or (), release=release)
 
-    def add(self, tensor: torch.Tensor, *, tag: str, release: str = "open", replace: bool = False) -> str:
+    def add(
+        self,
+        tensor: torch.Tensor,
+        *,
+        tag: str,
+        release: str = "open",
+        replace: bool = False,
+        note: str = "",
+        allow: Sequence[str] | None = None,
+    ) -> str:
         """Store a tensor as its owner would, with ``fedq data add``; returns its id."""
         from fedq.plan.tensors import to_raw
 
-        return self.home.add(to_raw(tensor), tag=tag, release=release, replace=replace, id=self.client.new_id())
+        how = {"release": release, "replace": replace, "note": note, "allow": allow}
+        return self.home.add(to_raw(tensor), tag=tag, id=self.client.new_id(), **how)  # type: ignore[arg-type]
+
+    def load_data(self, tensors: Sequence[torch.Tensor], *, release: str = "open") -> None:
+        """Store tensors as their owner would, each under the tags that ``x.tag(...)`` gave it."""
+        from fedq.client.hook import words_of
+
+        for n, tensor in enumerate(tensors):
+            words = words_of(tensor)
+            if not words.tags:
+                raise UsageError(
+                    f"data[{n}] has no tag: nobody could find it",
+                    hint='TorchHook(torch), then x.tag("input_data"); or data={"input_data": x}',
+                )
+            self.add(tensor, tag=words.tags[0], note=words.note, allow=words.allowed, release=release)
 
     def step(self) -> None:
         """Do all that waits; called whenever someone waits for this device."""
@@ -102,3 +134,13 @@ class VirtualWorker(Device):
 
     def __repr__(self) -> str:
         return f"VirtualWorker({self.name!r})"
+
+
+def _in_order(given: tuple[Any, ...], id: str, data: Any) -> tuple[str, Any]:
+    """The name and the data of a VirtualWorker: what was given by position comes first, after a hook."""
+    rest = given if not given or isinstance(given[0], str) else given[1:]
+    if len(rest) > 2 or not isinstance((*rest, id)[0], str):
+        raise UsageError(
+            "VirtualWorker takes a hook, an id and data", hint='VirtualWorker(hook, id="device_1", data=(x,))'
+        )
+    return (*rest, *(id, data)[len(rest) :])  # type: ignore[return-value]

@@ -19,6 +19,7 @@ Device = Annotated[str, typer.Argument(metavar="DEVICE", help="A device on this 
     examples=[
         "fedq data add device_1 readings.safetensors --tag input_data --release open",
         "fedq data add device_1 both.npz:weights --tag weights --replace",
+        "fedq data add device_1 secret.npy --tag secret --allow alice-3f9a1c2e",
     ],
 )
 def add(
@@ -30,12 +31,18 @@ def add(
         str | None, typer.Option("--release", help="What leaves unasked: 'open', or 'review' (the default).")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of what has this tag.")] = False,
+    note: Annotated[str, typer.Option("--note", help="A line for requesters to search in; #words are tags.")] = "",
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", metavar="NAME", help="Only this requester may know of it; repeat.")
+    ] = None,
 ) -> Shown:
     """Put a tensor file's values on a device, under a tag."""
     from fedq.plan import arrays
 
     tensor = arrays.read_one(*words.tensor_file(file))
-    id_ = call.home(device).add(tensor, tag=tag.removeprefix("#"), release=release, replace=replace)
+    id_ = call.home(device).add(
+        tensor, tag=tag.removeprefix("#"), release=release, replace=replace, note=note, allow=allow or None
+    )
     if release is None:
         call.say(f"release: review, so every result of {tag!r} waits for you: fedq approve")
     row = {"device": device, "tag": tag, "id": id_, "type": str(arrays.type_of(tensor)), "release": release or "review"}

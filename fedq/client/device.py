@@ -22,7 +22,7 @@ from fedq.plan.codec import MAX_TENSORS, RawTensor, parse_json
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, about_from_json, graph_from_json
 from fedq.queue.message import Message, Put, SendPlan, Verb
-from fedq.queue.pair import Catalog, open_pair
+from fedq.queue.pair import Catalog, Entry, open_pair
 from fedq.trust.keys import unseal
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Device:
             UnknownValue: there is none; lists the tags that are.
             Ambiguous: there are several; lists them.
         """
-        fits = [e for e in self.catalog().values if e.tag == ref.removeprefix("#")]
+        fits = [e for e in self.catalog().values if ref.removeprefix("#") in _tags(e)]
         found = {e.id: self._pointer(e.id, e.type, e.tag) for e in fits}
         if not found and len(ref) >= 6 and all(c in "0123456789abcdef" for c in ref):
             found = self._by_id(ref)
@@ -101,7 +101,7 @@ class Device:
             return next(iter(found.values()))
         if found:
             raise Ambiguous(f"{ref!r} fits {len(found)} values on {self.name}: {', '.join(found)}", hint="use the id")
-        tags = ", ".join(sorted({e.tag for e in self.catalog().values if e.tag})) or "none"
+        tags = ", ".join(sorted({t for e in self.catalog().values for t in _tags(e)})) or "none"
         never = "; this id was never promised to you" if ids.is_id(ref) else ""
         raise UnknownValue(f"no value {ref!r} on {self.name}{never} (tags there: {tags})")
 
@@ -115,10 +115,10 @@ class Device:
                 found[p.id] = self._pointer(p.id, Type.parse(p.type) if p.type else None, None)
         return found
 
-    def search(self, text: str = "") -> list[PointerTensor]:
-        """Values whose tag or note contains the text, in the catalog's order."""
-        text = text.removeprefix("#").lower()
-        fits = (e for e in self.catalog().values if text in (e.tag or "").lower() or text in e.note.lower())
+    def search(self, *texts: str) -> list[PointerTensor]:
+        """Values whose tags or note contain each of the texts, in the catalog's order."""
+        words = [t.removeprefix("#").lower() for t in texts]
+        fits = (e for e in self.catalog().values if all(w in f"{e.tag or ''}\n{e.note}".lower() for w in words))
         return [self._pointer(e.id, e.type, e.tag) for e in fits]
 
     def _pointer(self, id_: str, type_: Type | None, tag: str | None) -> PointerTensor:
@@ -251,14 +251,18 @@ class Device:
 
     # -- values and plans
 
-    def send(self, tensor: Any, tag: str | None = None) -> PointerTensor:
-        """Store a tensor there, perhaps with a tag that `find` knows; it stays this requester's own."""
+    def send(self, tensor: Any, tag: str | None = None, *, note: str = "") -> PointerTensor:
+        """Store a tensor there, perhaps with a tag that `find` knows; it stays this requester's own.
+
+        Args:
+            note: for `search`; words with ``#`` in it are further tags.
+        """
         if tag is not None and not ids.is_text(tag := tag.removeprefix("#")):
             raise UsageError("a tag has 1 to 300 printable characters")
         raw = self.hold(raw_tensor(tensor))
         with self.drafting() as draft:
             id_, type_ = draft.new_id(), Type(raw.dtype, raw.shape)
-            draft.actions.append(Put(id_, draft.inline(raw).name, tag))
+            draft.actions.append(Put(id_, draft.inline(raw).name, tag, note))
             draft.types[id_] = type_
         return PointerTensor(self, id_, type_, tag, mine=self.lets_go)
 
@@ -335,3 +339,9 @@ class Device:
         outbox.take(self.number, own, whole)
         for p in pointers:
             p.taken = p.address in own
+
+
+def _tags(entry: Entry) -> list[str]:
+    """The tag of a value, and the words with ``#`` in its note."""
+    more = [word.removeprefix("#") for word in entry.note.split() if word.startswith("#")]
+    return [entry.tag, *more] if entry.tag else more

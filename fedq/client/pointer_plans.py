@@ -170,7 +170,6 @@ class PointerPlan:
                 self._checked[given] = found
         return found
 
-
     def _folded_types(self, given: tuple[Type, ...], loop: Loop) -> tuple[Type | None, ...]:
         if UNKNOWN in given:
             return (None,) * len(self.graph.output_vars)

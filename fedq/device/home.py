@@ -139,15 +139,29 @@ class Home:
 
     # -- the owner's values
 
-    def add(self, raw: RawTensor, *, tag: str, release: str | None = None, replace: bool = False, id: str = "") -> str:
+    def add(
+        self,
+        raw: RawTensor,
+        *,
+        tag: str,
+        release: str | None = None,
+        replace: bool = False,
+        id: str = "",
+        note: str = "",
+        allow: Sequence[str] | None = None,
+    ) -> str:
         """Store an owner's tensor under a tag; returns its id.
 
         Args:
             replace: take the place of the values that carry the tag now.
+            note: for requesters to search in; words with ``#`` are further tags.
+            allow: the requesters (``alice-3f9a1c2e``) who alone may know of it; None: all who are trusted.
 
         Raises:
             Conflict: the tag is taken and ``replace`` is not said.
+            UsageError: a name without its key is allowed.
         """
+        self._check_names(allow or ())
         rule, there = policy.check_rule(release or policy.DEFAULT), self.journal.tagged(OWNER, tag)
         if there and not replace:
             raise Conflict(f"{self.name} has a value tagged {tag!r} already ({there[0].id})", hint="add --replace")
@@ -157,9 +171,22 @@ class Home:
         with self.journal.transaction():
             self.journal.drop(OWNER, [v.id for v in there])
             self.journal.add([value], message=None, now=fs.clock())
+            if note or allow is not None:
+                self.journal.annotate(OWNER, value.id, note, allow)
         self.store.forget(OWNER, tuple(v.id for v in there))
         self._changed()
         return value.id
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        """That each is a requester's name with its key: anybody may call themselves alice."""
+        for name in names:
+            if not (ids.is_name(name) and pairs.is_requester(name)):
+                known = [r.name for r in self.trusted()]
+                like = ", ".join([n for n in known if n.startswith(f"{name}-")] or known)
+                raise UsageError(
+                    f"{name!r} can not be allowed: a requester is a name and the first digits of its key",
+                    hint=f"trusted here: {like or 'nobody'}",
+                )
 
     def remove(self, ref: str) -> list[str]:
         """Forget the owner's values with this tag, or the one with this id."""
@@ -220,8 +247,9 @@ class Home:
             self.pair(requester).write_catalog(self.catalog(requester), self.key)
 
     def catalog(self, requester: str) -> Catalog:
-        values: Sequence[Value] = [*self.journal.tagged(OWNER), *self.journal.tagged(requester)]
-        entries = tuple(Entry(v.id, v.tag, v.type, v.release) for v in values)
+        seen = (v for v in self.journal.tagged(OWNER) if self.journal.may_see(requester, v.id))
+        values: Sequence[Value] = [*seen, *self.journal.tagged(requester)]
+        entries = tuple(Entry(v.id, v.tag, v.type, v.release, self.journal.note(v.scope, v.id)) for v in values)
         return Catalog(self.name, entries, tuple(self.journal.plans(requester)))
 
     def sweep(self, *, before: float) -> int:

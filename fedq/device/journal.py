@@ -58,6 +58,8 @@ CREATE TABLE IF NOT EXISTS failed(
   sender TEXT, id TEXT, time REAL NOT NULL, reason TEXT NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgotten(sender TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS time(high REAL NOT NULL, leapt REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS notes(
+  scope TEXT, id TEXT, note TEXT NOT NULL, allowed TEXT, PRIMARY KEY(scope, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS verdicts(scope TEXT, id TEXT, verdict TEXT NOT NULL, PRIMARY KEY(scope, id));
 """
 
@@ -127,6 +129,7 @@ class Journal:
         self._db.executescript(_SCHEMA)
         self._known: dict[tuple[str, str], Value | None] = {}
         self._dropped: set[tuple[str, str]] = set()
+        self._allowed: dict[str, frozenset[str]] | None = None
         self._added: list[tuple[Any, ...]] = []
         self._version = self._data_version()
 
@@ -152,6 +155,7 @@ class Journal:
             raise
 
     def _forget(self) -> None:
+        self._allowed = None
         self._known.clear()
         self._dropped.clear()
 
@@ -246,6 +250,23 @@ class Journal:
         where = "tag IS NOT NULL" if tag is None else "tag = ?"
         sql = f"SELECT {_VALUE} FROM vals WHERE scope=? AND {where} AND NOT dropped ORDER BY created, id"
         return [_value(r) for r in self._db.execute(sql, (scope,) if tag is None else (scope, tag))]
+
+    def annotate(self, scope: str, id_: str, note: str, allowed: Iterable[str] | None = None) -> None:
+        """A note to a value, and the requesters who alone may know of it, if not all may."""
+        row = (scope, id_, note, None if allowed is None else " ".join(allowed))
+        self._db.execute("INSERT OR REPLACE INTO notes VALUES(?,?,?,?)", row)
+        self._allowed = None
+
+    def note(self, scope: str, id_: str) -> str:
+        row = self._db.execute("SELECT note FROM notes WHERE scope=? AND id=?", (scope, id_)).fetchone()
+        return row[0] if row else ""
+
+    def may_see(self, requester: str, id_: str) -> bool:
+        """Whether a requester may know of an owner's value: it is for all, or for it by name."""
+        if self._allowed is None:
+            rows = self._db.execute("SELECT id, allowed FROM notes WHERE scope=? AND allowed IS NOT NULL", (OWNER,))
+            self._allowed = {value: frozenset(names.split()) for value, names in rows}
+        return id_ not in self._allowed or requester in self._allowed[id_]
 
     def find(self, prefix: str) -> list[Value]:
         """Values of any scope whose id begins with the prefix."""

@@ -135,6 +135,8 @@ class Peer:
         if not self.journal.exists(self.name, verb.id):
             row = self.store.keep(self.name, verb.id, file.tensors[verb.tensor], release="open", tag=verb.tag)
             self.add([row], message.id, now)
+            if verb.note:
+                self.journal.annotate(self.name, verb.id, verb.note)
             self.catalog_due |= verb.tag is not None
 
     def _acknowledged(self, verb: Ack) -> None:
@@ -188,6 +190,7 @@ class Peer:
             self.catalog_due = True
         except FedqError as error:
             self.journal.add_plan(self.name, verb.id, name, None, _refusal(error, verb))
+        self._told(verb.id)
         self._arrived(verb.id)
 
     def plan(self, id_: str) -> tuple[PlanFile, Verified] | Failure | None:
@@ -254,11 +257,15 @@ class Peer:
         return id_ in self.coming or self._stood(id_)
 
     def _stood(self, id_: str) -> bool:
-        return self.journal.exists(self.name, id_) or self.journal.exists(OWNER, id_)
+        if ids.is_plan_id(id_):
+            return self.journal.plan(self.name, id_) is not None
+        seen = self.journal.may_see(self.name, id_)
+        return self.journal.exists(self.name, id_) or (seen and self.journal.exists(OWNER, id_))
 
     def value(self, id_: str) -> Value | None:
-        """What the requester means by an id: its own value, else the owner's."""
-        return self.journal.value(self.name, id_) or self.journal.value(OWNER, id_)
+        """What the requester means by an id: its own value, else the owner's, if it may know of it."""
+        own = self.journal.value(self.name, id_)
+        return own or (self.journal.value(OWNER, id_) if self.journal.may_see(self.name, id_) else None)
 
     def add(self, values: Sequence[Value], message: str, now: float) -> None:
         """Record contents, and tell those who wait for them."""
@@ -266,11 +273,15 @@ class Peer:
         self.stalled = False
         for value in values:
             self.coming.pop(value.id, None)
-            for reply in self._wants_of.pop(value.id, ()):
-                if reply in self.wants:
-                    self.wants[reply].missing.discard(value.id)
-                    self.touched.add(reply)
+            self._told(value.id)
             self._arrived(value.id)
+
+    def _told(self, id_: str) -> None:
+        """Gets that waited for this may be answered."""
+        for reply in self._wants_of.pop(id_, ()):
+            if reply in self.wants:
+                self.wants[reply].missing.discard(id_)
+                self.touched.add(reply)
 
     def done(self, call: Call, values: Sequence[Value], now: float) -> None:
         """Give a call's results their contents."""
@@ -395,7 +406,7 @@ class Peer:
             lane.dropped += values
 
     def was_dropped(self, values: Iterable[str]) -> bool:
-        return any(self._stood(i) and self.value(i) is None for i in values)
+        return any(ids.is_id(i) and self._stood(i) and self.value(i) is None for i in values)
 
     def calls(self) -> Iterator[Call]:
         """Calls that are not done."""

@@ -28,7 +28,7 @@ from fedq.device.peer import Peer, Want, running
 from fedq.device.pool import Answer, Died
 from fedq.device.times import Time
 from fedq.errors import BadFile, Conflict, FedqError, Unreachable
-from fedq.plan.codec import RawTensor, decode, sha256
+from fedq.plan.codec import Buffer, RawTensor, decode, sha256
 from fedq.queue.message import Failure, Get, Number, Reply, decode_reply, encode_reply, message_from_json
 from fedq.queue.pair import Heartbeat
 from fedq.trust.keys import signer_of
@@ -365,23 +365,35 @@ class Served:
         What was published once is never published otherwise: not after a value was dropped or
         released, not over a reply of ours that stands.
         """
-        tensors: dict[str, RawTensor] = {}
-        values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
-        reply = Reply(want.wanted.id, self.name, peer.name, want.wanted.message, values)
-        chunks = encode_reply(reply, tensors, self.home.key)
-        name, digest = f"out/{reply.id}{SUFFIX}", sha256(chunks).hex()
-        if self.journal.published(peer.name, reply.id) not in (None, digest):
-            self._published.append((peer.name, reply.id, digest))
+        chunks, id_ = self._contents(peer, want), want.wanted.id
+        name, digest = f"out/{id_}{SUFFIX}", sha256(chunks).hex()
+        if self.journal.published(peer.name, id_) not in (None, digest):
+            self._published.append((peer.name, id_, digest))
             return
         try:
             peer.pair.carrier.put(name, chunks)
         except Conflict:
-            if self._is_ours(peer, name, reply.id):
+            if self._is_ours(peer, name, id_):
                 return
             log.warning("%s: another file stood at %s of %s; replaced", self.name, name, peer.name)
             peer.pair.carrier.delete(name)
             peer.pair.carrier.put(name, chunks)
-        self._published.append((peer.name, reply.id, digest))
+        self._published.append((peer.name, id_, digest))
+
+    def _contents(self, peer: Peer, want: Want) -> list[Buffer]:
+        """The bytes of a reply; for a plan that was asked for, its file."""
+        tensors: dict[str, RawTensor] = {}
+        values: dict[str, str | Number | Failure]
+        if ids.is_plan_id(plan := want.wanted.ids[0]):
+            file, why = self.journal.plan(peer.name, plan) or (None, None)
+            if file is not None:
+                return [file]
+            unknown = Failure("unknown_plan", f"plan {plan[:12]} is not on the device", {"id": plan})
+            values = {want.wanted.id: why or unknown}
+        else:
+            values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
+        reply = Reply(want.wanted.id, self.name, peer.name, want.wanted.message, values)
+        return encode_reply(reply, tensors, self.home.key)
 
     def _is_ours(self, peer: Peer, name: str, id_: str) -> bool:
         """Whether the reply of this id stands there already, though it would now be another."""

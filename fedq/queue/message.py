@@ -118,7 +118,8 @@ def _verb_to_json(verb: Verb) -> list[Any]:
     match verb:
         case Put():
             need(verb.tag is None or ids.is_text(verb.tag), f"a tag can not be {verb.tag!r}")
-            return ["put", verb.id, {"t": verb.tensor}, {} if verb.tag is None else {"tag": verb.tag}]
+            more = {} if verb.tag is None else {"tag": verb.tag}
+            return ["put", verb.id, {"t": verb.tensor}, more | ({"note": verb.note} if verb.note else {})]
         case SendPlan():
             return ["plan", verb.id, graph_to_json(verb.graph), list(verb.tensors), about_to_json(verb.about)]
         case Run():
@@ -226,11 +227,14 @@ def _verb_from_json(row: Any) -> Verb:
             need(isinstance(args, list) and (args or "args" not in options), "args of fold")
             first, whole, each = (tuple(map(_arg_from_json, some)) for some in (carry, data, args))
             return Fold(_plan_id(plan), first, whole, batches, _ids(results), each)
+        case ["get", str(reply), [str(plan)], dict(options)] if not options and ids.is_plan_id(plan):
+            return Get(_id(reply), (plan,))
         case ["get", str(reply), list(values), dict(options)] if not options and values:
             return Get(_id(reply), _ids(values))
-        case ["put", str(id_), {"t": str(name), **rest}, dict(options)] if not rest and options.keys() <= {"tag"}:
-            need(ids.is_text(options.get("tag", "tag")), "a tag")
-            return Put(_id(id_), _name(name), options.get("tag"))
+        case ["put", str(id_), {"t": str(name), **rest}, dict(more)] if not rest and more.keys() <= {"tag", "note"}:
+            need(ids.is_text(more.get("tag", "tag")), "a tag")
+            need(ids.is_text(more.get("note", "note"), most=MAX_TEXT), "a note")
+            return Put(_id(id_), _name(name), more.get("tag"), more.get("note", ""))
         case ["plan", str(id_), graph, list(tensors), about]:
             need(all(map(is_tensor_name, tensors)), "a tensor's name")
             return SendPlan(_plan_id(id_), graph_from_json(graph), tuple(tensors), about_from_json(about))

@@ -80,6 +80,11 @@ def pairs_of(queue: Path, device: str) -> list[str]:
     return sorted(n for n in _names(queue / device) if ids.is_name(n) and _REQUESTER.fullmatch(n))
 
 
+def is_requester(name: str) -> bool:
+    """Whether this is a name with the first digits of a key: ``alice-3f9a1c2e``."""
+    return _REQUESTER.fullmatch(name) is not None
+
+
 def _names(path: Path) -> list[str]:
     try:
         return fs.names(path)

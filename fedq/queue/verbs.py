@@ -33,11 +33,12 @@ RunArg = Ref | Inline | int | float | bool | str | None
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Store the message's tensor ``tensor`` under ``id``, perhaps with a tag."""
+    """Store the message's tensor ``tensor`` under ``id``, perhaps with a tag and a note."""
 
     id: str
     tensor: str
     tag: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Get:
-    """Release values under a reply id."""
+    """Release values under a reply id; or one plan, by its id: its file is the reply."""
 
     reply: str
     values: tuple[str, ...]
