@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedq import __version__
-from fedq.cli import data, device, plan, review, value
+from fedq.cli import data, device, plan, review, sent, value
 from fedq.cli.call import AsJson, DevicesRoot, QueueRoot
 
 app = typer.Typer(
@@ -45,5 +45,5 @@ def _shared(
 
 app.add_typer(device.app, name="device")
 app.add_typer(data.app, name="data")
-for part in (plan.app, value.app, review.app):
+for part in (plan.app, value.app, sent.app, review.app):
     app.add_typer(part)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fedq import errors
 from fedq.errors import BadFile, BadSignature, FedqError, TimedOut, WaitingForApproval
-from fedq.plan.codec import RawTensor, decode
+from fedq.plan.codec import Buffer, RawTensor, decode
 from fedq.queue import pair as pairs
 from fedq.queue.message import Failure, Number, Reply, decode_reply
 from fedq.queue.pair import Heartbeat
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedq.client")
 
 SCAN_S = 1.0
+STEPS_S = 5.0
+"""How often who waits is told how far a fold is."""
 SILENT_S = 30.0
 """A device that was not heard of for so long is not running, whatever it said last."""
 ASK_AGAIN = ("denied", "missing_value")
@@ -91,7 +93,7 @@ def outcomes(
     for p in pointers:
         key = p.device, asked[p.device][p.address]
         if key not in arrived:
-            arrived[key] = _wait(*key, p.address, until, on_wait or log.warning)
+            arrived[key] = _wait(*key, p.address, until, on_wait or log.warning, take)
         came = arrived[key]
         found.append(came if isinstance(came, FedqError) else came.outcome(p.device.name, p.address))
     _forget(pointers, found, asked, take=take)
@@ -108,45 +110,77 @@ def _forget(
             p.told = p.told or isinstance(o, FedqError)  # errors name the id: it may be asked for elsewhere
         again = [p.address for p, o in mine if isinstance(o, FedqError) and o.code in ASK_AGAIN]
         if again:
+            for reply in {replies[a] for a in again}:
+                device.client.outbox.acknowledge(device.number, reply)
             device.client.outbox.ask_again(device.number, again)
         if take and not any(isinstance(o, FedqError) for o in found):
             device.take([p for p, _ in mine], set(replies.values()))
 
 
-def _wait(device: Device, reply: str, value: str, until: float | None, on_wait: OnWait) -> Arrived | FedqError:
+def _wait(
+    device: Device, reply: str, value: str, until: float | None, on_wait: OnWait, take: bool
+) -> Arrived | FedqError:
     """One reply of one device, or why it did not come."""
-    client, told = device.client, ""
+    client, told, said = device.client, "", 0.0
     client.watch.add(device.pair.carrier.path(pairs.OUT))
     while True:
         if client.pump:
             client.pump()
-        if (came := _read(device, reply, value)) is not None:
+        if (came := _read(device, reply, value, keep=not take) or _kept(device, reply, value)) is not None:
             return came
         client.outbox.settle()
         left_s = SCAN_S if until is None else min(SCAN_S, until - time.monotonic())
         if left_s <= 0:
             return _late(device, reply, value)
-        if not client.watch.wait(left_s) and (why := reason(device, reply, value)[0]) != told:
-            told = why
+        if client.watch.wait(left_s):
+            continue
+        why, now = reason(device, reply, value)[0], time.monotonic()
+        if why != told and (why.partition(": step ")[0] != told.partition(": step ")[0] or now >= said + STEPS_S):
+            told, said = why, now
             on_wait(f"waiting for {device.name}: {why}")
 
 
-def _read(device: Device, reply: str, value: str) -> Arrived | None:
-    """The reply, if it is there and is what it says it is."""
+def _read(device: Device, reply: str, value: str, *, keep: bool) -> Arrived | None:
+    """The reply, if it is there and is what it says it is; ``keep`` a copy, so that it can be read again."""
     name = device.pair.reply_name(reply)
     try:
-        raw = memoryview(device.pair.carrier.get(name))
-        if keys.signer_of("reply", raw) != device.key:
-            raise BadSignature("signed by a key that is not the device's")
-        file = decode(raw)
-        found = decode_reply(file)
+        raw = device.pair.carrier.get(name)
     except FileNotFoundError:
         return None
     except BadFile as error:
         log.warning("%s is not taken for a reply: %s", device.pair.carrier.path(name), error)
         return None
+    found = _checked(device, reply, value, raw, where=str(device.pair.carrier.path(name)))
+    if keep and found is not None and not any(_may_change(v) for v in found.reply.values.values()):
+        durable = device.client.config.durability == "full"
+        codes = [v.code for v in found.reply.values.values() if isinstance(v, Failure)]
+        device.client.history.keep(device.number, reply, raw, code=codes[0] if codes else None, durable=durable)
+    return found
+
+
+def _may_change(value: str | Number | Failure) -> bool:
+    return isinstance(value, Failure) and value.code in ASK_AGAIN
+
+
+def _kept(device: Device, reply: str, value: str) -> Arrived | None:
+    """The reply as it was kept, if it came before."""
+    raw = device.client.history.kept(device.number, reply)
+    return None if raw is None else _checked(device, reply, value, raw, where=f"the copy of {reply}")
+
+
+def _checked(device: Device, reply: str, value: str, data: Buffer, *, where: str) -> Arrived | None:
+    """The reply in these bytes, if they are the device's and it is the one that was asked for."""
+    raw = memoryview(data)
+    try:
+        if keys.signer_of("reply", raw) != device.key:
+            raise BadSignature("signed by a key that is not the device's")
+        file = decode(raw)
+        found = decode_reply(file)
+    except BadFile as error:
+        log.warning("%s is not taken for a reply: %s", where, error)
+        return None
     if (found.id, found.device, found.to) != (reply, device.name, device.client.name) or value not in found.values:
-        log.warning("%s is not taken for a reply: it is another one", device.pair.carrier.path(name))
+        log.warning("%s is not taken for a reply: it is another one", where)
         return None
     return Arrived(found, dict(file.tensors))
 
@@ -180,6 +214,9 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
     for id_, release in beat.held:
         if id_ in coming:
             return f"it waits for the owner's approval (release: {release})", WaitingForApproval.code, id_
+    if beat.trouble and beat.state == "up":
+        why = {"disk_full": "its disk is full", "unreachable": "it can not use its queue or disk"}
+        return f"{device.name} holds: {why.get(beat.trouble, beat.trouble)}; it goes on by itself", late, value
     seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
         return f"{device.name} is not running, {seen}", late, value

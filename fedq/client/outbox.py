@@ -24,6 +24,8 @@ from fedq.plan.codec import Buffer
 
 SPOOL_ABOVE_BYTES = 1 << 20
 """Messages larger than this wait beside the outbox as files, not in it."""
+REMEMBER_BYTES = 64 << 10
+"""Messages up to this size are kept until their results came, so that they can be sent anew."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pairs(
@@ -48,9 +50,13 @@ CREATE TABLE IF NOT EXISTS plans(
   PRIMARY KEY(pair, id));
 CREATE TABLE IF NOT EXISTS tokens(
   pair INTEGER, token TEXT, content TEXT NOT NULL, message TEXT NOT NULL, PRIMARY KEY(pair, token));
+CREATE TABLE IF NOT EXISTS kept(pair INTEGER, reply TEXT, file BLOB, code TEXT, PRIMARY KEY(pair, reply)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS collected(time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS runs(
   run TEXT, pair INTEGER, value TEXT, n INTEGER, PRIMARY KEY(run, n)) WITHOUT ROWID;
 """
+_KEPT = "EXISTS (SELECT 1 FROM kept k WHERE k.pair=r.pair AND k.reply=r.reply)"
+_MAKER = "SELECT message FROM vals WHERE pair=? AND id=?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Outbox:
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         fs.make_dir(path.parent)
         self._durable = durable
+        self.folder = path.parent
         self._spool = path.parent / "spool"
         self._db = fs.sqlite(path, durable=durable)
         self._db.executescript(_SCHEMA)
@@ -91,7 +98,7 @@ class Outbox:
                 return
             self._synchronous("NORMAL")
             try:
-                with self._transaction():
+                with self.transaction():
                     pass
             finally:
                 self._synchronous("FULL")
@@ -101,7 +108,7 @@ class Outbox:
             self._db.execute(f"PRAGMA synchronous={level}")
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, durable when it ends; carries what was put off."""
         with self._lock, _explained():
             self._db.execute("BEGIN IMMEDIATE")
@@ -117,11 +124,11 @@ class Outbox:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _all(self, sql: str, row: Sequence[Any]) -> list[Any]:
+    def all(self, sql: str, row: Sequence[Any]) -> list[Any]:
         with self._lock, _explained():
             return self._db.execute(sql, row).fetchall()
 
-    def _first(self, sql: str, row: Sequence[Any]) -> Any:
+    def first(self, sql: str, row: Sequence[Any]) -> Any:
         with self._lock, _explained():
             return self._db.execute(sql, row).fetchone()
 
@@ -130,10 +137,10 @@ class Outbox:
     def pair(self, root: str, device: str, key: str) -> int:
         """The number of a pair, for all other calls."""
         where, row = "SELECT n FROM pairs WHERE root=? AND device=? AND key=?", (root, device, key)
-        if (found := self._first(where, row)) is None:
-            with self._transaction() as db:
+        if (found := self.first(where, row)) is None:
+            with self.transaction() as db:
                 db.execute("INSERT OR IGNORE INTO pairs(root, device, key) VALUES(?,?,?)", row)
-            found = self._first(where, row)
+            found = self.first(where, row)
         return int(found[0])
 
     def commit(self, pair: int, parts: Sequence[Sent], *, token: tuple[str, str] | None = None) -> None:
@@ -146,7 +153,7 @@ class Outbox:
             if part.size_bytes > SPOOL_ABOVE_BYTES:
                 fs.make_dir(self._spool)
                 fs.replace(self._spool / part.id, part.chunks, durable=self._durable)
-        with self._transaction() as db:
+        with self.transaction() as db:
             try:
                 for part in parts:
                     self._insert(db, pair, part)
@@ -180,23 +187,24 @@ class Outbox:
         """The message lies in the pair; recorded with the next commit."""
         if size_bytes > SPOOL_ABOVE_BYTES:
             fs.delete(self._spool / id_)
-        self._put_off("UPDATE messages SET put=1, file=NULL WHERE pair=? AND id=?", (pair, id_))
+        also = "" if size_bytes <= REMEMBER_BYTES else ", file=NULL"
+        self.put_off(f"UPDATE messages SET put=1{also} WHERE pair=? AND id=?", (pair, id_))
 
-    def _put_off(self, sql: str, row: tuple[Any, ...]) -> None:
+    def put_off(self, sql: str, row: tuple[Any, ...]) -> None:
         with self._lock:
             self._later.append((sql, row))
 
     def interrupted(self, root: str, now: float) -> list[str]:
         """Devices below this root with messages that may not have been put."""
         sql = "SELECT DISTINCT device FROM messages JOIN pairs ON n=pair WHERE NOT put AND root=? AND expires>?"
-        return [row[0] for row in self._all(sql, (root, now))]
+        return [row[0] for row in self.all(sql, (root, now))]
 
     def unput(self, pair: int, now: float) -> list[tuple[str, Buffer]]:
         """Messages, oldest first, that may not have been put: id and bytes."""
         self.settle()
         sql = "SELECT id, file FROM messages INDEXED BY unput WHERE pair=? AND NOT put AND expires>? ORDER BY rowid"
         found = []
-        for id_, file in self._all(sql, (pair, now)):
+        for id_, file in self.all(sql, (pair, now)):
             try:
                 found.append((id_, file if file is not None else fs.read(self._spool / id_, limit_bytes=1 << 40)))
             except FileNotFoundError:  # spooled, put, and deleted just before the end
@@ -205,13 +213,13 @@ class Outbox:
 
     def sweep(self, *, before: float) -> int:
         """Delete files that a crash left beside the outbox, last written before a time; how many."""
-        unput = {r[0] for r in self._all("SELECT id FROM messages WHERE NOT put AND file IS NULL", ())}
+        unput = {r[0] for r in self.all("SELECT id FROM messages WHERE NOT put AND file IS NULL", ())}
         swept = fs.sweep(self._spool.parent, before=before)
         return swept + fs.sweep(self._spool, before=before, also=lambda name: name not in unput)
 
     def forget(self, pair: int, parts: Sequence[Sent]) -> None:
         """Take back promises: their messages could not be put."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             for part in parts:
                 fs.delete(self._spool / part.id)
                 db.execute("DELETE FROM messages WHERE pair=? AND id=?", (pair, part.id))
@@ -220,7 +228,7 @@ class Outbox:
 
     def token(self, pair: int, token: str) -> tuple[str, str] | None:
         """What was asked under a token: digest of the content, message id."""
-        found = self._first("SELECT content, message FROM tokens WHERE pair=? AND token=?", (pair, token))
+        found = self.first("SELECT content, message FROM tokens WHERE pair=? AND token=?", (pair, token))
         return (found[0], found[1]) if found else None
 
     # -- ids
@@ -228,7 +236,7 @@ class Outbox:
     def promised(self, pair: int, prefix: str) -> list[Promised]:
         """Values this requester made whose id begins with the prefix; at most 20."""
         sql = "SELECT id, message, type, state FROM vals WHERE pair=? AND id>=? AND id<? LIMIT 20"
-        rows = self._all(sql, (pair, prefix, prefix + "g"))
+        rows = self.all(sql, (pair, prefix, prefix + "g"))
         return [Promised(i, m, t, "taken" if (pair, i) in self._taken else state) for i, m, t, state in rows]
 
     def own(self, pair: int, ids: Collection[str]) -> set[str]:
@@ -237,32 +245,32 @@ class Outbox:
         return {row[0] for row in rows if (pair, row[0]) not in self._taken}
 
     def replies(self, pair: int, ids: Collection[str], now: float) -> dict[str, str]:
-        """Values that were asked for -> reply id, while that message has not expired."""
+        """Values that were asked for -> reply id, while that message has not expired or the reply is here."""
         sql = "SELECT r.value, r.reply FROM replies r JOIN messages m ON m.pair=r.pair AND m.id=r.message"
-        rows = self._among(f"{sql} WHERE m.expires > {now!r} AND r.pair=? AND r.value IN", pair, ids)
+        rows = self._among(f"{sql} WHERE (m.expires > {now!r} OR {_KEPT}) AND r.pair=? AND r.value IN", pair, ids)
         return dict(rows)
 
     def ask_again(self, pair: int, ids: Collection[str]) -> None:
         """The replies to these values are of no use any more."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("DELETE FROM replies WHERE pair=? AND value=?", ((pair, id_) for id_ in ids))
 
     def asked_in(self, pair: int, reply: str) -> set[str]:
         """The values that come in a reply."""
-        return {r[0] for r in self._all("SELECT value FROM replies WHERE pair=? AND reply=?", (pair, reply))}
+        return {r[0] for r in self.all("SELECT value FROM replies WHERE pair=? AND reply=?", (pair, reply))}
 
     def messages_of(self, pair: int, value: str, reply: str) -> set[str]:
         """The messages that make a value and that asked for it."""
         sql = (
             "SELECT message FROM vals WHERE pair=? AND id=? UNION SELECT message FROM replies WHERE pair=? AND reply=?"
         )
-        return {r[0] for r in self._all(sql, (pair, value, pair, reply))}
+        return {r[0] for r in self.all(sql, (pair, value, pair, reply))}
 
     def _among(self, sql: str, pair: int, ids: Collection[str]) -> Iterator[Any]:
         ids = list(ids)
         for start in range(0, len(ids), 500):
             some = ids[start : start + 500]
-            yield from self._all(f"{sql} ({','.join('?' * len(some))})", (pair, *some))
+            yield from self.all(f"{sql} ({','.join('?' * len(some))})", (pair, *some))
 
     # -- what was taken away
 
@@ -271,11 +279,18 @@ class Outbox:
         with self._lock:
             for value in values:
                 self._taken.add((pair, value))
-                self._put_off("UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''", (pair, value))
+                self.put_off("UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''", (pair, value))
+                row = (pair, pair, value)
+                self.put_off(f"UPDATE messages SET file=NULL WHERE put AND pair=? AND id IN ({_MAKER})", row)
             for reply in replies:
-                self._acks.add((pair, reply))
-                self._put_off("INSERT OR IGNORE INTO acks VALUES(?,?)", (pair, reply))
-                self._put_off("DELETE FROM replies WHERE pair=? AND reply=?", (pair, reply))
+                self.acknowledge(pair, reply)
+                self.put_off("DELETE FROM replies WHERE pair=? AND reply=?", (pair, reply))
+
+    def acknowledge(self, pair: int, reply: str) -> None:
+        """A later message tells the device that this reply is here."""
+        with self._lock:
+            self._acks.add((pair, reply))
+            self.put_off("INSERT OR IGNORE INTO acks VALUES(?,?)", (pair, reply))
 
     @property
     def has_let_go(self) -> bool:
@@ -297,9 +312,9 @@ class Outbox:
         """Values to drop, the messages that must be done before, and replies to acknowledge."""
         with self._lock:
             taken = [
-                r[0] for r in self._all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
+                r[0] for r in self.all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
             ]
-            acks = [r[0] for r in self._all("SELECT reply FROM acks WHERE pair=?", (pair,))]
+            acks = [r[0] for r in self.all("SELECT reply FROM acks WHERE pair=?", (pair,))]
             values = sorted({*taken, *(v for p, v in self._taken if p == pair)})[:limit]
             replies = sorted({*acks, *(r for p, r in self._acks if p == pair)})[:limit]
         after = {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", pair, values)}
@@ -318,19 +333,19 @@ class Outbox:
 
     def _plans(self, where: str, row: tuple[Any, ...]) -> list[PlanRow]:
         sql = "SELECT p.id, p.name, p.graph, g.graph, p.about FROM plans p JOIN graphs g ON g.id=p.graph"
-        return [PlanRow(*r) for r in self._all(f"{sql} WHERE p.pair=? AND {where} ORDER BY p.rowid DESC", row)]
+        return [PlanRow(*r) for r in self.all(f"{sql} WHERE p.pair=? AND {where} ORDER BY p.rowid DESC", row)]
 
     def add_run(self, run: str, results: Sequence[tuple[int, str]]) -> None:
         """Name results at several pairs by one id; the same again is a no-op."""
         rows = [(run, pair, value, n) for n, (pair, value) in enumerate(results)]
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("INSERT OR REPLACE INTO runs VALUES(?,?,?,?)", rows)
 
     def run(self, prefix: str) -> Mapping[str, list[tuple[str, str, str]]]:
         """Runs whose id begins with the prefix -> (root, device, value id) of each result."""
         sql = "SELECT run, root, device, value FROM runs r JOIN pairs p ON p.n=pair WHERE run>=? AND run<? ORDER BY r.n"
         found: dict[str, list[tuple[str, str, str]]] = {}
-        for run, root, device, value in self._all(sql, (prefix, prefix + "g")):
+        for run, root, device, value in self.all(sql, (prefix, prefix + "g")):
             found.setdefault(run, []).append((root, device, value))
         return found
 

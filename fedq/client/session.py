@@ -18,6 +18,7 @@ from fedq import config as configs
 from fedq import fs, ids
 from fedq.client import fetch, sending
 from fedq.client.device import Device
+from fedq.client.history import History
 from fedq.client.outbox import Outbox
 from fedq.client.pointers import PointerTensor
 from fedq.config import Config
@@ -63,10 +64,13 @@ class Client:
         self.key = key or keys.load_or_create(config.home / "key")
         self.name = f"{config.user}-{self.key.fingerprint}"
         self.outbox = Outbox(config.home / "outbox.sqlite", durable=config.durability == "full")
+        self.history = History(self.outbox)
         self._devices: dict[str, Device] = {}
         self._close = weakref.finalize(self, self.outbox.close)
         self.outbox.sweep(before=now() - SWEEP_AGE_S)
         self._finish_all()
+        if self.history.due(now()):
+            self.collect()
 
     def close(self) -> None:
         """Record what was taken away and let go of the outbox; also done when the process ends."""
@@ -171,6 +175,20 @@ class Client:
                 sending.finish(self.device(name))
             except FedqError as error:
                 log.warning("%s: a message of before is not sent yet: %s", name, error)
+
+    # -- forgetting
+
+    def collect(self) -> int:
+        """Forget what expired a month ago, and plans that devices let go of; how many messages."""
+        for name in self.devices():
+            try:
+                device = self.device(name)
+                there = {id_ for id_, _ in device.catalog().plans}
+                self.history.forget_plans(device.number, there, self.now())
+                fs.sweep(device.pair.carrier.path(pairs.IN), before=self.now() - SWEEP_AGE_S)
+            except FedqError as error:
+                log.info("%s: not looked at: %s", name, error)
+        return self.history.collect(self.now())
 
 
 def _key(raw: bytes) -> bytes:
