@@ -143,4 +143,4 @@ def _in_order(given: tuple[Any, ...], id: str, data: Any) -> tuple[str, Any]:
         raise UsageError(
             "VirtualWorker takes a hook, an id and data", hint='VirtualWorker(hook, id="device_1", data=(x,))'
         )
-    return (*rest, *(id, data)[len(rest) :])  # type: ignore[return-value]
+    return (*rest, *(id, data)[len(rest) :])

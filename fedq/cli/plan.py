@@ -79,6 +79,28 @@ def send(
     return Shown(rows, "\n".join(f"{r['device']}:{r['plan']}" for r in rows))
 
 
+@command(app, examples=["fedq pull device_1:3f9a1c", "fedq pull device_1:net -o net.safetensors --timeout 1min"])
+def pull(
+    call: Call,
+    plan: Annotated[str, typer.Argument(metavar="DEVICE:PLAN", help="A plan there: its id, 6 digits of it, its name.")],
+    out: Annotated[str | None, typer.Option("-o", "--out", metavar="FILE", help="Default: NAME.safetensors.")] = None,
+    timeout: Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give up after 10s, 2h.")] = None,
+) -> Shown:
+    """Fetch a plan back, its state with it. Writes a plan file, signed by you."""
+    from fedq.cli import load, words
+    from fedq.client import pull as pulling
+
+    name, ref = words.reference(plan)
+    if out:
+        load.check_suffix(out)
+    device = call.client.device(name)
+    id_ = pulling.find(device, ref)
+    file = pulling.plan(device, id_, words.duration(timeout) if timeout else None, on_wait=call.say)
+    path = out or f"{words.file_name(file.about.name or 'plan')}.safetensors"
+    load.save(path, file, call.key)
+    return Shown({"file": path, "name": file.about.name, "id": id_}, f"{path}  {file.about.name}  {id_[:12]}")
+
+
 @command(app, examples=["fedq ops", "fedq ops conv", "fedq ops --json"])
 def ops(
     call: Call, text: Annotated[str, typer.Argument(metavar="TEXT", help="Only names that contain this.")] = ""

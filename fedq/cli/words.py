@@ -109,3 +109,8 @@ def file_and_name(text: str) -> tuple[Path, str]:
             f"{text!r} is not a name in a Python file", hint="write FILE.py:NAME, such as tour.py:double_abs"
         )
     return Path(path), name
+
+
+def file_name(text: str) -> str:
+    """A name that somebody else chose, as the name of a file here: letters, digits and ``_``."""
+    return re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")[:60] or "plan"

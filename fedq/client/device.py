@@ -306,6 +306,12 @@ class Device:
                 return self._ask(wanted)
         return self._ask(wanted)
 
+    def ask_plan(self, id_: str) -> str:
+        """Ask for a plan, if it was not asked for; the reply that its file will be. Sent at once."""
+        reply = self._ask([id_])[id_]
+        self.flush()
+        return reply
+
     def _ask(self, wanted: Collection[str]) -> dict[str, str]:
         replies = self.client.outbox.replies(self.number, wanted, self.client.now())
         if self._draft is not None:

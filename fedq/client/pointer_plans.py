@@ -15,6 +15,7 @@ from fedq.queue.message import Fold, Ref, Run, RunArg
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
+    from fedq.plan.plan import Plan
 
 UNKNOWN = Type("?")
 """Of an argument that only the device knows enough of."""
@@ -38,6 +39,19 @@ class PointerPlan:
 
     def __repr__(self) -> str:
         return f"PointerPlan({self.device.name}:{self.id[:12]}, {self.name})"
+
+    def get(self, timeout_s: float | None = None) -> Plan:
+        """The plan, as the device holds it; it stays there, so that sending it again sends nothing.
+
+        Raises:
+            UnknownPlan: the device let go of it. TimedOut: nothing came in time.
+        """
+        from fedq.client import pull
+        from fedq.plan.plan import from_file
+
+        return from_file(pull.plan(self.device, self.id, timeout_s))
+
+    copy = get
 
     @staticmethod
     def together(pointers: Sequence[PointerPlan]) -> PointerPlans:
