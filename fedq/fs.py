@@ -84,13 +84,28 @@ def put(
 
     Raises:
         FileExistsError: the name is taken, by whatever; nothing was changed.
-        DiskFull, Unreachable: not done; only when the last fsync failed may the name stand.
+        DiskFull, Unreachable: not done, and the name does not stand (unless the disk takes no change at all).
     """
     with _Folder(path, FileExistsError, follow) as (at, name):
         if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode)):
             _put_named(at, name, chunks, durable, mode)
         if durable:
-            step("put.sync_folder", _sync, at)
+            try:
+                step("put.sync_folder", _sync, at)
+            except OSError:
+                if _take_back(at, name):
+                    raise
+
+
+def _take_back(at: int, name: str) -> bool:
+    """Remove a name that was given and may not last; False if a reader took it away: then it arrived."""
+    try:
+        step("put.unlink", os.unlink, name, dir_fd=at)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _put_unnamed(at: int, name: str, chunks: Sequence[Buffer], durable: bool, mode: int) -> bool:
