@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo bench clean
+.PHONY: help setup test fuzz demo bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ test: setup ## lint, types and all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto
+
+fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op
+	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
+	$(BIN)/python -m tests.plan.fuzz --calls 300
 
 demo: setup ## devices with real data, plans run on them, results checked
 	@$(BIN)/python demo/run.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import random
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -42,15 +43,38 @@ def _is_users(filename: str) -> bool:
     return not filename.startswith((*_NOT_USERS, "<frozen", "<eval_with_key", "<string"))
 
 
-def user_line() -> str:
+class Line(str):
+    """``tour.py:9``, or ``""``; knows where its file is."""
+
+    path: str = ""
+
+    @classmethod
+    def of(cls, path: str, number: int) -> Line:
+        line = cls(f"{Path(path).name}:{number}" if path else "")
+        line.path = path
+        return line
+
+    @property
+    def source(self) -> str:
+        """What stands there, if the file can be read."""
+        return linecache.getline(self.path, int(self.rpartition(":")[2])).strip() if self.path else ""
+
+
+def shown(line: str) -> str:
+    """The source line as it stands below a message, with its place."""
+    source = line.source if isinstance(line, Line) else ""
+    return f"\n  {source}        {line}" if source else ""
+
+
+def user_line() -> Line:
     """``tour.py:9``: the innermost line outside torch and fedq that led here, or ``""``."""
     return user_line_of(sys._getframe(1))
 
 
-def user_line_of(frame: FrameType | None) -> str:
+def user_line_of(frame: FrameType | None) -> Line:
     while frame is not None and not _is_users(frame.f_code.co_filename):
         frame = None if frame.f_code.co_name == ENTRY else frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else ""
+    return Line.of(frame.f_code.co_filename, frame.f_lineno) if frame is not None else Line()
 
 
 @contextmanager
@@ -61,12 +85,9 @@ def cannot() -> Iterator[None]:
     except FedqError:
         raise
     except Exception as error:
-        message, hint = _cure(error)
-        file, number = _where(error)
-        line = f"{Path(file).name}:{number}" if file else ""
-        if file:
-            message = f"{message}\n  {linecache.getline(file, number).strip()}        {line}"
-        raise CannotRecord(message, hint=hint or None, line=line) from error
+        line = Line.of(*_where(error))
+        message, hint = _cure(error, line.source)
+        raise CannotRecord(f"{message}{shown(line)}", hint=hint or None, line=line) from error
 
 
 def _where(error: BaseException) -> tuple[str, int]:
@@ -74,14 +95,16 @@ def _where(error: BaseException) -> tuple[str, int]:
     return next(((f, n) for f, n in reversed(frames) if _is_users(f)), ("", 0))
 
 
-def _cure(error: Exception) -> tuple[str, str]:
+def _cure(error: Exception, source: str) -> tuple[str, str]:
     text = str(error)
     if isinstance(error, Unrecordable):
         return error.message, error.hint
     if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)):
+        if any("distributions" in f.f_code.co_filename for f, _ in traceback.walk_tb(error.__traceback__)):
+            return "torch.distributions looks at the values of its parameters", "give it validate_args=False"
         return (
             "what happens next depends on the values of a tensor, which a plan does not see",
-            "choose with torch.where(condition, a, b), or keep the value a tensor",
+            _instead(source),
         )
     if "allow_non_fake_inputs" in text or "Please convert all Tensors to FakeTensors" in text:
         return (
@@ -91,6 +114,24 @@ def _cure(error: Exception) -> tuple[str, str]:
     if "not linked with support" in text or "CUDA" in text:
         return f"it asks for another device: {text.splitlines()[0]}", DEVICES
     return f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}", ""
+
+
+_INSTEAD = (
+    (r"(el)?if\b|.*\bif\b.*\belse\b|match\b", "write {cond}, or torch.where(condition, a, b)"),
+    (r"while\b", "write while_loop(lambda x: condition, lambda x: (next x,), (x,)) of torch._higher_order_ops; "
+        "for a fixed number of steps, torch.where(condition, a, b) in each"),
+    (r"assert\b", "leave it out, or return the condition as a result; {cond} chooses, torch.where too"),
+    (r"for\b", "go over a fixed number, or use while_loop or scan of torch._higher_order_ops"),
+    (r".*\b(int|float|bool|complex)\(|.*\.item\(",
+        "keep it a tensor; to choose, {cond} or torch.where(condition, a, b)"),
+)  # fmt: skip
+_COND = "torch.cond(condition, lambda x: a, lambda x: b, (x,))"
+
+
+def _instead(source: str) -> str:
+    """What to write in place of Python that looks at values."""
+    found = next((cure for pattern, cure in _INSTEAD if re.match(pattern, source)), "keep it a tensor; {cond} chooses")
+    return found.format(cond=_COND)
 
 
 DEVICES = "leave devices out: a plan runs where the data is"

@@ -92,7 +92,7 @@ class Control:
         return self._append("ctl.cond", [self._arg(pred), a, b], outside, [_kind(t) for t in a.results], a.spec)
 
     def _while_loop(self, test: Function, body: Function, carried: Sequence[Any], given: Sequence[Any]) -> Any:
-        _tensors("torch.while_loop carries", carried)
+        _tensors("while_loop carries", carried)
         outside: list[torch.Tensor] = []
         tested, done = (self._body(f, self._fresh(map(_kind, carried)), outside, given) for f in (test, body))
         (pred, *more) = tested.results
@@ -218,7 +218,7 @@ def _length(xs: Sequence[torch.Tensor]) -> Any:
 def _tensors(what: str, values: Sequence[Any]) -> None:
     other = next((v for v in values if not isinstance(v, torch.Tensor)), None)
     if other is not None:
-        raise Unrecordable(f"{what} a {type(other).__name__}", "make it a tensor, as torch.tensor(0) for 0")
+        raise Unrecordable(f"{what} a Python {type(other).__name__}", "make it a tensor, as torch.tensor(0) for 0")
 
 
 def _agree(what: str, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:

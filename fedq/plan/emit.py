@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedq.plan.blame import Unrecordable
+from fedq.plan.blame import Unrecordable, shown
 from fedq.plan.graph import Action, Arg, Graph, Subgraph, Tree, Type, Var, flatten
 from fedq.plan.recording import Body, Call, Size, Trace, Value
 from fedq.plan.settle import Places, Settled, bodies, made, used_symbols
@@ -86,7 +86,7 @@ class _Emitter:
             if letters - known:
                 line = next((c.line for c in self.trace.calls if leaf.number in c.outs), "")
                 raise Unrecordable(
-                    f"the size of a result depends on data{f': {line}' if line else ''}",
+                    f"the size of a result depends on data{f': {line}' if line else ''}{shown(line)}",
                     "return torch.where(mask, x, 0), or reduce what was picked, as x[mask].sum() does",
                 )
 
@@ -208,7 +208,7 @@ def _tree_at(expr: Any, line: str) -> Any:
     try:
         return tree(expr)
     except Unrecordable as error:
-        raise Unrecordable(f"{error.message}{f': {line}' if line else ''}", error.hint) from None
+        raise Unrecordable(f"{error.message}{f': {line}' if line else ''}{shown(line)}", error.hint) from None
 
 
 def type_of(value: Value) -> Type:

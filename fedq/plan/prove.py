@@ -18,11 +18,11 @@ import sympy
 import torch
 
 from fedq.errors import CannotRecord
-from fedq.plan.blame import Unrecordable
+from fedq.plan.blame import Unrecordable, shown
 from fedq.plan.capture import Function, record
 from fedq.plan.graph import Type, Var, flatten, show_guard
 from fedq.plan.once import once
-from fedq.plan.recording import Free, Guard, In
+from fedq.plan.recording import Free, Guard, In, Trace
 from fedq.plan.settle import Place, Places, Settled, difference, letter, settle
 from fedq.plan.sizes import guard as guard_tree
 from fedq.plan.sizes import put
@@ -93,6 +93,7 @@ class _Prover:
     as_written: bool = False
     hint: int = 5
     fixed: set[Place] = field(default_factory=set)
+    like: Trace | None = None
     base: Settled = field(init=False)
     guards: list[Guard] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -142,7 +143,9 @@ class _Prover:
         first: CannotRecord | None = None
         for self.hint in [*hints, _LARGE] if -1 in literals else hints:
             try:
-                return settle(record(self.function, [self._in(i, a) for i, a in enumerate(self.asked)], self.state))
+                inputs = [self._in(i, a) for i, a in enumerate(self.asked)]
+                self.like = record(self.function, inputs, self.state, like=self.like)
+                return settle(self.like)
             except CannotRecord as error:
                 first = first or error
         assert first is not None
@@ -207,12 +210,12 @@ class _Prover:
     def _differs_from_itself(self, line: str) -> CannotRecord:
         if isinstance(self._again(free=True), str):
             return CannotRecord(
-                f"it is another graph each time it is recorded: {line}",
+                f"it is another graph each time it is recorded: {line}{shown(line)}",
                 hint="leave out the clock, counters and random numbers of Python, or pass them as arguments",
                 line=line,
             )
         return CannotRecord(
-            f"it is another graph when sizes are plain numbers: {line}",
+            f"it is another graph when sizes are plain numbers: {line}{shown(line)}",
             hint="do not ask for the type of a size, or write the size as a number in args_shape",
             line=line,
         )
@@ -244,7 +247,7 @@ class _Prover:
         keep = {place: name for place, name in self.base.places.items() if free and name not in at}
         inputs = [self._in_again(i, a, {**looks, **at}, keep, dtype) for i, a in enumerate(self.asked)]
         try:
-            other = settle(record(self.function, inputs, self.state), keep)
+            other = settle(record(self.function, inputs, self.state, like=self.like), keep)
         except CannotRecord as error:
             return str(error.fields.get("line", ""))
         line = difference(self.base, other, at if free else {**looks, **at})
@@ -415,10 +418,14 @@ def _as_tree(guard: Guard) -> Any:
     try:
         return guard_tree(guard.expr)
     except Unrecordable as error:
-        raise CannotRecord(f"{error.message}: {guard.line}", hint=error.hint or None, line=guard.line) from None
+        message = f"{error.message}: {guard.line}{shown(guard.line)}"
+        raise CannotRecord(message, hint=error.hint or None, line=guard.line) from None
 
 
-_NUMBERS = "write the number in args_shape, or do not use the size as a Python number (for, len(), int(), [...] * n)"
+_NUMBERS = (
+    "write the number in args_shape, or do not use the size as a Python number (for, len(), int(), [...] * n): "
+    "ops on whole tensors, or scan, map and while_loop of torch._higher_order_ops, take any size"
+)
 _TRANSFORMS = (
     "torch's vmap and torch.func.grad fix sizes with some ops: write the number in args_shape, "
     "or take the gradient with torch.autograd.grad"
@@ -427,7 +434,7 @@ _TRANSFORMS = (
 
 def _fixed(i: int, d: int, size: int, line: str, hint: str) -> CannotRecord:
     return CannotRecord(
-        f"size {d} of input {i} was to be free (-1), but it is fixed to {size} here: {line}",
+        f"size {d} of input {i} was to be free (-1), but it is fixed to {size} here: {line}{shown(line)}",
         hint=hint,
         line=line,
     )

@@ -121,9 +121,9 @@ def _plain(size: Any) -> Any:
 
 
 def put(expr: Any, known: Mapping[Any, Any]) -> Any:
-    """The expression with symbols replaced; a Python int where none is left, nan where it divides by 0."""
+    """The expression with symbols replaced; a Python int where none is left, nan where it has no value."""
     try:
         made = expr.xreplace(known) if isinstance(expr, sympy.Basic) else expr
-    except ZeroDivisionError:
+    except (ZeroDivisionError, AssertionError):  # torch's Mod asserts that nothing is negative
         return sympy.nan
     return int(made) if isinstance(made, sympy.Integer) else made
