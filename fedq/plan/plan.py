@@ -7,11 +7,12 @@ its Python function calls that when used here, so autograd works; one from a fil
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -235,11 +236,11 @@ class Plan(nn.Module):
         holding.load(self.state, new)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Of the module it was made of, or its own."""
-        source = self._source[0]
+        """Of the module it was made of, or its own; of a function, the tensors of ``state=``."""
+        source, state = self._source[0], [(f"state{i}", t) for i, t in enumerate(self._given)]
         if isinstance(source, nn.Module):
             return source.named_parameters(*args, **kwargs)
-        return super().named_parameters(*args, **kwargs)
+        return iter(cast(Any, state)) if state else super().named_parameters(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As torch's; of a plan from a file or with ``state=``: what it holds."""
@@ -327,6 +328,13 @@ class Plan(nn.Module):
         if isinstance(outputs, ir.Var):
             return lambda *inputs: call(*inputs, *state)[0]
         return lambda *inputs: ir.unflatten(outputs, iter(call(*inputs, *state)))
+
+    def copy(self) -> Plan:
+        """Another plan like it, as it is now: training one leaves the other alone."""
+        memo = {id(part): part for part in (self._built or ())[:2]}  # frozen
+        made = copy.deepcopy(self, memo)
+        made._fast = None
+        return made
 
     def save(self, path: str | Path, *, signer: Signer | None = None) -> None:
         """Write it as a signed file, in place of what was there; signed by this user's own key if none is given."""
