@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from fedq.client.plans import load as load
     from fedq.client.pointer_plans import PointerPlan as PointerPlan
     from fedq.client.pointers import PointerTensor as PointerTensor
+    from fedq.client.pointers import PointerTensors as PointerTensors
     from fedq.client.pointers import gather as gather
+    from fedq.client.protocol import Protocol as Protocol
     from fedq.client.session import own_key as own_key
     from fedq.local import VirtualWorker as VirtualWorker
     from fedq.plan.plan import Plan as Plan
@@ -28,6 +30,8 @@ _FROM = {
     "Plan": "plan.plan",
     "PointerPlan": "client.pointer_plans",
     "PointerTensor": "client.pointers",
+    "PointerTensors": "client.pointers",
+    "Protocol": "client.protocol",
     "State": "plan.plan",
     "TorchHook": "client.hook",
     "VirtualWorker": "local",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fedq import ids
 from fedq.cli import load, show, words
 from fedq.cli.call import Call, Shown
-from fedq.errors import FedqError, UsageError
+from fedq.errors import FedqError, UnknownValue, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.plan.fold import Batches, Loop
 
@@ -139,10 +139,28 @@ def run_of(made: Sequence[Sequence[PointerTensor]]) -> tuple[list[PointerTensor]
     return results, ids.derive("run", *(p.id for p in results))
 
 
-def references(client: Client, texts: Sequence[str]) -> list[PointerTensor]:
-    """The values that these name, once each: ``device:tag``, ``device:id``, or all of a run."""
-    found = [p for text in texts for p in ([_one(client, text)] if ":" in text else client.run(text))]
+def references(
+    client: Client, texts: Sequence[str], *, hops: Call | None = None, timeout: str | None = None
+) -> list[PointerTensor]:
+    """The values that these name, once each: ``device:tag``, ``device:id``, or all of a run.
+
+    ``hops``: who is told, if a protocol's run is under way: its values are sent on, and waited for so long.
+    """
+    found: list[PointerTensor] = []
+    for text in texts:
+        found += [_one(client, text)] if ":" in text else _run(client, text, hops, timeout)
     return list({(p.device.name, p.id): p for p in found}.values())
+
+
+def _run(client: Client, text: str, hops: Call | None, timeout: str | None) -> list[PointerTensor]:
+    try:
+        return client.run(text)
+    except UnknownValue:
+        from fedq.client.protocol import Protocol
+
+        if hops is None or not ids.is_id(text) or not Protocol.knows(text, client):
+            raise
+        return Protocol.result(text, client).pointers(words.duration(timeout) if timeout else None, on_wait=hops.say)
 
 
 def _one(client: Client, text: str) -> PointerTensor:

@@ -156,4 +156,4 @@ def get(
     """Wait for results and print them. May be repeated, from any process."""
     from fedq.cli import ask
 
-    return ask.fetch(call, ask.references(call.client, refs), timeout, out)
+    return ask.fetch(call, ask.references(call.client, refs, hops=call, timeout=timeout), timeout, out)

@@ -158,6 +158,10 @@ class PointerPlan:
             draft.types.update(zip(results, types, strict=True))
             draft.actions.append(Run(self.id, tuple(given), {}, tuple(results)))
 
+    def type_of(self, arg: Any) -> Type:
+        """What an argument is, as far as is known here; UsageError for what can not be one."""
+        return self._argument(arg)[1]
+
     def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type]:
         if isinstance(arg, PointerTensor):
             if arg.device != self.device:
