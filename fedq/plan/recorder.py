@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fedq.plan.blame import DEVICES, Unrecordable, user_line
@@ -134,7 +135,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unrecordable(f"torch's {getattr(func, '__name__', func)} has no place in a plan")
         was, self.sizes.inside_op = self.sizes.inside_op, True
         try:
-            run = _RNNS.get(func, func) if self.pre_dispatch else func
+            run = _RUN_AS.get(func, func) if self.pre_dispatch else func
             out = _apart(run(*args, **kwargs), func, args)
         finally:
             self.sizes.inside_op = was
@@ -240,7 +241,19 @@ def _rnn(given: Any, hx: Any, params: Any, *rest: Any, **named: Any) -> Any:
     return (out, *(given.new_empty(s.shape) for s in states))
 
 
-_RNNS = {getattr(torch.ops.aten, name).input: _rnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+def _detached(func: Any) -> Any:
+    """The op on arguments without gradients: its rule for fakes picks a kernel that refuses masks with one."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
+        return func(*args, **kwargs)
+
+    return run
+
+
+_RUN_AS = {getattr(torch.ops.aten, name).input: _rnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+for _name in ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"):
+    _RUN_AS[getattr(torch.ops.aten, _name).default] = _detached(getattr(torch.ops.aten, _name).default)
 _HIDDEN_WRITES = (torch.ops.aten.batch_norm, torch.ops.aten.native_batch_norm, torch.ops.aten.instance_norm)
 _HIDDEN_STATE = (
     "it writes to its state (a parameter or buffer), and a plan has outputs, never hidden writes",
@@ -263,7 +276,7 @@ def _same_value(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
 
     A slice of all of a dimension is one: torch calls it for free sizes only.
     """
-    if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default):
+    if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default, torch.ops.aten.alias.default):
         return cast(torch.Tensor, args[0])
     if func is torch.ops.aten.slice.Tensor and args[2:] in _ALL:
         return cast(torch.Tensor, args[0])
