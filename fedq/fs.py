@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
-from fedq.errors import AlreadyRunning, BadFile, DiskFull, FedqError, Unreachable
+from fedq.errors import AlreadyRunning, BadFile, DiskFull, FedqError, Unreachable, UsageError
 
 Buffer = bytes | bytearray | memoryview
 AnyPath = str | os.PathLike[str]
@@ -71,7 +71,13 @@ def clock() -> float:
 
 
 def put(
-    path: AnyPath, chunks: Sequence[Buffer], *, durable: bool = True, mode: int = 0o600, follow: bool = True
+    path: AnyPath,
+    chunks: Sequence[Buffer],
+    *,
+    durable: bool = True,
+    mode: int = 0o600,
+    follow: bool = True,
+    exact: bool = False,
 ) -> None:
     """Write a new file: whole under its name, or not there.
 
@@ -81,14 +87,15 @@ def put(
         durable: fsync file and directory before returning.
         mode: its rights, less the umask.
         follow: whether the directory itself may be a symbolic link.
+        exact: the rights are these, whatever the umask.
 
     Raises:
         FileExistsError: the name is taken, by whatever; nothing was changed.
         DiskFull, Unreachable: not done, and the name does not stand (unless the disk takes no change at all).
     """
     with _Folder(path, FileExistsError, follow) as (at, name):
-        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode)):
-            _put_named(at, name, chunks, durable, mode)
+        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode, exact)):
+            _put_named(at, name, chunks, durable, mode, exact)
         if durable:
             try:
                 step("put.sync_folder", _sync, at)
@@ -108,11 +115,13 @@ def _take_back(at: int, name: str) -> bool:
     return True
 
 
-def _put_unnamed(at: int, name: str, chunks: Sequence[Buffer], durable: bool, mode: int) -> bool:
+def _put_unnamed(at: int, name: str, chunks: Sequence[Buffer], durable: bool, mode: int, exact: bool) -> bool:
     """Through a file without a name: no orphans, one event to watchers. False if that can not be had here."""
     try:
         file = step("put.unnamed", os.open, ".", _UNNAMED | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=at)
         try:
+            if exact:
+                step("put.rights", os.fchmod, file, mode)
             _fill("put", file, chunks, durable)
             step("put.name", os.link, f"/proc/self/fd/{file}", name, dst_dir_fd=at)
         finally:
@@ -124,8 +133,8 @@ def _put_unnamed(at: int, name: str, chunks: Sequence[Buffer], durable: bool, mo
     return True
 
 
-def _put_named(at: int, name: str, chunks: Sequence[Buffer], durable: bool, mode: int) -> None:
-    temp = _write_temp("put", at, chunks, durable, mode)
+def _put_named(at: int, name: str, chunks: Sequence[Buffer], durable: bool, mode: int, exact: bool) -> None:
+    temp = _write_temp("put", at, chunks, durable, mode, exact)
     try:
         _name(at, temp, name)
     finally:
@@ -176,10 +185,12 @@ def _exists(at: int, name: str) -> bool:
     return True
 
 
-def replace(path: AnyPath, chunks: Sequence[Buffer], *, durable: bool = True, mode: int = 0o600) -> None:
+def replace(
+    path: AnyPath, chunks: Sequence[Buffer], *, durable: bool = True, mode: int = 0o600, exact: bool = False
+) -> None:
     """Write a file over what may stand there: readers see the old or the new one, whole."""
     with _Folder(path, None) as (at, name):
-        temp = _write_temp("replace", at, chunks, durable, mode)
+        temp = _write_temp("replace", at, chunks, durable, mode, exact)
         try:
             step("replace.rename", os.replace, temp, name, src_dir_fd=at, dst_dir_fd=at)
         except OSError:
@@ -190,11 +201,13 @@ def replace(path: AnyPath, chunks: Sequence[Buffer], *, durable: bool = True, mo
             step("replace.sync_folder", _sync, at)
 
 
-def _write_temp(what: str, at: int, chunks: Sequence[Buffer], durable: bool, mode: int) -> str:
+def _write_temp(what: str, at: int, chunks: Sequence[Buffer], durable: bool, mode: int, exact: bool) -> str:
     temp = TEMP + os.urandom(8).hex()
     file = step(f"{what}.create", os.open, temp, _NEW, mode, dir_fd=at)
     try:
         try:
+            if exact:
+                step(f"{what}.rights", os.fchmod, file, mode)
             _fill(what, file, chunks, durable)
         finally:
             os.close(file)
@@ -271,6 +284,34 @@ def make_dir(path: AnyPath, *, mode: int = 0o700) -> None:
             if not path.is_dir():
                 raise
         step("make_dir.sync_folder", _sync, at)  # also if it is there: who made it may have died before this
+
+
+def share(path: AnyPath, group: str, *, mode: int) -> None:
+    """Give a file or directory to a group, with exactly these rights.
+
+    Raises:
+        UsageError: there is no such group. Unreachable: this user is not in it.
+    """
+    import grp
+
+    try:
+        number = grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(f"no group {group!r} on this machine", hint="'id -Gn' lists yours") from None
+    try:
+        step("share.group", os.chown, path, -1, number)
+        step("share.rights", os.chmod, path, mode)
+    except OSError as error:
+        raise told(error, path) from error
+
+
+def is_shared(path: AnyPath) -> bool:
+    """Whether what is made in this directory belongs to its group."""
+    try:
+        mode = step("share.stat", os.stat, path).st_mode
+    except OSError:
+        return False
+    return mode & (stat.S_ISGID | 0o020) == stat.S_ISGID | 0o020
 
 
 def flush(path: AnyPath) -> None:

@@ -121,17 +121,22 @@ def _beat(home: Home, requester: str) -> Heartbeat:
 def state(config: Config, name: str) -> dict[str, Any]:
     """A device as ``device ls`` shows it; counts are over all its requesters."""
     home = Home(config.devices / name, config)
-    values, held = len(home.values()), len(home.held())
+    values, held, waiting = len(home.values()), len(home.held()), home.journal.count_open()
+    failed = len(home.journal.failed())
     beats = _beats(home)
     last = max((b.time for b in beats), default=None)
     up = any(map(_alive, beats)) and daemon.pid(config) is not None
+    running = sum(len(b.running) for b in beats) if up else 0
     return {
         "device": name,
         "state": "up" if up else "down" if last else "never started",
         "last_seen": last,
         "values": values,
-        "waiting": sum(len(b.waiting) for b in beats),
-        "running": sum(len(b.running) for b in beats),
+        "waiting": max(0, waiting - running),
+        "running": running,
+        "failed": failed,
+        "refused": sum(len(b.refused) for b in beats),
+        "trouble": next((b.trouble for b in beats if b.trouble and up), ""),
         "progress": [list(p) for b in beats for p in b.progress],
         "held": held,
     }
@@ -165,7 +170,24 @@ def _elsewhere(device: Device) -> dict[str, Any]:
         "running": len(beat.running) if beat else 0,
         "progress": [list(p) for p in beat.progress] if beat else [],
         "held": len(beat.held) if beat else 0,
+        "failed": None,
+        "refused": len(beat.refused) if beat else 0,
+        "trouble": beat.trouble if beat and _alive(beat) else "",
     }
+
+
+def failed(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Messages that ended their workers too often, the oldest first."""
+    rows = []
+    for name in names:
+        home = Home(config.devices / name, config)
+        for sender, id_, time_, reason in home.journal.failed():
+            file = str(home.failed(sender) / f"{id_}.safetensors")
+            rows.append(
+                {"device": name, "time": time_, "requester": sender, "message": id_, "reason": reason, "file": file}
+            )
+        home.close()
+    return sorted(rows, key=lambda row: float(row["time"]))
 
 
 def log_lines(config: Config, name: str | None, count: int) -> list[str]:

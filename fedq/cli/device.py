@@ -12,21 +12,62 @@ from fedq.cli.call import Call, Shown, command
 app = typer.Typer(help="Make, start and stop devices. They live on this machine.", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A device on this machine.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Worker processes at a time, for one requester too. Kept for later starts.", min=1),
+]
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Devices; all on this machine if none.")]
 
 
-@command(app, examples=["fedq device init device_1"])
-def init(call: Call, name: Name) -> Shown:
-    """Make a device. Gives it a private home, and a pair with you."""
+@command(
+    app,
+    examples=[
+        "fedq device init device_1",
+        "fedq device init device_1 --deadline 10min",
+        "fedq device init device_1 --requester bob --key 3f9a1c2e... --group lab    # 'fedq whoami' prints bob's",
+    ],
+)
+def init(
+    call: Call,
+    name: Name,
+    requester: Annotated[str | None, typer.Option("--requester", metavar="NAME", help="Who may ask: not you.")] = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="HEX", help="The public key of that requester.")] = None,
+    group: Annotated[str | None, typer.Option("--group", help="A Unix group that shares this pair.")] = None,
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="TIME", help="How long one call may take. Default: 1h.")
+    ] = None,
+) -> Shown:
+    """Make a device. Gives it a private home, and a pair with you, or with another requester."""
+    from fedq.cli import words
     from fedq.client.session import trust_device
     from fedq.device import home
 
-    config, key = call.config, call.key
-    requester = home.Requester(f"{config.user}-{key.fingerprint}", key.public.hex())
-    made = home.init(config, name, requester=requester)
-    trust_device(config, name, made.key.public.hex())
-    row = {"device": name, "home": str(made.path), "pair": str(config.queue / name / requester.name)}
+    config = call.config
+    who = words.requester(requester, key) if requester or key else (config.user, call.key.public.hex())
+    asks = home.Requester(f"{who[0]}-{who[1][:8]}", who[1])
+    limit_s = words.duration(deadline) if deadline else None
+    made = home.init(config, name, requester=asks, group=group, deadline_s=limit_s)
+    public = made.key.public.hex()
+    if requester:
+        call.say(f"{asks.name} types: fedq device trust {name} {public}")
+    else:
+        trust_device(config, name, public)
+    row = {"device": name, "home": str(made.path), "pair": str(config.queue / name / asks.name), "key": public}
     return Shown(row, f"{name}  home {row['home']}\n{' ' * len(name)}  pair {row['pair']}")
+
+
+@command(app, examples=["fedq device trust device_1 3f9a1c2e..."])
+def trust(
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A device that another user runs.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its public key, as 'fedq device init' printed it.")],
+) -> Shown:
+    """Believe a device that someone else runs. Compare the key with its owner, not with the share."""
+    from fedq.cli import words
+    from fedq.client.session import trust_device
+
+    trust_device(call.config, name, words.key(key))
+    return Shown({"device": name, "key": key}, f"{name}  {key}")
 
 
 @command(app, examples=["fedq device up device_1 device_2", "fedq device up device_1 --foreground"])
@@ -34,10 +75,14 @@ def up(
     call: Call,
     names: Names = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Serve here, until Ctrl-C.")] = False,
+    workers: Workers = None,
 ) -> Shown:
     """Serve devices in the background, by one process for all; again is a no-op."""
     from fedq.cli import background
+    from fedq.device import gate
 
+    if workers:
+        gate.set_workers(call.config, workers)
     wanted = background.mark(call.config, names, up=True)
     if foreground:
         background.serve_here(call.config, wanted)
@@ -57,13 +102,33 @@ def down(call: Call, names: Names = None) -> Shown:
     return Shown({"devices": ended}, "\n".join(f"{name}  down" for name in ended))
 
 
-@command(app, examples=["fedq device step device_1", "*/10 * * * * cd /srv/fedq && fedq device step device_1"])
-def step(call: Call, name: Name) -> Shown:
-    """Serve what waits for one device, then end: for cron."""
-    from fedq.cli import background
+@command(
+    app,
+    examples=[
+        "fedq device step device_1",
+        "*/10 * * * * cd /srv/fedq && fedq device step device_1 --for 9min    # instead of 'up', or beside it",
+    ],
+)
+def step(
+    call: Call,
+    name: Name,
+    seconds: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="Serve so long, whether something waits or not.")
+    ] = None,
+) -> Shown:
+    """Serve what waits for one device, then end: for cron. Where 'up' runs, there is nothing to do."""
+    from fedq.cli import background, words
     from fedq.device import gate
+    from fedq.errors import AlreadyRunning
 
-    gate.serve_waiting(call.config, [call.home(name).name])
+    names = [call.home(name).name]
+    try:
+        if seconds is None:
+            gate.serve_waiting(call.config, names)
+        else:
+            gate.serve_for(call.config, names, seconds=words.duration(seconds))
+    except AlreadyRunning as error:
+        call.say(f"nothing to do: {error}")
     row = background.state(call.config, name)
     return Shown(row, show.devices([row]))
 
@@ -79,16 +144,37 @@ def ls(call: Call) -> Shown:
     return Shown(rows, show.devices(rows))
 
 
-@command(app, examples=["fedq device log", "fedq device log device_1 -n 200"])
+@command(app, examples=["fedq device status", "fedq device status device_1 --json"])
+def status(
+    call: Call, name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one.")] = None
+) -> Shown:
+    """Say how devices are. Shows what waits, runs, is held, failed, was refused, and what holds them up."""
+    from fedq.cli import background
+
+    rows = [row for row in background.states(call.config) if name in (None, row["device"])]
+    if not rows and name is not None:
+        call.home(name)
+    return Shown(rows, show.status(rows))
+
+
+@command(app, examples=["fedq device log", "fedq device log device_1 -n 200", "fedq device log --failed"])
 def log(
     call: Call,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only lines about this device.")] = None,
     lines: Annotated[int, typer.Option("-n", help="At most so many lines, the newest.", min=1)] = 50,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Only messages that ended their workers, and where they are kept.")
+    ] = False,
 ) -> Shown:
     """Print the log of the process that serves devices."""
     from fedq.cli import background
+    from fedq.device.home import homes
 
     if name is not None:
         call.home(name)
+    if failed:
+        rows = background.failed(call.config, homes(call.config) if name is None else [name])[-lines:]
+        told = [(show.when(r["time"]), f"{r['device']}:", r["requester"], r["reason"], r["file"]) for r in rows]
+        return Shown(rows, show.table(told))
     text = background.log_lines(call.config, name, lines)
     return Shown({"log": str(background.log_file(call.config)), "lines": text}, "\n".join(text))

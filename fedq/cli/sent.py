@@ -59,6 +59,13 @@ def retry(call: Call, refs: Refs) -> Shown:
     return Shown(rows, "\n".join(f"{r['device']}:{r['id']}" for r in rows))
 
 
+@command(app, examples=["fedq whoami"])
+def whoami(call: Call) -> Shown:
+    """Print your name and public key. Their owners need both to let you ask a device."""
+    name, public = f"{call.config.user}-{call.key.fingerprint}", call.key.public.hex()
+    return Shown({"requester": name, "key": public}, f"{name}  {public}")
+
+
 @command(app, examples=["fedq gc"])
 def gc(call: Call) -> Shown:
     """Forget what expired a month ago: its record, copies of results. Done by itself once a day, too."""

@@ -70,6 +70,15 @@ def _running(row: Mapping[str, Any]) -> str:
     return f"{row['running']}: {steps}" if steps else str(row["running"])
 
 
+def status(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``fedq device status``."""
+    keys = ("waiting", "running", "held", "failed", "refused", "trouble")
+    body = [
+        (r["device"], r["state"], when(r["last_seen"]), *("" if r[k] is None else r[k] for k in keys)) for r in rows
+    ]
+    return table([("device", "state", "last seen", *keys), *body]) if rows else ""
+
+
 def tensor(raw: RawTensor) -> str:
     """The values as torch prints them: ``tensor([2., 4.])``; above 1,000 three from each end."""
     from fedq.plan.arrays import to_numpy

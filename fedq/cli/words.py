@@ -39,6 +39,24 @@ def reference(text: str) -> tuple[str, str]:
     return device, rest
 
 
+def key(text: str) -> str:
+    """A public key: 64 hex digits."""
+    if not ids.is_plan_id(text):
+        raise UsageError(f"{text[:80]!r} is not a public key", hint="64 hex digits, as 'fedq whoami' prints them")
+    return text
+
+
+def requester(name: str | None, public: str | None) -> tuple[str, str]:
+    """A requester's name, without the digits of its key, and the key."""
+    if name is None or public is None:
+        raise UsageError("--requester and --key go together", hint="'fedq whoami' prints both")
+    public = key(public)
+    name = name.removesuffix(f"-{public[:8]}")
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):
+        raise UsageError(f"{name[:80]!r} is not the name of a requester", hint="letters, digits and '_'")
+    return name, public
+
+
 def could_be_id(text: str) -> bool:
     """Whether this can be an id or the beginning of one: 6 to 32 hex digits."""
     return _ID.fullmatch(text) is not None

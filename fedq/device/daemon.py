@@ -18,7 +18,7 @@ from types import FrameType
 from fedq import config as configs
 from fedq import fs
 from fedq.config import Config
-from fedq.device.gate import Gate, gate_dir
+from fedq.device.gate import Gate, gate_dir, workers
 from fedq.errors import AlreadyRunning, FedqError, Unreachable
 
 START_S = 20.0
@@ -101,7 +101,7 @@ def run(config: Config) -> None:
     with fs.lock(gate_dir(config) / "lock"):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
-        gate = Gate(config)
+        gate = Gate(config, workers=workers(config))
         try:
             gate.serve(lambda: bool(stopped))
         finally:

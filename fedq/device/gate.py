@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import selectors
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,6 +30,7 @@ log = logging.getLogger("fedq.device")
 SCAN_S = 1.0
 """How often the folders are looked through though nothing was heard."""
 UP = "up"
+WORKERS = "workers"
 
 
 def gate_dir(config: Config) -> Path:
@@ -170,6 +172,9 @@ class Gate:
 
     def _look_around(self, watch: Watch, now: float) -> None:
         self.refresh(now)
+        if self._names is None and (said := workers(self.config)) != self._workers:
+            self._workers = said
+            self.crew.resize(said)
         for served in self.served.values():
             for peer in served.peers.values():
                 watch.add(peer.pair.carrier.path("in"))
@@ -209,6 +214,32 @@ class Gate:
             self._leave(name, fs.clock())
 
 
+def workers(config: Config) -> int | None:
+    """How many workers the gate may have, if its owner said."""
+    if WORKERS not in fs.names(gate_dir(config)):
+        return None
+    text = bytes(fs.read(gate_dir(config) / WORKERS, limit_bytes=100)).decode()
+    return int(text) if text.isdecimal() else None
+
+
+def set_workers(config: Config, count: int) -> None:
+    """Say how many workers the gate may have; one that runs follows."""
+    fs.make_dir(gate_dir(config))
+    fs.replace(gate_dir(config) / WORKERS, [str(count).encode()])
+
+
+def serve_for(config: Config, names: Sequence[str], *, seconds: float) -> None:
+    """Serve these devices for so long, then end: for cron."""
+    end = time.monotonic() + seconds
+    fs.make_dir(gate_dir(config))
+    with fs.lock(gate_dir(config) / "lock"):
+        gate = Gate(config, names, workers=workers(config))
+        try:
+            gate.serve(lambda: time.monotonic() > end)
+        finally:
+            gate.close()
+
+
 def serve_waiting(config: Config, names: Sequence[str]) -> None:
     """Serve what waits for these devices, then end: for cron.
 
@@ -217,7 +248,7 @@ def serve_waiting(config: Config, names: Sequence[str]) -> None:
     """
     fs.make_dir(gate_dir(config))
     with fs.lock(gate_dir(config) / "lock"):
-        gate = Gate(config, names)
+        gate = Gate(config, names, workers=workers(config))
         try:
             with selectors.PollSelector() as selector:
                 while gate.step(fs.clock()) or not gate.idle:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fedq
 from fedq import fs, ids
@@ -38,8 +39,20 @@ class Requester:
     key: str
 
 
-def init(config: Config, name: str, *, requester: Requester, new_id: ids.NewId = ids.new_id) -> Home:
+def init(
+    config: Config,
+    name: str,
+    *,
+    requester: Requester,
+    new_id: ids.NewId = ids.new_id,
+    group: str | None = None,
+    deadline_s: float | None = None,
+) -> Home:
     """Make a device's home, its pair with this requester, card and catalog; again is a no-op.
+
+    Args:
+        group: may use the pair, too: for a requester who is another user of this machine.
+        deadline_s: how long one call may take from now on.
 
     Raises:
         UsageError: the name can not name a directory.
@@ -51,10 +64,22 @@ def init(config: Config, name: str, *, requester: Requester, new_id: ids.NewId =
     path = config.devices / name
     fs.make_dir(path / "trust")
     keys.load_or_create(path / "key")
-    fs.replace(path / "device.json", [_line({"v": 1, "device": name, "queue": pairs.root_id(config.queue)})])
+    said = _said(path) if (path / "device.json").exists() else {}
+    said |= {"v": 1, "device": name, "queue": pairs.root_id(config.queue)}
+    if deadline_s is not None:
+        said["deadline_s"] = deadline_s
+    fs.replace(path / "device.json", [_line(said)])
     home = Home(path, config)
     home.trust(requester)
+    if group is not None:
+        pairs.share_pair(config.queue, name, requester.name, group)
     return home
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """What ``device.json`` says."""
+    found: dict[str, Any] = json.loads(bytes(fs.read(path / "device.json", limit_bytes=1 << 16)))
+    return found
 
 
 def homes(config: Config) -> list[str]:
@@ -83,7 +108,7 @@ class Home:
                 hint=f"fedq device init {path.name}",
             )
         self.path, self.config, self.name = path, config, path.name
-        said = json.loads(bytes(fs.read(path / "device.json", limit_bytes=1 << 16)))
+        said = _said(path)
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
         self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
         self.durable = config.durability == "full"
@@ -96,7 +121,7 @@ class Home:
 
     def check_root(self) -> None:
         """That the queue root is there, and the one this device was made for."""
-        mine = json.loads(bytes(fs.read(self.path / "device.json", limit_bytes=1 << 16)))["queue"]
+        mine = _said(self.path)["queue"]
         found = pairs.root_id(self.config.queue)
         if found != mine:
             raise Unreachable(

@@ -442,6 +442,10 @@ class Journal:
         self._db.execute("DELETE FROM failed WHERE time < ?", (before,))
         return rows
 
+    def count_open(self) -> int:
+        """Messages that are not done."""
+        return int(self._db.execute("SELECT count(*) FROM messages WHERE state != 'done'").fetchone()[0])
+
     # -- the owner's word
 
     def judge(self, scope: str, id_: str, verdict: str) -> None:

@@ -62,10 +62,14 @@ class Crew:
 
     def __init__(self, make: Callable[..., Worker], limit: int | None = None) -> None:
         self._make = make
-        self.width = limit or 1
-        self._limit = limit or max(4, os.cpu_count() or 1)
+        self.resize(limit)
         self._owners: dict[Peer, None] = {}
         self._wanting: dict[Peer, None] = {}
+
+    def resize(self, limit: int | None) -> None:
+        """Change the limit; lanes that are too many now end as they become idle."""
+        self.width = limit or 1
+        self._limit = limit or max(4, os.cpu_count() or 1)
 
     def free(self, owner: Peer, *, deadline_s: float) -> Lane | None:
         """A lane of this requester that has nothing to do, a new one if it may have one more, or None."""

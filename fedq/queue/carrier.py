@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedq import fs
 from fedq.errors import BadFile, Conflict
@@ -41,11 +42,19 @@ class Directory:
         durable: fsync before saying that something was put.
     """
 
-    __slots__ = ("_durable", "_root")
+    __slots__ = ("_durable", "_root", "_shared")
 
     def __init__(self, root: Path, *, durable: bool = True) -> None:
         self._root = str(root)
         self._durable = durable
+        self._shared: bool | None = None
+
+    @property
+    def _rights(self) -> dict[str, Any]:
+        """A pair whose folder belongs to a group is for that group; else the umask says who may read."""
+        if self._shared is None:
+            self._shared = fs.is_shared(self._root)
+        return {"mode": 0o660, "exact": True} if self._shared else {"mode": 0o666}
 
     def path(self, name: str) -> Path:
         """Where a folder or file lies, for those who watch it or name it to a user."""
@@ -60,7 +69,7 @@ class Directory:
         """
         path = self._path(name)
         try:
-            fs.put(path, chunks, durable=self._durable, mode=0o666, follow=False)
+            fs.put(path, chunks, durable=self._durable, follow=False, **self._rights)
         except FileExistsError:
             self._check_same(path, chunks)
             if self._durable:
@@ -78,7 +87,7 @@ class Directory:
 
     def replace(self, name: str, chunks: Sequence[Buffer]) -> None:
         """Write one of the device's own three files over its last version."""
-        fs.replace(self._path(name), chunks, durable=self._durable, mode=0o666)
+        fs.replace(self._path(name), chunks, durable=self._durable, **self._rights)
 
     def list(self, folder: str) -> Names:
         """The names in a folder that have our form, in no order; empty if it is not there."""

@@ -140,6 +140,18 @@ def create_pair(queue: Path, device: str, requester: str, *, durable: bool = Tru
     return Pair(device, requester, Directory(root, durable=durable))
 
 
+def share_pair(queue: Path, device: str, requester: str, group: str) -> None:
+    """Let a group use a pair: its folders hand their group on. What stands above it may be read."""
+    root = queue / _name(device) / _name(requester)
+    for folder in (root, root / IN, root / OUT, root / BLOBS):
+        fs.share(folder, group, mode=0o2770)
+    for name in Directory(root).list(""):
+        fs.share(root / name, group, mode=0o660)
+    for folder in (queue / device, queue):
+        fs.share(folder, group, mode=0o2750)
+    fs.share(queue / MARK, group, mode=0o640)
+
+
 def open_pair(queue: Path, device: str, requester: str, *, durable: bool = True) -> Pair:
     """A pair that is there.
 
