@@ -29,7 +29,7 @@ from tests.golden.contents import ALICE, DEVICE, FOLDER, MESSAGE, PLAN, REPLY
 
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 KINDS = {
-    "double_abs": "plan", "plan": "plan", "params": "plan", "variants": "plan",
+    "double_abs": "plan", "plan": "plan", "params": "plan", "variants": "plan", "control": "plan",
     "worked": "message", "message": "message", "reply": "reply",
 }  # fmt: skip
 FILES = {name: (kind, (FOLDER / f"{name}-v1.safetensors").read_bytes()) for name, kind in KINDS.items()}
@@ -68,6 +68,7 @@ def test_todays_code_reads_what_was_written():
     assert read("plan", FILES["double_abs"][1])[0] == contents.DOUBLE
     assert read("plan", FILES["params"][1])[0] == contents.PARAMS
     assert read("plan", FILES["variants"][1])[0] == contents.VARIANTS
+    assert read("plan", FILES["control"][1])[0] == contents.CONTROL
     assert read("message", FILES["worked"][1])[0] == contents.WORKED
 
 

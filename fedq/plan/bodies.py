@@ -73,8 +73,8 @@ def nested(graph: Graph) -> Iterator[tuple[int, Graph]]:
 
 def unsound(graph: Graph) -> str | None:
     """Why this can not be a body; its actions are not looked at."""
-    if graph.state or graph.sizes or graph.guards or graph.dtypes or graph.params:
-        return "a body has no state, sizes, guards, dtypes or params of its own"
+    if graph.state or graph.sizes or graph.guards or graph.dtypes or graph.params or graph.variants:
+        return "a body has no state, sizes, guards, dtypes, params or variants of its own"
     if type(graph.outputs) is not list or not all(type(v) is Var for v in graph.outputs):
         return "a body gives a list of values"
     return None

@@ -122,6 +122,47 @@ VARIANTS = PlanFile(
     About("by_size", ("tour.py:3", "tour.py:5"), ("x", "k")),
 )
 
+_COUNT, _FLAG = Type("i64", ()), Type("bool", ())
+LOOPS = Graph(
+    inputs=(_ROW, _COUNT),
+    actions=(
+        Action("aten.any", (Var(0),), {}, (_FLAG,)),
+        Action("ctl.cond", (Var(3), Subgraph(0), Subgraph(1), [Var(0), Var(2)]), {}, (_ROW,)),
+        Action("ctl.while_loop", (Subgraph(2), Subgraph(3), [Var(1), Var(4)], []), {}, (_COUNT, _ROW)),
+        Action("ctl.scan", (Subgraph(4), [Var(2)], [Var(6)], []), {}, (Type("f32", ()), _ROW)),
+    ),
+    outputs=[Var(5), Var(7), Var(8)],
+    sizes={"n": 1},
+    state=(("by", Type("f32", ())),),
+    graphs=(
+        Graph((_ROW, Type("f32", ())), (Action("aten.mul.Tensor", (Var(0), Var(1)), {}, (_ROW,)),), [Var(2)]),
+        Graph(
+            (_ROW, Type("f32", ())),
+            (Action("ctl.map", (Subgraph(0), [Var(0)], [Var(1)]), {}, (_ROW,)),),
+            [Var(2)],
+            graphs=(
+                Graph(
+                    (Type("f32", ()), Type("f32", ())),
+                    (Action("aten.sub.Tensor", (Var(0), Var(1)), {}, (Type("f32", ()),)),),
+                    [Var(2)],
+                ),
+            ),
+        ),
+        Graph((_COUNT, _ROW), (Action("aten.lt.Scalar", (Var(0), 3), {}, (_FLAG,)),), [Var(2)]),
+        Graph((_COUNT, _ROW), (Action("aten.add.Tensor", (Var(0), 1), {}, (_COUNT,)),), [Var(2), Var(1)]),
+        Graph(
+            (Type("f32", ()), Type("f32", ())),
+            (Action("aten.add.Tensor", (Var(0), Var(1)), {}, (Type("f32", ()),)),),
+            [Var(2), Var(0)],
+        ),
+    ),
+)
+CONTROL = PlanFile(
+    LOOPS,
+    {"by": RawTensor("f32", (), b"\x00\x00\x00\x40")},
+    About("loops", tuple(f"tour.py:{n}" for n in (3, 4, 5, 6, 4, 4, 4, 5, 5, 6)), ("x", "i")),
+)
+
 ONE_MINUS_TWO = RawTensor("f32", (2,), b"\x00\x00\x80\x3f\x00\x00\x00\xc0")
 FLAGS = RawTensor("bool", (3,), b"\x01\x00\x01")
 
@@ -188,6 +229,7 @@ def golden() -> dict[str, bytes]:
         "plan-v1.safetensors": b"".join(encode_plan(PLAN, ALICE)),
         "params-v1.safetensors": b"".join(encode_plan(PARAMS, ALICE)),
         "variants-v1.safetensors": b"".join(encode_plan(VARIANTS, ALICE)),
+        "control-v1.safetensors": b"".join(encode_plan(CONTROL, ALICE)),
         "worked-v1.safetensors": b"".join(encode_message(WORKED, WORKED_TENSORS, ALICE)),
         "message-v1.safetensors": b"".join(encode_message(MESSAGE, MESSAGE_TENSORS, ALICE)),
         "reply-v1.safetensors": b"".join(encode_reply(REPLY, REPLY_TENSORS, DEVICE)),
@@ -195,6 +237,7 @@ def golden() -> dict[str, bytes]:
         "double_abs-v1.txt": show(DOUBLE_ABS, DOUBLE_ABS_ABOUT).encode() + b"\n",
         "params-v1.txt": show(STEP, PARAMS.about).encode() + b"\n",
         "variants-v1.txt": show(BY_SIZE, VARIANTS.about).encode() + b"\n",
+        "control-v1.txt": show(LOOPS, CONTROL.about).encode() + b"\n",
         "plan-v1.txt": show(EVERYTHING, PLAN.about).encode() + b"\n",
     }
 

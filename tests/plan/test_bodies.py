@@ -14,6 +14,7 @@ from fedq.plan import replay
 from fedq.plan.graph import Action, Graph, Subgraph, Type, Var
 from fedq.plan.plan import Plan
 from fedq.plan.verify import verify
+from tests.golden import contents
 
 
 def zero():
@@ -107,6 +108,7 @@ UNSOUND = {
     "bodies without calls": Graph((F,), (), Var(0), graphs=(SAME,)),
     "body with state": cond(graphs=(SAME, Graph((), (), [Var(0)], state=(("w", F),)))),
     "body with sizes": cond(graphs=(SAME, Graph((F,), (), [Var(0)], sizes={"n": 1}))),
+    "body with variants": cond(graphs=(SAME, Graph((F,), (), [Var(0)], variants=(SAME,)))),
     "body gives a tree": cond(graphs=(SAME, Graph((F,), (), (Var(0),)))),
     "body gives nothing there": cond(graphs=(SAME, Graph((F,), (), [Var(5)]))),
     "body with a forbidden op": cond(
@@ -162,3 +164,11 @@ def test_following_what_flows_through_the_largest_bodies_takes_little_time():
     start = time.perf_counter()
     verify(Graph((F,) * width, (loop,), [Var(width)], graphs=(test, body)))
     assert time.perf_counter() - start < 2
+
+
+def test_the_golden_plan_of_control_flow_is_sound_and_runs():
+    graph = contents.CONTROL.graph
+    count, total, before = replay.run(
+        replay.compile(verify(graph)), [torch.tensor([1.0, 2.0]), torch.tensor(0)], [torch.tensor(2.0)], seed=0
+    )
+    assert (count, total) == (3, 8) and before.tolist() == [2.0, 4.0]
