@@ -38,11 +38,13 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, recorder: Recorder, *, gradients: bool) -> None:
         super().__init__()
-        self.gradients = gradients
+        self.gradients, self.trace = gradients, recorder.trace
         self.control = Control(recorder, self, gradients=gradients)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _GRADIENTS and not self.gradients:
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        self.trace.transformed |= transformed
+        if not self.gradients and (transformed or func in _GRADIENTS or torch.is_autocast_enabled("cpu")):
             raise TakesGradient
         if func in WATCHED:
             raise Unrecordable(WATCHED[func])
@@ -56,7 +58,7 @@ class _Watch(TorchFunctionMode):
 
 
 class TakesGradient(BaseException):
-    """The function takes a gradient: record it below autograd instead."""
+    """The function takes a gradient or has its calls rewritten: record it below autograd instead."""
 
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -67,23 +69,27 @@ Function = Callable[..., Any]
 """Called with the list of state tensors, then the inputs."""
 
 
-def record(function: Function, inputs: Sequence[In], state: Sequence[torch.Tensor] = ()) -> Trace:
+def record(
+    function: Function, inputs: Sequence[In], state: Sequence[torch.Tensor] = (), *, like: Trace | None = None
+) -> Trace:
     """Run ``function(state, *inputs)`` on fakes and record it; no recorded op writes to its arguments.
 
     Args:
         function: the user's function, given its state as a list.
         inputs: what to fake.
         state: real tensors; only their shapes and dtypes are used.
+        like: a recording of the same function: it is recorded in the way that this one came to.
 
     Raises:
         CannotRecord: it does what a plan cannot hold; names the user's line.
     """
+    run = _functional if like is not None and like.functional else _plain
+    gradients = like is not None and like.gradients
     try:
-        trace = _record(function, inputs, state, _plain)
-        return _record(function, inputs, state, _functional) if trace.writes else trace
+        trace = _record(function, inputs, state, run, gradients=gradients)
     except TakesGradient:
-        trace = _record(function, inputs, state, _plain, gradients=True)
-        return _record(function, inputs, state, _functional, gradients=True) if trace.writes else trace
+        trace = _record(function, inputs, state, run, gradients=True)
+    return _record(function, inputs, state, _functional, gradients=trace.gradients) if trace.writes else trace
 
 
 def _record(
@@ -96,6 +102,7 @@ def _record(
     args = [_fake(fakes, sizes, trace, i, given) for i, given in enumerate(inputs)]
     held = [fakes.from_tensor(t, static_shapes=True) for t in state]
     trace.num_inputs, trace.num_state = len(args), len(held)
+    trace.gradients, trace.functional = gradients, run is _functional
     for value in (*args, *held):
         recorder.add(value)
     recorder.state_memory = {t.untyped_storage()._cdata for t in held}

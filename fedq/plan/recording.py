@@ -100,6 +100,8 @@ class Trace:
             dimension -1 is the number itself.
         solved: symbol -> what a guard made of it.
         writes: whether an op wrote to one of its arguments.
+        gradients, functional: how it was recorded: below autograd; writes made new values.
+        transformed: whether torch.func's transforms (grad, vmap) rewrote what was called.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -114,6 +116,9 @@ class Trace:
     symbols: dict[tuple[int, int], Any] = field(default_factory=dict)
     solved: dict[Any, Any] = field(default_factory=dict)
     writes: bool = False
+    gradients: bool = False
+    functional: bool = False
+    transformed: bool = False
 
     @property
     def last_line(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from fedq.errors import CannotRecord, UsageError
 from fedq.plan.graph import Type, Var
@@ -23,6 +24,7 @@ from fedq.plan.tensors import type_of
 
 Loss = Callable[..., Any]
 Tensors = dict[str, torch.Tensor]
+Groups = Sequence[Mapping[str, Any]]
 Carry = dict[str, Any]
 """``{"params": {name: tensor}, "buffers": {name: tensor}, "optimizer": {name: {slot: tensor}}}``."""
 
@@ -43,7 +45,7 @@ def training_plan(
     Raises:
         CannotRecord: a part does what a plan cannot hold; names the line and what to write instead.
     """
-    return TrainingPlan(model, loss, optimizer, inputs=inputs)._record(batch)
+    return TrainingPlan(model, loss, optimizer, inputs=inputs)._build_for(batch)
 
 
 class TrainingPlan(Plan):
@@ -52,10 +54,11 @@ class TrainingPlan(Plan):
     def __init__(self, model: nn.Module, loss: Loss, optimizer: Optimizer, *, inputs: int | None = None) -> None:
         super().__init__(self.step)
         self.model = model
-        self._loss, self._optimizer, self._inputs = (loss,), optimizer, inputs
+        self.optimizer, self._loss, self._inputs = optimizer, (loss,), inputs
         self._names = _trained(model, optimizer)
         self._changing = [name for name, _ in model.named_buffers()]
-        self._slots = _slots(optimizer, {name: p for p, name in self._names.items()})
+        self._groups = [{**g, **_plain(g)} for g in optimizer.param_groups]
+        self._slots = _slots(optimizer, self._groups, {name: p for p, name in self._names.items()})
         self._as_written = True
 
     @property
@@ -72,7 +75,7 @@ class TrainingPlan(Plan):
             "buffers": {name: buffers[name].detach().clone() for name in self._changing},
             "optimizer": {
                 name: {
-                    k: self._optimizer.state.get(p, {}).get(k, v).detach().clone()
+                    k: self.optimizer.state.get(p, {}).get(k, v).detach().clone()
                     for k, v in self._slots[name].items()
                     if isinstance(v, torch.Tensor)
                 }
@@ -88,11 +91,11 @@ class TrainingPlan(Plan):
                 held[name].copy_(value)
         for p, name in self._names.items():
             state = {k: carry["optimizer"][name].get(k, v) for k, v in self._slots[name].items()}
-            self._optimizer.state[p] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+            self.optimizer.state[p] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
 
     # -- recording
 
-    def _record(self, batch: Sequence[torch.Tensor]) -> TrainingPlan:
+    def _build_for(self, batch: Sequence[torch.Tensor]) -> TrainingPlan:
         """Record it; buffers that turn out not to change become state, and it is recorded again."""
         rows = [_rows(i, t) for i, t in enumerate(batch)]
         self.build(self.carry(), *rows)
@@ -107,7 +110,7 @@ class TrainingPlan(Plan):
         made = self.graph.outputs[0]["buffers"]
         return [name for i, name in enumerate(self._changing) if made[name] != Var(first + i)]
 
-    def _function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
+    def _own_function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
         kept = self._kept()
         return (
             lambda held, carry, *batch: self._step(carry, batch, dict(zip(kept, held, strict=True))),
@@ -122,29 +125,28 @@ class TrainingPlan(Plan):
 
     def step(self, carry: Carry, *batch: torch.Tensor) -> tuple[Carry, Tensors]:
         """One step, here: the next carry and the metrics; model and optimizer stay as they are."""
-        return self._step(carry, batch, self._kept())
+        given = {kind: tree_map(torch.clone, part) for kind, part in carry.items()}
+        return self._step(given, batch, self._kept())
 
     def _step(self, carry: Carry, batch: Sequence[torch.Tensor], held: Tensors) -> tuple[Carry, Tensors]:
-        params = {name: p.detach().clone().requires_grad_() for name, p in carry["params"].items()}
-        buffers = {name: b.clone() for name, b in carry["buffers"].items()}
-        called = {**params, **buffers, **held}
+        """A step that writes to its carry; recording makes new values of what is written."""
+        params = {name: p.detach().requires_grad_() for name, p in carry["params"].items()}
+        called = {**params, **carry["buffers"], **held}
         take = len(batch) - 1 if self._inputs is None else self._inputs
         out = torch.func.functional_call(self.model, called, batch[:take], tie_weights=True)
         loss, metrics = _loss_of(self._loss[0](out, *batch[take:]))
         grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
         state = self._stepped(params, grads, carry["optimizer"])
         trained = {name: p.detach() for name, p in params.items()}
-        return {"params": trained, "buffers": {n: called[n] for n in buffers}, "optimizer": state}, metrics
+        buffers = {name: called[name] for name in carry["buffers"]}
+        return {"params": trained, "buffers": buffers, "optimizer": state}, metrics
 
     def _stepped(self, params: Tensors, grads: Sequence[Any], state: Mapping[str, Tensors]) -> dict[str, Tensors]:
         """The optimizer's next state; it writes the next parameters into ``params``."""
         for p, grad in zip(params.values(), grads, strict=True):
             p.grad = None if grad is None else grad.detach()
-        before = {
-            name: {k: state[name][k].clone() if k in state[name] else v for k, v in slots.items()}
-            for name, slots in self._slots.items()
-        }
-        after = _step_of(self._optimizer, {p: params[name] for p, name in self._names.items()}, before)
+        before = {name: {k: state[name].get(k, v) for k, v in slots.items()} for name, slots in self._slots.items()}
+        after = _step_of(self.optimizer, self._groups, {p: params[name] for p, name in self._names.items()}, before)
         return {name: {k: after[name][k] for k in given} for name, given in state.items()}
 
 
@@ -173,13 +175,21 @@ def _trained(model: nn.Module, optimizer: Optimizer) -> dict[torch.Tensor, str]:
     return names
 
 
-def _step_of(optimizer: Optimizer, params: Mapping[Any, torch.Tensor], state: Mapping[str, Any]) -> dict[str, Any]:
+def _step_of(
+    optimizer: Optimizer, groups: Groups, params: Mapping[Any, torch.Tensor], state: Mapping[str, Any]
+) -> dict[str, Any]:
     """Take one step of an optimizer like this one, over these parameters and this state."""
     like = object.__new__(type(optimizer))
     like.__dict__.update(vars(optimizer))
-    like.param_groups = [{**g, **_plain(g), "params": [params[p] for p in g["params"]]} for g in optimizer.param_groups]
+    like.param_groups = [{**g, "params": [params[p] for p in g["params"]]} for g in groups]
     like.state = defaultdict(dict, {p: dict(s) for p, s in zip(params.values(), state.values(), strict=True) if s})
-    type(optimizer).step(like)
+    try:
+        type(optimizer).step(like)
+    except TypeError as error:
+        if "closure" not in str(error):
+            raise
+        name = type(optimizer).__name__
+        raise CannotRecord(f"{name} calls the model itself", hint="use SGD, Adam or AdamW") from None
     return {name: like.state[p] for name, p in zip(state, params.values(), strict=True)}
 
 
@@ -189,7 +199,7 @@ def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
     return numbers | {k: False for k in ("foreach", "fused") if k in group}
 
 
-def _slots(optimizer: Optimizer, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _slots(optimizer: Optimizer, groups: Groups, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the optimizer keeps for each parameter before its first step: zeros, where that is proved.
 
     torch makes this state inside the first step, so a step is taken from nothing, and one from
@@ -197,9 +207,9 @@ def _slots(optimizer: Optimizer, params: Mapping[str, Any]) -> dict[str, dict[st
     """
     fresh = [name for name, p in params.items() if not optimizer.state.get(p)]
     made: dict[str, dict[str, Any]] = {name: {} for name in params}
-    first, a = _trial(optimizer, params, made)
+    first, a = _trial(optimizer, groups, params, made)
     zeros = {name: {k: _zero(v) for k, v in first[name].items()} for name in params}
-    second, b = _trial(optimizer, params, zeros)
+    second, b = _trial(optimizer, groups, params, zeros)
     for name in fresh:
         if not (_equal(a[name], b[name]) and all(_equal(first[name][k], second[name][k]) for k in first[name])):
             raise CannotRecord(
@@ -209,11 +219,13 @@ def _slots(optimizer: Optimizer, params: Mapping[str, Any]) -> dict[str, dict[st
     return {name: zeros[name] if name in fresh else dict(optimizer.state[p]) for name, p in params.items()}
 
 
-def _trial(optimizer: Optimizer, params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Any, Tensors]:
+def _trial(
+    optimizer: Optimizer, groups: Groups, params: Mapping[str, Any], state: Mapping[str, Any]
+) -> tuple[Any, Tensors]:
     copies = {p: p.detach().clone() for p in params.values()}
     for copy in copies.values():
         copy.grad = torch.linspace(-1, 1, copy.numel(), dtype=copy.dtype).view(copy.shape)
-    after = _step_of(optimizer, copies, {n: {k: _copy(v) for k, v in s.items()} for n, s in state.items()})
+    after = _step_of(optimizer, groups, copies, {n: {k: _copy(v) for k, v in s.items()} for n, s in state.items()})
     return after, dict(zip(params, copies.values(), strict=True))
 
 
