@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test fuzz demo bench clean
+.PHONY: help setup test fuzz demo bench crash powerloss faults guards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -33,6 +33,21 @@ demo: setup ## devices with real data, plans run on them, results checked
 
 bench: setup ## measure replay, round trips, calls a second, sizes
 	@$(BIN)/python benchmarks/run.py
+
+crash: setup ## kill -9 at every step: 100,000 times in memory, 1,000 with real workers (CRASH_DIR=a journalled disk: 2,000 there)
+	$(BIN)/python -m tests.crash --kills 100000 --lanes 4
+	$(BIN)/python -m tests.crash --kills 1000 --lanes 2 --worker
+	$(if $(CRASH_DIR),$(BIN)/python -m tests.crash --kills 2000 --lanes 2 --where $(CRASH_DIR))
+
+powerloss: setup ## every state a power cut can leave, by a model; and, as root, real cuts of ext4 and xfs
+	$(BIN)/python -m tests.crash.powerloss
+	$(BIN)/python -m tests.crash.cuts
+
+faults: setup ## every step of the disk fails, once and for ever, with each error
+	$(BIN)/python -m tests.crash.faults
+
+guards: setup ## take each guard away in a copy and see who notices
+	$(BIN)/python -m tests.crash.guards
 
 clean: ## remove .venv, caches and the demo's folder
 	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

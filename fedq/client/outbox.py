@@ -214,7 +214,7 @@ class Outbox:
     def sweep(self, *, before: float) -> int:
         """Delete files that a crash left beside the outbox, last written before a time; how many."""
         unput = {r[0] for r in self.all("SELECT id FROM messages WHERE NOT put AND file IS NULL", ())}
-        swept = fs.sweep(self._spool.parent, before=before)
+        swept = fs.sweep(self.folder, before=before) + fs.sweep(self.folder / "replies", before=before)
         return swept + fs.sweep(self._spool, before=before, also=lambda name: name not in unput)
 
     def forget(self, pair: int, parts: Sequence[Sent]) -> None:

@@ -77,8 +77,10 @@ def all_lanes(args: argparse.Namespace) -> int:
         outcomes.update(f.get("outcomes", {}))
     for (role, phase, name), n in sorted(hits.items()):
         print(f"  {role:10} {phase:10} {name:26} {n}")
-    print(f"{total['kills']} kills in {took_s:.0f} s ({total['kills'] / took_s:.0f}/s), {total['lives']} lives, "
-          f"{total['roots']} roots brought to rest, {total['messages']} messages; outcomes {dict(outcomes)}")  # fmt: skip
+    rate = total["kills"] / took_s
+    print(f"{total['kills']} kills in {took_s:.0f} s ({rate:.0f}/s), {total['lives']} lives, "
+          f"{total['roots']} roots brought to rest, {total['messages']} messages")  # fmt: skip
+    print(f"outcomes {dict(outcomes)}")
     print(f"{len(hits)} (role, phase, step) hit; lost, torn, changed, done twice: {len(errors)}")
     for error in errors:
         print(f"VIOLATION: {error}")

@@ -31,7 +31,7 @@ from fedq.errors import FedqError
 from fedq.local import introduce
 from fedq.queue.message import Drop, Get, Put, Ref, Run, SendPlan
 from tests.crash.lane import START, check_promised, config_of, small_limits
-from tests.crash.model import Violation, digest
+from tests.crash.model import Violation, digest, outcome
 from tests.crash.powerloss import Steady, complaints
 from tests.crash.roles import GOOD, NAME, content
 
@@ -146,12 +146,12 @@ class Day:
         if client is None:
             return
 
-        def outcome() -> Any:
+        def outcomes() -> Any:
             return fetch.outcomes(
                 [client.device(NAME)._pointer(value, None, None)], 0, take=take, on_wait=lambda _: None
             )
 
-        came = self.try_(outcome)
+        came = self.try_(outcomes)
         if came is not None and not isinstance(came[0], FedqError):
             self.saw(value, digest(came[0]))
 
@@ -214,11 +214,11 @@ def _check(day: Day) -> None:
     device = client.device(NAME)
     for message, replies in day.returned.items():
         for reply in replies:
-            found = fetch._read(device, reply, reply)
+            found = outcome(device.pair, reply, reply)
             if found is None and reply not in day.given:
                 raise Violation(f"LOST: message {message} returned and was never answered")
             if found is not None:
-                came = digest(found.outcome(NAME, reply))
+                came = digest(found)
                 if came == "!missing_value" and reply not in day.content:
                     continue  # a call whose argument was never sent
                 day.saw(reply, came)

@@ -232,8 +232,8 @@ class Requester:
 
 
 KINDS = (
-    *["fetch"] * 6, *["put"] * 5, "several", "token", *["run"] * 3, "inline", "inline", "copy", "unknown_plan", "bad", "missing",
-    "expired", "drop", "cancel",
+    *["fetch"] * 6, *["put"] * 5, "several", "token", *["run"] * 3, "inline", "inline", "copy", "unknown_plan",
+    "bad", "missing", "expired", "drop", "cancel",
 )  # fmt: skip
 
 

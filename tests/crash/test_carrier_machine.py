@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedq import fs
-from fedq.client import fetch
 from fedq.client.session import Client
 from fedq.device.gate import Gate
 from fedq.local import introduce
 from fedq.queue.message import Drop, Get, Put, Ref, Run, SendPlan
 from tests.crash.lane import START, config_of
-from tests.crash.model import digest
+from tests.crash.model import digest, outcome
 from tests.crash.powerloss import Steady, complaints
 from tests.crash.roles import GOOD, NAME, content
 
@@ -137,8 +136,8 @@ class Carrier(RuleBasedStateMachine):
     def under_anothers_name(self, n, other) -> None:
         names = list(self.sent)
         name = names[other % len(names)]
-        if name not in self.held:
-            self.write(name, self.sent[names[n % len(names)]])
+        self.write(name, self.sent[names[n % len(names)]])
+        self.held[name] = self.sent[name]  # what was overwritten is brought again
 
     @rule(junk=st.binary(max_size=200))
     def plant(self, junk) -> None:
@@ -210,10 +209,10 @@ class Carrier(RuleBasedStateMachine):
             if reply not in self.asked:
                 continue
             for value in self.asked[reply]:
-                found = fetch._read(self.device, reply, value)
+                found = outcome(self.device.pair, reply, value)
                 if found is None:
                     continue
-                data, came = path.read_bytes(), digest(found.outcome(NAME, value))
+                data, came = path.read_bytes(), digest(found)
                 if self.leapt and came == "!expired":
                     self.seen.setdefault(path.name, data)
                     continue  # years later what was collected is not known any more: never done, but so answered

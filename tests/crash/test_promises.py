@@ -12,7 +12,6 @@ import time
 import pytest
 
 from fedq import fs
-from fedq.client import fetch
 from fedq.client.draft import Envelope, seal
 from fedq.client.session import Client
 from fedq.device.gate import Gate, serve_waiting
@@ -25,6 +24,7 @@ from fedq.queue.message import Drop, Get, Number, Put, Ref, Run, SendPlan
 from fedq.queue.pair import Heartbeat
 from fedq.trust import keys
 from tests.crash.lane import START, config_of
+from tests.crash.model import outcome
 from tests.crash.roles import GOOD, NAME, content
 
 PLAN = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about)
@@ -109,8 +109,7 @@ class World:
             return None
 
     def came(self, value: str, reply: str | None = None):
-        found = fetch._read(self.device, reply or value, value)
-        return None if found is None else found.outcome(NAME, value)
+        return outcome(self.pair, reply or value, value)
 
     def heartbeat(self) -> Heartbeat:
         return keys.unseal(Heartbeat, self.pair.read_bytes("heartbeat"), self.device.key)
