@@ -30,6 +30,11 @@ from fedq.device.home import Home
 from fedq.local import introduce
 from fedq.plan.tensors import to_raw
 
+if __package__:
+    from benchmarks.fold import bench_fold
+else:
+    from fold import bench_fold
+
 
 def median_us(call: Callable[[], object], *, repeat: int = 200) -> float:
     """Median of single calls, µs; a tenth of them first, unmeasured."""
@@ -245,6 +250,7 @@ def main() -> None:
     )
     bench_replay()
     bench_build()
+    bench_fold(row)
     shm = Path("/dev/shm")
     if shm.is_dir():
         bench_queue(shm, "full")

@@ -126,6 +126,9 @@ def named(actions):
             yield from rest[2]
         elif verb == "run":
             yield from (a["t"] for a in (*rest[1], *rest[2].values()) if isinstance(a, dict) and "t" in a)
+        elif verb == "fold":
+            args = (*rest[1], *rest[2], *rest[3].get("args", []))
+            yield from (a["t"] for a in args if isinstance(a, dict) and "t" in a)
 
 
 def read_plan(raw):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from fedq.plan.codec import RawTensor, is_tensor_name
+from fedq.plan.fold import Batches
 from fedq.plan.graph import ITEMSIZE, NUMBERS, About, Action, Dtype, Format, Graph, Param, Subgraph, Type, Var
 from fedq.plan.types import FORMATS
 from fedq.queue.message import (
@@ -19,6 +20,7 @@ from fedq.queue.message import (
     Cancel,
     Drop,
     Failure,
+    Fold,
     Get,
     Inline,
     Message,
@@ -148,10 +150,14 @@ run_args = st.one_of(ids.map(Ref), tensor_names.map(Inline), numbers, st.text(ma
 runs = st.builds(
     Run, plan_ids, st.lists(run_args, max_size=3).map(tuple), st.dictionaries(words, run_args, max_size=2), id_lists
 )
+some_args = st.lists(run_args, max_size=2).map(tuple)
+batches = st.builds(Batches, st.integers(1, 1 << 40), st.integers(1, 1 << 20), st.booleans(), st.booleans())
+folds = st.builds(Fold, plan_ids, some_args, some_args, batches, id_lists, some_args)
 verbs = st.one_of(
     st.builds(Put, ids, tensor_names, st.none() | texts),
     st.builds(SendPlan, plan_ids, graphs(), st.lists(tensor_names, max_size=2).map(tuple), abouts),
     runs,
+    folds,
     st.builds(Get, ids, st.lists(ids, min_size=1, max_size=3, unique=True).map(tuple)),
     st.builds(Drop, id_lists, id_lists),
     st.builds(Cancel, id_lists),
@@ -162,7 +168,8 @@ times = st.floats(0, 1e11)
 
 def _once(actions):
     """Whether no id is promised twice."""
-    values = [i for a in actions for i in ((a.id,) if isinstance(a, Put) else a.results if isinstance(a, Run) else ())]
+    values = [i for a in actions if isinstance(a, Run | Fold) for i in a.results]
+    values += [a.id for a in actions if isinstance(a, Put)]
     replies = [a.reply for a in actions if isinstance(a, Get)]
     return len(set(values)) == len(values) and len(set(replies)) == len(replies)
 

@@ -30,7 +30,7 @@ from tests.golden.contents import ALICE, DEVICE, FOLDER, MESSAGE, PLAN, REPLY
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 KINDS = {
     "double_abs": "plan", "plan": "plan", "params": "plan", "variants": "plan", "control": "plan",
-    "worked": "message", "message": "message", "reply": "reply",
+    "worked": "message", "message": "message", "fold": "message", "reply": "reply",
 }  # fmt: skip
 FILES = {name: (kind, (FOLDER / f"{name}-v1.safetensors").read_bytes()) for name, kind in KINDS.items()}
 SEALED = {c.KIND: (c, (FOLDER / f"{c.KIND}-v1.json").read_bytes()) for c in (Card, Catalog, Heartbeat)}
@@ -70,6 +70,7 @@ def test_todays_code_reads_what_was_written():
     assert read("plan", FILES["variants"][1])[0] == contents.VARIANTS
     assert read("plan", FILES["control"][1])[0] == contents.CONTROL
     assert read("message", FILES["worked"][1])[0] == contents.WORKED
+    assert read("message", FILES["fold"][1])[0] == contents.FOLDED
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -87,6 +88,10 @@ def test_sealed_files_are_read_as_they_were_written():
 def test_a_heartbeat_of_a_device_that_is_held_up_is_read_as_it_was_written():
     raw = (FOLDER / "heartbeat-held-up-v1.json").read_bytes()
     assert unseal(Heartbeat, raw, DEVICE.public) == contents.HELD_UP
+
+
+def test_the_progress_of_a_fold_is_read_as_it_was_written():
+    assert unseal(Heartbeat, (FOLDER / "folding-v1.json").read_bytes(), DEVICE.public) == contents.FOLDING
 
 
 def test_the_printed_form_is_as_it_was():

@@ -27,7 +27,7 @@ WITH_TORCH = {
     *(f"fedq.plan.{m}" for m in ("capture", "recorder", "recording", "settle", "sizes", "blame", "prove", "emit", "statistics")),  # parts of trace
     "fedq.plan.control", "fedq.plan.once", "fedq.plan.loops",
     "fedq.plan.variants", "fedq.plan.nesting",
-    "fedq.client.pointers", "fedq.client.lazy", "fedq.client.hook", "fedq.device.worker", "fedq.local",
+    "fedq.client.pointers", "fedq.client.lazy", "fedq.client.hook", "fedq.device.worker", "fedq.device.folding", "fedq.local",
 }  # fmt: skip
 """Modules that may import torch, or one another, when they are imported. All others do so in functions."""
 

@@ -1,8 +1,8 @@
 """The loop of a fold, in a worker: batches of the data, the compiled step, metrics stacked. Needs torch.
 
 Data is mapped from the store's files and never copied whole: a batch in order is a view, a
-shuffled one gathers its rows. What was passed of large data is let go of, so that a worker's
-memory stays far below the data's size.
+shuffled one gathers its rows. A worker so holds nothing of the data that the system could not
+take back; pages of large data that were passed, it gives back by itself.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile, encode_plan
+from fedq.plan.fold import Batches
 from fedq.plan.graph import About, Action, Dtype, Format, Graph, Param, Subgraph, Type, Var, show
 from fedq.queue.message import (
     Ack,
     Cancel,
     Drop,
     Failure,
+    Fold,
     Get,
     Inline,
     Message,
@@ -176,6 +178,17 @@ WORKED = Message(
 )  # fmt: skip
 WORKED_TENSORS = {"t0": ONE_MINUS_TWO}
 
+FOLDED = Message(
+    id=id_of(60), sender=REQUESTER, to="device_1", created=1795300002.0, expires=1796509602.0, seed=81207,
+    actions=(
+        Fold(PLAN.id, (Inline("t0"),), (Ref(id_of(40)), Ref(id_of(61))), Batches(32, 2, True), (id_of(62), id_of(63)),
+             (0.5, Ref(id_of(17)))),
+        Fold(DOUBLE.id, (), (Inline("t1"),), Batches(1, drop_last=True), (id_of(64),)),
+        Get(id_of(65), (id_of(62), id_of(63), id_of(64))),
+    ),
+)  # fmt: skip
+FOLDED_TENSORS = {"t0": ONE_MINUS_TWO, "t1": FLAGS}
+
 MESSAGE = Message(
     id=id_of(16), sender=REQUESTER, to="device_1", created=1795300000.0, expires=1796509600.5, seed=(1 << 63) - 1,
     token="nightly-2026-11-22",
@@ -220,6 +233,9 @@ HEARTBEAT = Heartbeat(
 HELD_UP = Heartbeat("device_1", 1795300002.5, "up", (id_of(16),), progress=((id_of(17), 3, 90),), trouble="disk_full")
 
 
+FOLDING = Heartbeat("device_1", 1795300003.0, "up", (), (id_of(60),), progress=((id_of(60), 7, 114),))
+
+
 def golden() -> dict[str, bytes]:
     """File name -> bytes, as today's code writes them."""
     sealed = {f"{s.KIND}-v1.json": seal_json(s.KIND, s.to_json(), DEVICE) for s in (CARD, CATALOG, HEARTBEAT)}
@@ -232,6 +248,8 @@ def golden() -> dict[str, bytes]:
         "control-v1.safetensors": b"".join(encode_plan(CONTROL, ALICE)),
         "worked-v1.safetensors": b"".join(encode_message(WORKED, WORKED_TENSORS, ALICE)),
         "message-v1.safetensors": b"".join(encode_message(MESSAGE, MESSAGE_TENSORS, ALICE)),
+        "fold-v1.safetensors": b"".join(encode_message(FOLDED, FOLDED_TENSORS, ALICE)),
+        "folding-v1.json": seal_json("heartbeat", FOLDING.to_json(), DEVICE),
         "reply-v1.safetensors": b"".join(encode_reply(REPLY, REPLY_TENSORS, DEVICE)),
         **sealed,
         "double_abs-v1.txt": show(DOUBLE_ABS, DOUBLE_ABS_ABOUT).encode() + b"\n",
