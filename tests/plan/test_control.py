@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops import associative_scan, scan, while_loop
 from torch._higher_order_ops import map as torch_map
-from torch._higher_order_ops import scan, while_loop
 
+import fedq
 from fedq.errors import SpecMismatch
 from fedq.plan import replay
 from fedq.plan.codec import decode
@@ -321,3 +322,37 @@ def test_what_fails_in_a_body_is_blamed_on_the_branch_or_loop():
     with pytest.raises(replay.ActionFailed) as caught:
         replay.run(replay.compile(verify(plan.graph)), [torch.ones(2, 2)], [], seed=0)
     assert caught.value.op == "ctl.cond"
+
+
+def chooses_by_size(x):
+    return torch.cond(x.shape[0] > 3, lambda a: a * 2, lambda a: a - 1, (x,))
+
+
+def test_a_condition_on_a_size_alone_is_a_condition_of_the_plan():
+    plan = Plan(chooses_by_size).build_shapes(ROW)
+    assert "ctl.cond" not in [a.op for a in plan.actions]
+    assert same(replayed(plan, torch.ones(9)), eager(chooses_by_size, torch.ones(9)))
+    line = inspect.getsourcelines(chooses_by_size)[1] + 1
+    with pytest.raises(SpecMismatch, match=rf"holds for .*n.* only; given n = 3 \(test_control.py:{line}\)"):
+        replayed(plan, torch.ones(3))
+
+
+def scans_as_a_tree(x):
+    return associative_scan(lambda a, b: a * b + b, x, 0, combine_mode="generic")
+
+
+def test_an_associative_scan_holds_for_the_size_it_was_built_with():
+    x = torch.randn(8)
+    plan = Plan(scans_as_a_tree).build_shapes([(8,)])
+    assert same(replayed(plan, x), scans_as_a_tree(x))
+    free = Plan(scans_as_a_tree).build_shapes(ROW)
+    with pytest.raises(SpecMismatch):
+        replayed(free, x)
+
+
+def test_a_device_runs_branches_and_loops():
+    worker = fedq.VirtualWorker(id="device_1")
+    x = torch.tensor([1.0, -2.0, 3.0, 5.0])
+    plan = Plan(chooses_in_a_loop).build_shapes(ROW)
+    result = plan.send(worker)(worker.send(x)).get()
+    assert same(result, eager(chooses_in_a_loop, x))
