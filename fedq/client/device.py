@@ -57,6 +57,7 @@ class Device:
         self._catalog_bytes: bytes = b""
         self._catalog: Catalog | None = None
         self._plans: dict[str, PointerPlan] = {}
+        self._sent: set[str] = set()
         self.pending = Pending()
         self._settled: list[Pending] = []
 
@@ -131,7 +132,7 @@ class Device:
             UnknownPlan: there is none; lists the names that are.
             Ambiguous: there are several.
         """
-        found = [self._plans[i] for i in self._plans if i == ref] or [
+        found = [self._plans[i] for i in self._sent if i == ref] or [
             self._pointer_plan(row) for row in self.client.outbox.plans(self.number, ref)
         ]
         if len(found) == 1:
@@ -277,11 +278,11 @@ class Device:
             NotBuilt: it was not recorded yet.
         """
         file = plan if isinstance(plan, PlanFile) else plan.file()
-        if (known := self._plans.get(file.id)) is not None:
-            return known
-        pointer = PointerPlan(self, file.id, file.graph, file.about)
+        pointer = self._plans.setdefault(file.id, PointerPlan(self, file.id, file.graph, file.about))
+        if file.id in self._sent:
+            return pointer
         if self.client.outbox.plan(self.number, file.id) is not None:
-            self._plans[file.id] = pointer
+            self._sent.add(file.id)
         else:
             with self.drafting() as draft:
                 sent = [a.id for a in draft.actions if isinstance(a, SendPlan)]

@@ -138,9 +138,7 @@ class TorchHook:
         tensor = torch.Tensor
         for name, word in WORDS.items():
             if hasattr(tensor, name) and tensor.__dict__.get(name) is not word:
-                raise Conflict(
-                    f"torch.Tensor.{name} is there already, from another library", hint="undo its hook first"
-                )
+                raise Conflict(f"torch.Tensor.{name} is another library's already", hint="undo its hook first")
         for name, word in WORDS.items():
             setattr(tensor, name, word)
 

@@ -64,6 +64,7 @@ def apply(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any])
     name = getattr(func, "__name__", str(func))
     _refuse_writes(name, kwargs)
     given: list[Any] = []
+    name = name.strip("_")
     frozen = _freeze((tuple(args), kwargs), given)
     device = _one_device(name, [g for g in given if isinstance(g, PointerTensor)])
     types = tuple(_type(name, g) for g in given)

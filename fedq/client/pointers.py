@@ -212,7 +212,10 @@ def gather(pointers: Iterable[PointerTensor], timeout_s: float | None = None, *,
     Raises:
         whatever the first one that failed raises; nothing is taken away then.
     """
-    return [_value(outcome) for outcome in fetch.outcomes(list(pointers), timeout_s, take=not copy)]
+    pointers = list(pointers)
+    for p in pointers:
+        p.check_not_taken()
+    return [_value(outcome) for outcome in fetch.outcomes(pointers, timeout_s, take=not copy)]
 
 
 def _value(outcome: fetch.Outcome) -> Value:
