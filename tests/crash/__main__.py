@@ -54,9 +54,12 @@ def one_lane(args: argparse.Namespace) -> int:
 def all_lanes(args: argparse.Namespace) -> int:
     base = args.where or Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
     where = Path(tempfile.mkdtemp(prefix="fedq-crash-", dir=base))
-    kind = subprocess.run(["stat", "-f", "-c", "%T", where], capture_output=True, text=True).stdout.strip()
-    print(f"{args.kills} kills in {args.lanes} lanes on {kind or '?'}, durability {args.durability}, seed {args.seed}",
-          flush=True)  # fmt: skip
+    listed = subprocess.run(["df", "--output=fstype", where], capture_output=True, text=True).stdout.split()
+    disk = listed[-1] if listed else "?"
+    print(
+        f"{args.kills} kills in {args.lanes} lanes on {disk}, durability {args.durability}, seed {args.seed}",
+        flush=True,
+    )
     began = time.monotonic()
     each = -(-args.kills // args.lanes)
     command = [sys.executable, "-m", "tests.crash", "--one", "--kills", str(each), "--where", str(where),

@@ -54,6 +54,8 @@ GUARDS = (
           '            step("put.sync_folder", _sync, at)', "            pass", STATES),
     Guard("replace: the directory is fsynced before it returns", FS,
           '            step("replace.sync_folder", _sync, at)', "            pass", STATES),
+    Guard("put: a name whose last fsync failed is taken back", FS,
+          "                if _take_back(at, name):\n                    raise", "                raise", PROMISES),
     Guard("make_dir: the parent is fsynced", FS,
           '        step("make_dir.sync_folder", _sync, at)', "        pass", STATES),
     Guard("what is found under its name already is fsynced by who finds it", CARRIER,

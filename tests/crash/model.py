@@ -104,6 +104,10 @@ class Model:
             case "F":  # fetched: reply, value, digest
                 self.fetched.add(rest[0])
                 self.saw(rest[1], rest[2])
+            case "G":  # not taken: its token was forgotten here, years later, but not there
+                if not self.jumped:
+                    raise Violation(f"reply {rest[0]}: its message is in conflict with another of the same id")
+                self.fetched.add(rest[0])
             case "X":
                 raise Violation(f"a role raised: {line}")
 

@@ -227,7 +227,9 @@ class Requester:
                 (came,) = fetch.outcomes([device._pointer(value, None, None)], 0, take=take, on_wait=lambda _: None)
             except FedqError:
                 continue
-            if not (isinstance(came, FedqError) and came.code in ("timed_out", "waiting_for_approval")):
+            if isinstance(came, FedqError) and came.code == "conflict":
+                self.tell(f"G {there[value]}")
+            elif not (isinstance(came, FedqError) and came.code in ("timed_out", "waiting_for_approval")):
                 self.tell(f"F {there[value]} {value} {digest(came)}")
 
 

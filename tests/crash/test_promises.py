@@ -142,6 +142,24 @@ def only(name: str, where: str, error: BaseException, times: int = 1):
     fs.FAILPOINTS[name] = step
 
 
+# -- send
+
+
+def test_a_send_that_raised_is_not_done(world):
+    """The name was given, but may not last: it is taken back."""
+    full = Client(config_of(world.config.home.parent, "full"), now=lambda: world.now)
+    only("put.sync_folder", "", OSError(errno.EIO, "input/output error"))
+    with pytest.raises(Unreachable):
+        full.device(NAME).submit([Put(X, "t0"), Get(X, (X,))], {"t0": content(X, 2)})
+    fs.FAILPOINTS.clear()
+    full.close()
+    assert world.pair.carrier.list("in") == []
+    world.restart()
+    Client(world.config, now=lambda: world.now).close()
+    world.wait()
+    assert world.came(X) is None
+
+
 # -- take
 
 
