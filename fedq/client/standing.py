@@ -28,6 +28,7 @@ class Standing:
 
 def standing(client: Client, *, most: int = 50, everything: bool = False) -> list[Standing]:
     """The newest values that were promised, and where they stand."""
+    client.outbox.settle()
     sent = client.history.sent(client.root, most=most, everything=everything)
     looks = {name: _Look(client, name) for name in dict.fromkeys(s.device for s in sent)}
     return [looks[s.device].at(s) for s in sent]

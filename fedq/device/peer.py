@@ -127,9 +127,9 @@ class Peer:
         return [call for lane in self.lanes for call in lane.calls]
 
     @property
-    def full(self) -> bool:
-        """Whether so much waits here that further files stay where they are for now."""
-        return len(self.calls_left) + len(self.wants) >= self.home.most_waiting
+    def room(self) -> int:
+        """How many more messages may wait here; further files stay where they are for now."""
+        return max(0, self.home.most_waiting - max(len(self.calls_left), len(self.wants)))
 
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
         if not self.journal.exists(self.name, verb.id):

@@ -210,13 +210,13 @@ class Served:
         peers = list(self.peers.values())
         for peer in peers[self._first :] + peers[: self._first]:
             with self._apart():
-                if scan and not peer.full:
+                if scan and peer.room:
                     peer.inbox.scan()
                 share = MAX_TAKEN if len(peers) == 1 else max(5, MAX_TAKEN // len(peers))
-                new = [] if peer.full else peer.inbox.take(share, MAX_TAKEN_BYTES - size)
+                new = peer.inbox.take(min(share, peer.room), MAX_TAKEN_BYTES - size)
                 arrivals += [(peer, arrival) for arrival in new]
                 size += sum(len(arrival.raw) for arrival in new)
-                self._more |= peer.inbox.more and not peer.full
+                self._more |= peer.inbox.more and peer.room > 0
         self._first = (self._first + 1) % max(1, len(peers))
         return arrivals
 
