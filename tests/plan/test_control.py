@@ -324,6 +324,39 @@ def test_what_fails_in_a_body_is_blamed_on_the_branch_or_loop():
     assert caught.value.op == "ctl.cond"
 
 
+def step(w, x):
+    w = w.detach().requires_grad_()
+    loss = ((x @ w) ** 2).mean()
+    (gradient,) = torch.autograd.grad(loss, w)
+    return w.detach() - 0.1 * gradient, loss.detach()
+
+
+def test_steps_with_gradients_run_inside_a_loop():
+    plan = Plan(lambda w, xs: scan(step, w, xs)).build_shapes([(3, 2), (-1, -1, 3)])
+    for shape in ((4, 5, 3), (2, 7, 3)):
+        w, xs = torch.randn(3, 2), torch.randn(shape)
+        after, losses = replayed(plan, w, xs)
+        for x, loss in zip(xs, losses, strict=True):
+            w, expected = step(w, x)
+            assert torch.equal(loss, expected)
+        assert torch.equal(after, w)
+
+
+def chooses_a_rate(w, x):
+    w = w.detach().requires_grad_()
+    loss = ((x @ w) ** 2).mean()
+    loss.backward()
+    rate = torch.cond(loss.detach() > 1, lambda: torch.tensor(0.1), lambda: torch.tensor(0.01))
+    return w.detach() - rate * w.grad
+
+
+def test_a_branch_beside_a_gradient_is_recorded():
+    plan = Plan(chooses_a_rate).build_shapes([(3, 2), (-1, 3)])
+    for size in (0.1, 3.0):
+        w, x = torch.randn(3, 2), torch.randn(5, 3) * size
+        assert same(replayed(plan, w, x), eager(chooses_a_rate, w, x))
+
+
 def chooses_by_size(x):
     return torch.cond(x.shape[0] > 3, lambda a: a * 2, lambda a: a - 1, (x,))
 
