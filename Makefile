@@ -28,6 +28,9 @@ fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of 
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
 	$(BIN)/python -m tests.plan.fuzz --calls 300
 
+models: setup ## every model of docs/models.md, built and compared with eager (minutes)
+	FEDQ_MODELS=1 $(BIN)/python -m pytest -n 2 tests/plan/test_models.py
+
 demo: setup ## devices with real data, plans run on them, results checked
 	@$(BIN)/python demo/run.py
 

@@ -8,6 +8,7 @@ import typer
 
 from fedq.cli import show as draw
 from fedq.cli.call import Call, Shown, command
+from fedq.errors import UsageError
 
 if TYPE_CHECKING:
     from fedq.client.pointer_plans import PointerPlan
@@ -44,22 +45,61 @@ def build(
     return Shown(row, f"{out}  {label}  {draw.plural(count, 'action')}  {file.id[:12]}")
 
 
-@command(app, examples=["fedq show double_abs.safetensors", "fedq show device_1:double_abs"])
+@command(
+    app,
+    examples=[
+        "fedq show double_abs.safetensors",
+        "fedq show device_1:double_abs",
+        "fedq show net.safetensors --cost --at n=32",
+        "fedq show net.safetensors --graph net.svg",
+    ],
+)
 def show(
     call: Call,
     plan: Annotated[str, typer.Argument(metavar="FILE|DEVICE:PLAN", help="A plan file, or a plan you sent.")],
+    cost: Annotated[bool, typer.Option("--cost", help="Tell FLOPs, peak memory and parameters, by a dry run.")] = False,
+    at: Annotated[
+        list[str] | None, typer.Option("--at", metavar="SIZES", help="Free sizes of the dry run: n=32,m=7. Else 32.")
+    ] = None,
+    graph: Annotated[
+        str | None, typer.Option("--graph", metavar="FILE", help="Draw it to a .svg, .png, .pdf or .dot file instead.")
+    ] = None,
 ) -> Shown:
     """Print a plan. Shows inputs, actions with their source lines, state, outputs."""
-    from fedq.cli import load, words
+    from fedq.cli import inspect, load, words
     from fedq.plan.graph import graph_to_json, show
+
+    if at and not cost:
+        raise UsageError("--at goes with --cost")
 
     def sent() -> PointerPlan:
         device, ref = words.reference(plan)
         return call.client.device(device).plan(ref)
 
     found = load.plan_file(plan) if words.is_tensor_file(plan) else sent()
+    if graph is not None:
+        inspect.draw(found.graph, found.about, graph)
+        return Shown({"file": graph}, graph)
     row = {"id": found.id, "name": found.about.name, "graph": graph_to_json(found.graph)}
-    return Shown(row, show(found.graph, found.about))
+    text = show(found.graph, found.about)
+    if cost:
+        row["cost"], told = inspect.cost(found.graph, inspect.sizes(at or []))
+        text = f"{text}\n{told}"
+    return Shown(row, text)
+
+
+@command(app, examples=["fedq diff old.safetensors new.safetensors"])
+def diff(
+    call: Call,
+    first: Annotated[str, typer.Argument(metavar="A", help="A plan file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+) -> Shown:
+    """Show how two plan files differ: their printed forms line by line, and whose state has other values."""
+    from fedq.cli import inspect, load
+
+    a, b = load.plan_file(first), load.plan_file(second)
+    text = inspect.difference(a, b, (first, second))
+    return Shown({"same": a.id == b.id, "same_graph": a.graph.id == b.graph.id, "diff": text.splitlines()}, text)
 
 
 @command(

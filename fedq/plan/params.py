@@ -138,6 +138,7 @@ class Taken:
         leaves: tensors and numbers, flat, in order.
         names: of each leaf: ``x``, ``batch['y']``.
         left: names of arguments that were left out.
+        by_name: of those that are given by name, as they were.
         bound: the call itself, to be made again with other leaves.
     """
 
@@ -145,6 +146,7 @@ class Taken:
     leaves: tuple[Any, ...]
     names: tuple[str, ...]
     left: frozenset[str]
+    by_name: frozenset[str]
     bound: inspect.BoundArguments
 
     def again(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -152,8 +154,9 @@ class Taken:
         rest = iter(leaves)
         parts = self.bound.arguments
         made = {name: _like(parts[name], rest) for name in self.bound.signature.parameters if name in parts}
+        named = {name: made.pop(name) for name in self.by_name if name in made}
         bound = inspect.BoundArguments(self.bound.signature, made)
-        return bound.args, bound.kwargs
+        return bound.args, {**bound.kwargs, **named}
 
 
 def taken(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Taken:
@@ -180,7 +183,9 @@ def taken(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str
             params.append(replace(reader.param(name, value), default=value))
         else:
             params.append(Param(name, value if value is None or type(value) in (bool, str) else "its default"))
-    return Taken(tuple(params), tuple(reader.leaves), tuple(reader.names), left, bound)
+    positional_only = {name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_ONLY}
+    by_name = (left | kwargs.keys()) - positional_only
+    return Taken(tuple(params), tuple(reader.leaves), tuple(reader.names), left, frozenset(by_name), bound)
 
 
 def _with_default(param: Param, value: Any, default: Any) -> Param:

@@ -84,6 +84,26 @@ class Plan(nn.Module):
         """Record it on float32 tensors of these shapes; -1 is any size, a number is tried as any size."""
         return self._build(*(Type("f32", _shape(s)) for s in args_shape))
 
+    @classmethod
+    def from_exported(cls, program: torch.export.ExportedProgram) -> Plan:
+        """A built plan of what ``torch.export.export`` gave, in memory, with its weights.
+
+        Raises:
+            UsageError: it is no such program. Files (``.pt2``) are not read: loading one runs code in it.
+            CannotRecord: it does what a plan cannot hold.
+        """
+        if not isinstance(program, torch.export.ExportedProgram):
+            raise UsageError(
+                f"{program!r} is no exported program",
+                hint="give what torch.export.export returned; loading a .pt2 file runs code from it",
+            )
+        if program.example_inputs is None:
+            raise UsageError(
+                "the exported program has no example inputs", hint="export it with examples, and build anew"
+            )
+        args, kwargs = program.example_inputs
+        return cls(program.module(check_guards=False)).build(*args, **kwargs)
+
     def _build(self, *args: Any, **kwargs: Any) -> Plan:
         self._inner = ()
         while True:
@@ -317,9 +337,11 @@ class Plan(nn.Module):
     def compiled(self) -> Callable[..., Any]:
         """The function a device replays, with the state of now bound: sizes and dtypes are not checked."""
         call, graph, about = self._flat(), self.graph, self.about
-        if not graph.params:
-            return call
-        return lambda *args, **kwargs: call(*params.bind(graph, args, kwargs, about=about))
+
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            return call(*(params.bind(graph, args, kwargs, about=about) if kwargs or graph.params else args))
+
+        return bound
 
     def _flat(self) -> Callable[..., Any]:
         """Inputs in, outputs in their structure out."""

@@ -187,7 +187,8 @@ class _Prover:
                 raise _fixed(i, d, int(trace.solved[symbol]), trace.line_of(symbol), hint)
         self.guards = [g for g in self.base.guards if not self._disproved(g)]
         guarded = {s.name for g in self.guards for s in g.expr.free_symbols}
-        bad = [at for at in optional if at not in places or places[at] in guarded or self._meets_other(at)]
+        bad = [at for at in optional if at not in places or self._meets_other(at)]
+        bad = bad or self._likeliest([at for at in optional if places[at] in guarded])
         if bad:
             return bad
         written = self._again({places[at]: self._written(at) for at in optional})
@@ -203,9 +204,9 @@ class _Prover:
         return not any(isinstance(self._again({name: written + n}), str) for n in (1, 1000))
 
     def _likeliest(self, places: Sequence[Place]) -> list[Place]:
-        """Of places one of which must be fixed: numbers, else sizes of 1, else all."""
-        numbers = [at for at in places if at[1] == -1]
-        return numbers or [at for at in places if self._written(at) == 1] or list(places)
+        """Of places one of which must be fixed: numbers, else sizes of 1, else inner dimensions, else all."""
+        numbers, inner = [at for at in places if at[1] == -1], [at for at in places if at[1] > 0]
+        return numbers or [at for at in places if self._written(at) == 1] or inner or list(places)
 
     def _differs_from_itself(self, line: str) -> CannotRecord:
         if isinstance(self._again(free=True), str):
