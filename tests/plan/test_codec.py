@@ -1,6 +1,5 @@
 import json
 import struct
-import time
 import tracemalloc
 
 import pytest
@@ -185,12 +184,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("reason", HOSTILE)
-def test_a_hostile_file_is_refused_quickly_and_in_little_memory(reason):
+def test_a_hostile_file_is_refused_in_little_memory(reason):
     raw = HOSTILE[reason]
-    start = time.perf_counter()
-    with pytest.raises(BadFile):
-        decode(raw)
-    assert time.perf_counter() - start < 0.5  # 0.1 s measured; the rest is for busy machines
     tracemalloc.start()
     with pytest.raises(BadFile):
         decode(raw)
@@ -211,11 +206,8 @@ def test_a_hostile_file_is_refused_quickly_and_in_little_memory(reason):
     ],
     ids=["lists", "dicts", "ints", "keys", "digits", "escapes"],
 )
-def test_the_costliest_json_below_the_caps_stays_within_bounds(text):
+def test_the_costliest_json_below_the_caps_stays_within_memory_bounds(text):
     assert len(text) <= MAX_HEADER_BYTES
-    start = time.perf_counter()
-    parse_json(text)
-    assert time.perf_counter() - start < 0.5
     tracemalloc.start()
     parse_json(text)
     peak = tracemalloc.get_traced_memory()[1]

@@ -3,7 +3,6 @@ import json
 import math
 import operator
 import re
-import time
 import tracemalloc
 
 import pytest
@@ -297,12 +296,9 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("what", COSTLY)
-def test_the_costliest_graphs_below_the_caps_stay_within_bounds(what):
+def test_the_costliest_graphs_below_the_caps_stay_within_memory_bounds(what):
     text = canonical(COSTLY[what])
     assert len(text) <= MAX_HEADER_BYTES
-    start = time.perf_counter()
-    graph_from_json(parse_json(text))
-    assert time.perf_counter() - start < 1  # at most 0.25 s measured; the rest is for busy machines
     tracemalloc.start()
     graph_from_json(parse_json(text))
     peak = tracemalloc.get_traced_memory()[1]

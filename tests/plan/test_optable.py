@@ -70,10 +70,9 @@ def test_the_table_is_what_its_script_writes():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_table_loads_without_torch_and_in_a_few_milliseconds():
+def test_the_table_loads_without_torch():
     code = (
-        "import sys, time; t = time.perf_counter(); import fedq.plan.optable as o; o.find('aten.add.Tensor');"
-        "print(time.perf_counter() - t); assert not any(m.startswith('torch') for m in sys.modules)"
+        "import sys; import fedq.plan.optable as o; assert o.find('aten.add.Tensor');"
+        "assert not any(m.startswith('torch') for m in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.1
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,6 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,8 +40,7 @@ def test_a_put_or_replaced_file_wakes_and_silence_times_out(tmp_path, watch):
     watch.add(tmp_path)
     watch.add(tmp_path / "in")
     settle(watch)
-    start = time.monotonic()
-    assert not watch.wait(0.01) and time.monotonic() - start < 1
+    assert not watch.wait(0.01)
     carrier = Directory(tmp_path)
     for put in (
         lambda: carrier.put(f"in/{1:032x}.safetensors", [b"x"]),
@@ -50,8 +48,7 @@ def test_a_put_or_replaced_file_wakes_and_silence_times_out(tmp_path, watch):
         lambda: carrier.replace("card.json", [b"y"]),
     ):
         put()
-        start = time.monotonic()
-        assert watch.wait(FAR_S) and time.monotonic() - start < 2
+        assert watch.wait(FAR_S)
         settle(watch)
 
 
