@@ -61,14 +61,14 @@ GUARDS = (
     Guard("what is found under its name already is fsynced by who finds it", CARRIER,
           "                fs.flush(path)", "                pass", STATES),
     Guard("a file is written under no name, then linked", FS,
-          "        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode)):\n"
-          "            _put_named(at, name, chunks, durable, mode)",
+          "        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode, exact)):\n"
+          "            _put_named(at, name, chunks, durable, mode, exact)",
           '        file = step("put.create", os.open, name, _NEW, mode, dir_fd=at)\n'
           '        _fill("put", file, chunks, durable)\n        os.close(file)', KILLS),
     Guard("a name is given by link, never over another file", FS,
-          "        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode)):\n"
-          "            _put_named(at, name, chunks, durable, mode)",
-          '        temp = _write_temp("put", at, chunks, durable, mode)\n'
+          "        if not (_UNNAMED and _put_unnamed(at, name, chunks, durable, mode, exact)):\n"
+          "            _put_named(at, name, chunks, durable, mode, exact)",
+          '        temp = _write_temp("put", at, chunks, durable, mode, exact)\n'
           '        step("put.rename", os.rename, temp, name, src_dir_fd=at, dst_dir_fd=at)', tests("tests/test_fs.py")),
     Guard("replace: by rename, not in place", FS,
           '            step("replace.rename", os.replace, temp, name, src_dir_fd=at, dst_dir_fd=at)',
