@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -168,6 +172,23 @@ def test_another_process_goes_on_and_every_hop_is_sent_once(config):
             assert result.copy(20).tolist() == [6, 10]
             assert [p.device.name for p in client.run(run)] == ["north"]
         client.close()
+
+
+def test_the_terminal_goes_on_with_a_run_and_prints_its_value(config):
+    client = Client(config)
+    protocol = fq.Protocol([("n", twice), ("s", plus_one)]).deploy(client.device("north"), client.device("south"))
+    run = protocol.run(client.find("north:x")).id
+    client.close()
+    roots = {"FEDQ_QUEUE": config.queue, "FEDQ_DEVICES": config.devices, "FEDQ_HOME": config.home}
+    env = {**os.environ, **{k: str(v) for k, v in roots.items()}, "FEDQ_USER": "alice"}
+    told = []
+    for _ in range(3):
+        line = [sys.executable, "-c", "from fedq.cli import main; main()", "get", run, "--timeout", "10ms"]
+        told.append(subprocess.run(line, env=env, capture_output=True, text=True, timeout=60))
+        serve(config)
+    assert [t.returncode for t in told] == [7, 7, 0]
+    assert "did not come from north" in told[0].stderr and "from south" in told[1].stderr
+    assert told[2].stdout == "tensor([3., 5.])\n"
 
 
 def test_a_hop_that_was_sent_and_not_noted_is_not_sent_twice(config):
