@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fedq import fs
-from fedq.errors import NotBuilt, SpecMismatch, UsageError
+from fedq.errors import CannotRecord, NotBuilt, SpecMismatch, UsageError
 from fedq.plan import graph as ir
 from fedq.plan import held as holding
 from fedq.plan import nesting, params, replay, tensors
@@ -117,6 +117,8 @@ class Plan(nn.Module):
         from fedq.plan.trace import trace  # brings sympy and half of torch's compiler: only to build
 
         function, state = self._function()
+        for name, tensor in state:
+            _check_dtype(f"state {name!r}", tensor)
         taken = self._taken(args, kwargs)
         asked = [_asked(name, leaf) for name, leaf in zip(taken.names, taken.leaves, strict=True)]
 
@@ -401,10 +403,17 @@ def from_file(file: PlanFile) -> Plan:
     return Plan(built=(file.graph, file.about, held))
 
 
+def _check_dtype(what: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype not in tensors.NAMES:
+        hint = f"use one of {', '.join(tensors.DTYPES)}"
+        raise CannotRecord(f"{what} is of {tensor.dtype}, which a file can not hold", hint=hint)
+
+
 def _asked(name: str, value: Any) -> Type:
     if isinstance(value, Type):
         return value
     if isinstance(value, torch.Tensor):
+        _check_dtype(f"argument {name!r}", value)
         type_ = tensors.type_of(value)
         return Type(type_.dtype, tuple(value.shape))
     if isinstance(value, (bool, int, float)):
