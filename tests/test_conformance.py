@@ -231,6 +231,21 @@ def test_both_leave_the_same_bytes(tmp_path):
     assert len(left["virtual"][1]) >= 1
 
 
+def test_random_numbers_are_the_same_at_both_and_anew_for_each_call(tmp_path):
+    drawn = {}
+    for kind in ("virtual", "daemon"):
+        subject = Subject(kind, tmp_path / kind)
+        try:
+            noisy = fq.func2plan()(_noisy).build(torch.ones(4)).send(subject.device)
+            outs = [noisy(torch.ones(4)) for _ in range(2)]
+            subject.serve()
+            drawn[kind] = torch.stack([out.get(timeout_s=60) for out in outs])
+        finally:
+            subject.close()
+    assert torch.equal(drawn["virtual"], drawn["daemon"])
+    assert not torch.equal(drawn["daemon"][0], drawn["daemon"][1])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_gate_that_has_replayed_has_no_torch_mapped(tmp_path):
     subject = Subject("daemon", tmp_path)
