@@ -24,6 +24,7 @@ from fedq.local import VirtualWorker, introduce
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
 from fedq.plan.tensors import to_raw
+from fedq.queue.message import Ref, Run
 from tests.rig import config_of
 
 NOW = float(int(time.time()))
@@ -181,6 +182,14 @@ def test_arguments_that_do_not_fit_are_refused_before_they_are_sent(subject):
     with pytest.raises(SpecMismatch, match="requires 1 argument, received 2"):
         plan(1, 2)
     assert subject.files("in") == before
+
+
+def test_a_run_takes_its_inputs_in_order_and_not_by_name(subject):
+    plan, x, id_ = double_abs().send(subject.device), subject.device.find("input_data"), "ab" * 16
+    subject.device.submit([Run(plan.id, (), {"x": Ref(x.id)}, (id_,))], types={id_: None})
+    subject.serve()
+    with pytest.raises(SpecMismatch, match="in order, not by name: 'x'"):
+        subject.device.find(id_).get(timeout_s=60)
 
 
 def test_a_reviewed_result_waits_for_its_owner(tmp_path):

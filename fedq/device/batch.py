@@ -86,6 +86,8 @@ def _add(peer: Peer, known: dict[str, int], batch: Batch, call: Call) -> Failure
     plan = peer.plan(call.plan)
     if plan is None or isinstance(plan, Failure):
         return plan or Failure("unknown_plan", f"plan {call.plan[:12]} is not on the device", {"id": call.plan})
+    if call.words:
+        return Failure("spec_mismatch", f"a run takes its inputs in order, not by name: {call.words[0]!r}")
     if len(call.results) != len(plan[0].graph.output_vars):
         count = len(plan[0].graph.output_vars)
         return Failure("spec_mismatch", f"the plan gives {count} values, {len(call.results)} ids were named")

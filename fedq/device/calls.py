@@ -29,6 +29,7 @@ class Call:
         seed: the message's.
         received, expires: seconds since 1970, device's clock and sender's word.
         attempts: how often the message was started before.
+        words: names that arguments were given by, which is not allowed.
         missing: ids that have no content yet and are not in the worker's queue.
         loop: of a fold, how its arguments are gone through.
     """
@@ -45,6 +46,7 @@ class Call:
     attempts: int = 0
     missing: set[str] = field(default_factory=set)
     loop: Loop | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def refs(self) -> Iterator[str]:

@@ -435,7 +435,8 @@ class Peer:
 def _call(message: Message, number: int, verb: Run | Fold, taken: Taken) -> Call:
     args, loop = (verb.given, verb.loop) if isinstance(verb, Fold) else (verb.args, None)
     head = (message.sender, message.id, number, verb.plan, args, verb.results, message.seed)
-    return Call(*head, taken.received, message.expires, taken.attempts, loop=loop)
+    words = tuple(verb.kwargs) if isinstance(verb, Run) else ()
+    return Call(*head, taken.received, message.expires, taken.attempts, loop=loop, words=words)
 
 
 def _refusal(error: FedqError, verb: SendPlan) -> Failure:
