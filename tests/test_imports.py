@@ -22,12 +22,14 @@ LAYERS = [
 ]
 """Imports go to the same room or downward. ``fedq/__init__`` is the door: it loads all of them lazily."""
 
+PLAN_WITH_TORCH = """
+trace preflight replay kernels plan tensors training held capture recorder recording settle sizes blame prove emit
+statistics control once loops variants nesting drawing
+""".split()
 WITH_TORCH = {
-    *(f"fedq.plan.{m}" for m in ("trace", "preflight", "replay", "kernels", "plan", "tensors", "training", "held")),
-    *(f"fedq.plan.{m}" for m in ("capture", "recorder", "recording", "settle", "sizes", "blame", "prove", "emit", "statistics")),  # parts of trace
-    "fedq.plan.control", "fedq.plan.once", "fedq.plan.loops",
-    "fedq.plan.variants", "fedq.plan.nesting",
-    "fedq.client.pointers", "fedq.client.lazy", "fedq.client.hook", "fedq.device.worker", "fedq.device.folding", "fedq.local",
+    *(f"fedq.plan.{m}" for m in PLAN_WITH_TORCH),
+    "fedq.client.pointers", "fedq.client.lazy", "fedq.client.hook",
+    "fedq.device.worker", "fedq.device.folding", "fedq.local",
 }  # fmt: skip
 """Modules that may import torch, or one another, when they are imported. All others do so in functions."""
 

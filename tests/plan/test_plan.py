@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedq.errors import NotBuilt, SpecMismatch, UsageError
+from fedq.local import VirtualWorker
 from fedq.plan.codec import decode
 from fedq.plan.file import decode_plan
 from fedq.plan.plan import Plan, from_file, func2plan
@@ -194,10 +195,13 @@ def test_constants_travel_with_the_plan():
 
 def test_one_built_plan_goes_to_any_number_of_devices():
     plan = func2plan([(-1,)])(double_abs)
-    one, other = Device(), Device()
-    assert plan.send(one) == "pointer 1"
-    assert plan.send(one, other) == ["pointer 2", "pointer 1"]
-    assert one.got[0].id == other.got[0].id == plan.id
+    one, other = VirtualWorker("one"), VirtualWorker("other")
+    assert plan.send(one).id == plan.id
+    pointers = plan.send(one, other)
+    assert [p.device for p in pointers] == [one, other]
+    assert {p.id for p in pointers} == {plan.id}
+    one.client.close()
+    other.client.close()
 
 
 def test_replaying_loads_neither_sympy_nor_torchs_compiler(tmp_path):
