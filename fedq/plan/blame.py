@@ -111,6 +111,11 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
             "it uses a tensor from outside the function",
             "pass it as an argument, or give func2plan state=(tensor,) and read it with state.read()",
         )
+    if "can only be of (<class" in text or "consists of tensor" in text:
+        return (
+            "a branch or loop is given something that is no tensor",
+            "make it a tensor, as torch.tensor(0.5) for 0.5, or use it in the function without giving it",
+        )
     if "not linked with support" in text or "CUDA" in text:
         return f"it asks for another device: {text.splitlines()[0]}", DEVICES
     return f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}", ""
@@ -147,6 +152,15 @@ WATCHED: dict[Callable[..., Any], tuple[str, str]] = {
     torch.Tensor.__format__: ("it prints a tensor, which has no values yet", "print the result instead"),
 }
 """Calls that take a tensor's values out of the recording -> the reason and the cure."""
+
+
+def names_it_in_an_error(func: Callable[..., Any]) -> bool:
+    """Whether torch itself prints a tensor: it does so when it refuses one."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.endswith(("torch/_tensor.py", "torch/overrides.py")):
+        frame = frame.f_back
+    printed = func in (torch.Tensor.__repr__, torch.Tensor.__format__)
+    return printed and frame is not None and not _is_users(frame.f_code.co_filename)
 
 
 def line_of_call(again: Callable[[], Any], source: str) -> str:

@@ -126,7 +126,7 @@ def _cond(called: Sequence[Flow], own: Sequence[int], inputs: list[int], kinds: 
 def _while_loop(called: Sequence[Flow], own: Sequence[int], inputs: list[int], kinds: list[bool]) -> Followed:
     test, body = called
     (carried,) = own
-    _need(test.kinds() == [True], "its test does not give one tensor")
+    _need(len(test.outputs) == 1, "its test does not give one value")
     _need(body.kinds() == kinds[:carried], "its body does not give what it carries")
     after = _settled(body, carried, inputs, test)
     return after[:carried], kinds[:carried]

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from fedq.errors import CannotRecord
-from fedq.plan.blame import WATCHED, Unrecordable, cannot
+from fedq.plan.blame import WATCHED, Unrecordable, cannot, names_it_in_an_error
 from fedq.plan.control import Control
 from fedq.plan.graph import Tree
 from fedq.plan.recorder import Recorder, Sizes
@@ -46,7 +46,7 @@ class _Watch(TorchFunctionMode):
         self.trace.transformed |= transformed
         if not self.gradients and (transformed or func in _GRADIENTS or torch.is_autocast_enabled("cpu")):
             raise TakesGradient
-        if func in WATCHED:
+        if func in WATCHED and not names_it_in_an_error(func):
             raise Unrecordable(WATCHED[func])
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self.control.call(func, args)

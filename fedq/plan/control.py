@@ -92,11 +92,10 @@ class Control:
         return self._append("ctl.cond", [self._arg(pred), a, b], outside, [_kind(t) for t in a.results], a.spec)
 
     def _while_loop(self, test: Function, body: Function, carried: Sequence[Any], given: Sequence[Any]) -> Any:
-        _tensors("while_loop carries", carried)
         outside: list[torch.Tensor] = []
         tested, done = (self._body(f, self._fresh(map(_kind, carried)), outside, given) for f in (test, body))
         (pred, *more) = tested.results
-        if more or pred.dim() or pred.dtype != torch.bool:
+        if more or not (isinstance(pred, torch.SymBool) or _kind(pred) == ((), torch.bool)):
             raise Unrecordable(
                 "the condition of while_loop does not give one bool", "return a comparison such as x.sum() < 3"
             )
@@ -109,7 +108,7 @@ class Control:
         outside: list[torch.Tensor] = []
         done = self._body(body, self._fresh([*kinds, *map(_slice, xs)]), outside, given)
         _agree("scan is given, and its function gives,", carried, done.results[: len(carried)])
-        each = [((length, *t.shape), t.dtype) for t in done.results[len(carried) :]]
+        each = _rows("scan", length, done.results[len(carried) :])
         args = [done, [self._arg(t) for t in carried], [self._arg(t) for t in xs]]
         return self._append("ctl.scan", args, outside, [*kinds, *each], done.spec)
 
@@ -117,7 +116,7 @@ class Control:
         length = _length(xs)
         outside: list[torch.Tensor] = []
         done = self._body(body, self._fresh(map(_slice, xs)), outside, given)
-        each = [((length, *t.shape), t.dtype) for t in done.results]
+        each = _rows("map", length, done.results)
         return self._append("ctl.map", [done, [self._arg(t) for t in xs]], outside, each, done.spec)
 
     # -- bodies
@@ -135,7 +134,6 @@ class Control:
             with self.inside:
                 out = function(*given, *also)
             leaves, spec = pytree.tree_flatten(out)
-            _tensors("a function in control flow gives", leaves)
             results = [recorder.inner(leaf) for leaf in leaves]
             frame.trace.outputs = [recorder.arg(value) for value in results]
         frame.trace.calls = needed(frame.trace)
@@ -161,7 +159,11 @@ class Control:
         return pytree.tree_unflatten(made, spec)
 
     def _refuse_gradients(self, values: Sequence[torch.Tensor]) -> None:
-        if self.gradients and torch.is_grad_enabled() and any(t.requires_grad for t in values):
+        if (
+            self.gradients
+            and torch.is_grad_enabled()
+            and any(isinstance(t, torch.Tensor) and t.requires_grad for t in values)
+        ):
             raise Unrecordable(
                 "a gradient goes through a branch or loop of torch",
                 "use torch.where, or a for loop over a constant, or .detach() what needs no gradient",
@@ -171,10 +173,13 @@ class Control:
         return self.recorder.arg(self.recorder.inner(value))
 
     def _fresh(self, kinds: Iterable[_Kind]) -> list[Any]:
-        """New values that no op made."""
-        with _disable_current_modes(), self.recorder.fakes:
-            made = [torch.empty(shape, dtype=dtype) for shape, dtype in kinds]
-        return [self.recorder.outer(t) for t in made]
+        """New values that no op made: tensors, and integers that nobody knows."""
+        with _disable_current_modes(), self.recorder.fakes, self.recorder.sizes.ignore_fresh_unbacked_symbols():
+            made = [
+                self.recorder.sizes.create_unbacked_symint() if dtype is int else torch.empty(shape, dtype=dtype)
+                for shape, dtype in kinds
+            ]
+        return [self.recorder.outer(v) if isinstance(v, torch.Tensor) else v for v in made]
 
 
 def _held(function: Any) -> list[Any]:
@@ -197,10 +202,18 @@ def _held(function: Any) -> list[Any]:
     return found
 
 
-_Kind = tuple[tuple[Any, ...], torch.dtype]
+_Kind = tuple[tuple[Any, ...], Any]
+"""Shape and dtype of a tensor; of an integer, () and int."""
 
 
-def _kind(value: torch.Tensor) -> _Kind:
+def _kind(value: Any) -> _Kind:
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return (), int
+    if not isinstance(value, torch.Tensor):
+        name = type(value).__name__.replace("Sym", "").lower()
+        raise Unrecordable(
+            f"a branch or loop is given, or gives, a Python {name}", "make it a tensor, as torch.tensor(0.5) for 0.5"
+        )
     return tuple(value.shape), value.dtype
 
 
@@ -215,28 +228,31 @@ def _length(xs: Sequence[torch.Tensor]) -> Any:
     return lengths[0]
 
 
-def _tensors(what: str, values: Sequence[Any]) -> None:
-    other = next((v for v in values if not isinstance(v, torch.Tensor)), None)
-    if other is not None:
-        raise Unrecordable(f"{what} a Python {type(other).__name__}", "make it a tensor, as torch.tensor(0) for 0")
-
-
-def _agree(what: str, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
+def _agree(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> None:
     if len(ours) != len(theirs):
         raise Unrecordable(f"{what} {len(ours)} and {len(theirs)} values", "give the same number")
-    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if a.dtype != b.dtype:
-            raise Unrecordable(f"{what} {_name(a)} and {_name(b)} as value {i}", "convert with .to(dtype)")
-        if a.dim() != b.dim() or any(m != n for m, n in zip(a.shape, b.shape, strict=True)):
+    for i, ((m, a), (n, b)) in enumerate(zip(map(_kind, ours), map(_kind, theirs), strict=True)):
+        if a != b:
+            hint = "carry a tensor, as torch.tensor(0) for 0" if int in (a, b) else "convert with .to(dtype)"
+            raise Unrecordable(f"{what} {_name(a)} and {_name(b)} as value {i}", hint)
+        if len(m) != len(n) or any(x != y for x, y in zip(m, n, strict=True)):
             raise Unrecordable(
-                f"{what} the shapes {_shape(a)} and {_shape(b)} as value {i}",
+                f"{what} the shapes {_shape(m)} and {_shape(n)} as value {i}",
                 "give one shape, as with expand, torch.where or padding",
             )
 
 
-def _name(value: torch.Tensor) -> str:
-    return NAMES.get(value.dtype, str(value.dtype))
+def _rows(what: str, length: Any, values: Sequence[Any]) -> list[_Kind]:
+    """What comes of stacking each of these."""
+    kinds = [_kind(v) for v in values]
+    if any(dtype is int for _, dtype in kinds):
+        raise Unrecordable(f"{what} gives an integer to be stacked", "make it a tensor")
+    return [((length, *shape), dtype) for shape, dtype in kinds]
 
 
-def _shape(value: torch.Tensor) -> str:
-    return f"({', '.join(str(int(n)) if isinstance(n, int) else '?' for n in value.shape)})"
+def _name(dtype: Any) -> str:
+    return "int" if dtype is int else NAMES.get(dtype, str(dtype))
+
+
+def _shape(shape: Sequence[Any]) -> str:
+    return f"({', '.join(str(n) if isinstance(n, int) else '?' for n in shape)})"

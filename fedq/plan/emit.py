@@ -10,7 +10,7 @@ from fedq.plan.blame import Unrecordable, shown
 from fedq.plan.graph import Action, Arg, Graph, Subgraph, Tree, Type, Var, flatten
 from fedq.plan.recording import Body, Call, Size, Trace, Value
 from fedq.plan.settle import Places, Settled, bodies, made, used_symbols
-from fedq.plan.sizes import FLOAT_OPS, OPS, text, tree
+from fedq.plan.sizes import COMPARISONS, FLOAT_OPS, OPS, guard, text, tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _Emitter:
             self._data_dependent(self.trace.values[old], new)
         for call in self.trace.calls:
             self._call(call)
-        outputs = [self.arg(leaf, "") for leaf in self.trace.outputs]
+        outputs = [self._held(leaf, "") for leaf in self.trace.outputs]
         types = (*(type_of(self.trace.values[n]) for n in inputs), *map(Type, letters.values()))
         return Graph(types, tuple(self.actions), outputs, graphs=tuple(self.graphs))
 
@@ -114,8 +114,15 @@ class _Emitter:
         letters = sorted({s.name for body in bodies(call) for s in used_symbols(body) - _known(body)})
         kinds = {str(v.symbol): v.dtype for v in self.trace.values if v.dims is None}
         typed = {name: kinds.get(name, "int") for name in letters}
-        args: list[Any] = [self._body(a, typed) if isinstance(a, Body) else self.arg(a, call.line) for a in call.args]
+        args: list[Any] = [self._body(a, typed) if isinstance(a, Body) else self._held(a, call.line) for a in call.args]
         return (*args[:-1], [*args[-1], *(self._read(name, call.line) for name in letters)])
+
+    def _held(self, arg: Arg, line: str) -> Arg:
+        """An argument, or list of them, as Vars: numbers are computed."""
+        if isinstance(arg, list):
+            return [self._held(a, line) for a in arg]
+        arg = self.arg(arg, line)
+        return arg if isinstance(arg, Var) else self._once("add", (arg, 0), "int", line)
 
     def _body(self, body: Body, letters: Mapping[str, str]) -> Subgraph:
         inner = _Emitter(body.trace)
@@ -151,6 +158,9 @@ class _Emitter:
     def _size(self, size: Any, line: str) -> Arg:
         if not isinstance(size, Size):
             return size
+        if size.kind == "bool":
+            op, *sides = guard(size.expr)
+            return self._once(COMPARISONS[op], tuple(self._tree(s, line) for s in sides), "bool", line)
         if size.made is None or size.made[0] not in FLOAT_OPS:
             return self._tree(_tree_at(size.expr, line), line)
         op, *operands = size.made

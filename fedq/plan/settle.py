@@ -166,7 +166,7 @@ def number(size: Any) -> Any:
     if not isinstance(size, Size) or getattr(size.expr, "free_symbols", None):
         return size
     if size.made is None:
-        return int(size.expr) if size.kind == "int" else float(size.expr)
+        return {"int": int, "bool": bool}.get(size.kind, float)(size.expr)
     op, *operands = size.made[0], *map(number, size.made[1:])
     if op not in FLOAT_OPS:
         return size

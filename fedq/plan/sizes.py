@@ -16,6 +16,7 @@ _BINARY = {FloorDiv: "//", CleanDiv: "//", Mod: "%", PythonMod: "%", sympy.Mod: 
 _RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<="}
 _SWAPPED = {sympy.Gt: "<", sympy.Ge: "<="}
 OPS = {"+": "add", "-": "sub", "*": "mul", "//": "floordiv", "%": "mod", "max": "max", "min": "min", "float": "float"}
+COMPARISONS = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le"}
 FLOAT_OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "add": ("add", operator.add),
     "sub": ("sub", operator.sub),

@@ -230,7 +230,8 @@ class Writer:
         )
         test = self.random.choice(("i < 3", "i < 0", "(i < 4) & (q.sum() < 9)", f"i < {self.size(0)}"))
         made = self.random.choice(("{}[1]", "{}[1] + {}[0]", "{}[1]"))
-        call = f"while_loop(lambda i, q: {test}, lambda i, q: (i + 1, {a}), (torch.tensor(0), {name}))"
+        start = self.random.choice(("torch.tensor(0)", "torch.tensor(0)", "0", "1"))
+        call = f"while_loop(lambda i, q: {test}, lambda i, q: (i + 1, {a}), ({start}, {name}))"
         self.assign(made.replace("{}", call))
 
     def scanned(self, depth: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from torch._higher_order_ops import map as torch_map
@@ -73,15 +72,22 @@ def deep(levels):
     return inner
 
 
+WHILE = (Subgraph(0), Subgraph(1))
 SOUND = {
     "cond": cond(),
     "cond on a number": cond(Var(2)),
     "while_loop": graph("ctl.while_loop", Subgraph(0), Subgraph(1), [Var(0)], [], graphs=(TEST, SAME)),
+    "while_loop on a number": graph(
+        "ctl.while_loop",
+        *WHILE,
+        [Var(0)],
+        [],
+        graphs=(Graph((F,), (Action("sym.numel", (Var(0),), {}, (N,)),), [Var(1)]), SAME),
+    ),
     "scan": graph("ctl.scan", Subgraph(0), [Var(0)], [Var(0)], [], graphs=(EACH,), types=(F, F)),
     "map": graph("ctl.map", Subgraph(0), [Var(0)], [], graphs=(SAME,)),
     "deep": deep(8),
 }
-WHILE = (Subgraph(0), Subgraph(1))
 UNSOUND = {
     "unknown": graph("ctl.goto", Subgraph(0), [Var(0)]),
     "no arguments": graph("ctl.cond"),
@@ -114,10 +120,6 @@ UNSOUND = {
         graphs=(SAME, Graph((F,), (Action("aten.from_file", ("x",), {}, (F,)),), [Var(1)]))
     ),
     "test gives two": graph("ctl.while_loop", *WHILE, [Var(0)], [], graphs=(EACH, SAME)),
-    "test gives a number": graph(
-        "ctl.while_loop", *WHILE, [Var(0)], [],
-        graphs=(Graph((F,), (Action("sym.numel", (Var(0),), {}, (N,)),), [Var(1)]), SAME),
-    ),
     "body gives less than it carries": graph(
         "ctl.while_loop", *WHILE, [Var(0), Var(0)], [], types=(F, F),
         graphs=(Graph((F, F), TEST.actions[:0], [Var(0)]), Graph((F, F), (), [Var(0)])),

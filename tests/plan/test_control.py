@@ -43,7 +43,8 @@ def eager(function, *inputs, seed=0):
 def same(ours, theirs):
     ours, theirs = flatten(ours), flatten(theirs)
     return len(ours) == len(theirs) and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)
+        a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else type(a) is type(b) and a == b
+        for a, b in zip(ours, theirs, strict=True)
     )
 
 
@@ -173,10 +174,25 @@ def loops_with_a_size(x):
     return while_loop(lambda i, a: i < x.shape[0], lambda i, a: (i + 1, a + i * x.shape[0]), (zero(), x + 0))
 
 
+def counts_in_python(x):
+    n, y = while_loop(lambda i, a: 2 * i < x.shape[0], lambda i, a: (i + 1, a + i * x.shape[0]), (0, x))
+    return n, y * n
+
+
+def counts_down(x):
+    return while_loop(lambda i, j, a: i >= 1, lambda i, j, a: (i - 1, j * 2 - i, a + j), (x.shape[0], 1, x))[1:]
+
+
+def chooses_integers(x):
+    n, y = torch.cond(x.sum() > 0, lambda a: (1, a * 2), lambda a: (a.shape[0], a + 1), (x,))
+    return n, y + n
+
+
 ROWS = [
     chooses, chooses_among_closures, chooses_structures, chooses_with_a_constant, gives_what_it_was_given,
     chooses_twice, counts, loops_on_values, never_loops, chooses_in_a_loop, loops_in_a_loop,
-    sums_up, scans_pairs, maps, maps_pairs, writes_beside, writes_inside, loops_with_a_size,
+    sums_up, scans_pairs, maps, maps_pairs, counts_in_python, counts_down, chooses_integers,
+    writes_beside, writes_inside, loops_with_a_size,
 ]  # fmt: skip
 TABLES = [chooses, loops_on_values, sums_up_backwards, recurs, scans_in_a_map, counts]
 EMPTY = {loops_on_values: "would loop for ever on nothing"}
@@ -210,7 +226,7 @@ def test_it_replays_as_eager_at_other_sizes_values_and_dtypes(function, shapes):
     assert ran >= 6
 
 
-@pytest.mark.parametrize("function", [chooses, counts, sums_up, maps, loops_over_structures])
+@pytest.mark.parametrize("function", [chooses, counts, counts_in_python, sums_up, maps, loops_over_structures])
 def test_it_replays_as_torch_with_its_compiler(function):
     plan = Plan(function).build_shapes(ROW)
     for x in (torch.randn(4), torch.randn(6)):
