@@ -291,7 +291,11 @@ class _Prover:
         if len(guard.expr.free_symbols) != 1 or str(*guard.expr.free_symbols) not in self._sizes():
             return False
         (symbol,) = guard.expr.free_symbols
-        fails = [n for n in (*range(2, 21), _LARGE, *_HUGE) if not guard.expr.xreplace({symbol: n})]
+        around = {int(c) + k for c in guard.expr.atoms(sympy.Integer) for k in (-1, 0, 1) if 20 < c + k < 1 << 40}
+        tried = (*range(2, 21), *sorted(around), _LARGE, *_HUGE)
+        fails = [n for n in tried if not guard.expr.xreplace({symbol: n})]
+        if not fails and guard.expr in {g.expr for g in self.base.asked}:
+            return False
         for n in fails:
             other = self._again(free=True, dtype=dtype, hints={str(symbol): n})
             if isinstance(other, str):

@@ -105,6 +105,18 @@ def many_in_all(x):
     return x * 2 if x.numel() > 10 else x * 3
 
 
+def but_thirty(x):
+    return x * 2 if x.shape[0] != 30 else x * 3
+
+
+def every_37th(x):
+    return x * 3 if x.shape[0] % 37 == 0 else x * 2
+
+
+def below_three_thousand(x):
+    return x * 2 if x.shape[0] < 3000 else x * 3
+
+
 def up_to_two_rows(x):
     return x * x[:2].shape[0] + x.shape[1]
 
@@ -115,6 +127,9 @@ def up_to_two_rows(x):
         (one_by_one, [(2, 2), (1, 7), (1, 1)], []),
         (one_by_many, [(2, 20), (1, 5)], [(1, 20)]),
         (many_in_all, [(5, 5), (2, 6)], [(2, 5), (3, 3)]),
+        (but_thirty, [(29, 2), (31, 2)], [(30, 2)]),
+        (every_37th, [(36, 2), (38, 2)], [(37, 2), (74, 2)]),
+        (below_three_thousand, [(2999, 1)], [(3000, 1)]),
         (up_to_two_rows, [(2, 0), (9, 1), (1, 3), (0, 3)], []),
     ],
 )
