@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,8 @@ class Outbox:
     def was_put(self, pair: int, id_: str, *, size_bytes: int) -> None:
         """The message lies in the pair; recorded with the next commit."""
         if size_bytes > SPOOL_ABOVE_BYTES:
-            fs.delete(self._spool / id_)
+            with suppress(Unreachable):  # it was put all the same; what stays is swept
+                fs.delete(self._spool / id_)
         also = "" if size_bytes <= REMEMBER_BYTES else ", file=NULL"
         self.put_off(f"UPDATE messages SET put=1{also} WHERE pair=? AND id=?", (pair, id_))
 

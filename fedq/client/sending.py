@@ -105,6 +105,16 @@ def _put(device: Device, id_: str, chunks: Sequence[Buffer]) -> None:
 
 
 def finish(device: Device) -> None:
-    """Put the messages that stand in the outbox and may not have been put; again is a no-op."""
+    """Put the messages that stand in the outbox and may not have been put; again is a no-op.
+
+    Raises:
+        Conflict: something else stands under the name of one; the others were put.
+    """
+    conflict: Conflict | None = None
     for id_, raw in device.client.outbox.unput(device.number, device.client.now()):
-        _put(device, id_, [raw])
+        try:
+            _put(device, id_, [raw])
+        except Conflict as error:
+            conflict = error
+    if conflict is not None:
+        raise conflict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -158,6 +159,23 @@ def test_a_send_that_raised_is_not_done(world):
     Client(world.config, now=lambda: world.now).close()
     world.wait()
     assert world.came(X) is None
+
+
+def test_a_name_that_a_stranger_took_holds_up_no_other_message(world):
+    """Two sends are cut off before they put anything; junk is planted under the first one's name."""
+    for id_ in (X, Y):
+        pid = os.fork()
+        if not pid:
+            client = Client(world.config, now=lambda: world.now)
+            fs.FAILPOINTS["put.unnamed"] = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+            client.device(NAME).submit([Put(id_, "t0"), Get(id_, (id_,))], {"t0": content(id_, 2)})
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        with contextlib.closing(sqlite3.connect(world.config.home / "outbox.sqlite")) as db:
+            first = db.execute("SELECT message FROM vals WHERE id=?", (X,)).fetchone()[0]
+        (world.pair.carrier.path("in") / f"{first}.safetensors").write_bytes(b"junk")
+    Client(world.config, now=lambda: world.now).close()
+    world.wait()
+    assert isinstance(world.came(Y), RawTensor)
 
 
 # -- take
