@@ -256,7 +256,7 @@ def bench_training() -> None:
         built = time.perf_counter() - start
         step, carry = plan.compiled(), plan.carry()
         ours, eager = side_by_side(
-            lambda s=step, c=carry: _replayed(s, c, x, y), lambda n=net, o=optimizer: _eager(n, o, x, y), repeat=200
+            lambda s=step, c=carry: _replayed(s, c, x, y), lambda n=net, o=optimizer: _eager(n, o, x, y), repeat=50
         )
         value, told = f"{ours / eager:.2f} of eager", f"{ours:.0f} µs against {eager:.0f}, built in {built:.2f} s"
         row(f"  MLP 64-128-10, {name}", value, told, "<= 1.0")

@@ -54,11 +54,14 @@ def trace(
     with _seeds_untouched(lambda: prove(function, asked, tensors)):
         first = _graph(prove(function, asked, tensors, as_written=as_written), names, name, params)
         others: list[Traced] = []
-        waiting = deque([(first[0], asked)] if not as_written else [])
+        waiting = deque([(first[0], asked)])
         while waiting and len(others) < variants.MAX_VARIANTS:
             for types, fixed in variants.wanted(*waiting.popleft()):
+                if as_written and any(0 in (t.shape or ()) for t in types):
+                    continue  # a step over no rows
                 with contextlib.suppress(CannotRecord):
-                    others.append(_graph(prove(function, types, tensors, fixed=fixed), names, name, params))
+                    proved = prove(function, types, tensors, as_written=as_written, fixed=fixed)
+                    others.append(_graph(proved, names, name, params))
                     waiting.append((others[-1][0], types))
     return variants.joined(first, others[: variants.MAX_VARIANTS]) if others else first
 

@@ -132,18 +132,23 @@ def test_a_regression_is_learned_too():
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "embedding", "transformer", "lstm", "batch norm"])
-def test_a_batch_of_one_is_stepped_or_said_at_build_not_to_be(name):
+def test_a_batch_of_one_is_stepped_by_a_graph_of_its_own_if_need_be(name):
     model, optimizer, shape = made(name)
     plan = training_plan(model, F.cross_entropy, optimizer, *batch(shape, ROWS))
     x, y = batch(shape, 1)
-    letter = plan.graph.inputs[-1].shape[0]
-    if plan.graph.sizes[letter] == 1 or plan.graph.sizes[letter] == 0:
-        carry, _ = plan.compiled()(plan.carry(), x, y)
-        eager_step(model, optimizer, F.cross_entropy, x, y)
-        now = plan.carry()["params"]
-        assert all(torch.allclose(now[name], value, atol=1e-6) for name, value in carry["params"].items())
-    else:
-        assert f"{letter}=1" in plan.about.refused
+    assert len(plan.graph.variants) == (name in ("transformer", "lstm"))
+    carry, _ = plan.compiled()(plan.carry(), x, y)
+    eager_step(model, optimizer, F.cross_entropy, x, y)
+    now = plan.carry()["params"]
+    assert all(torch.allclose(now[name], value, atol=1e-6) for name, value in carry["params"].items())
+
+
+def test_a_norm_over_rows_needs_two_of_them_and_says_so_at_build():
+    model = nn.Sequential(nn.Linear(8, CLASSES), nn.BatchNorm1d(CLASSES))
+    plan = training_plan(model, F.cross_entropy, torch.optim.SGD(model.parameters(), 0.1), *batch(FLAT, ROWS))
+    assert "n=1" in plan.about.refused and "n >= 2" in str(plan)
+    with pytest.raises(SpecMismatch, match="n >= 2 expected"):
+        plan._replay([*flatten(plan.carry()), *batch(FLAT, 1)])
 
 
 def test_what_the_step_changes_comes_out_as_it_went_in_and_the_model_stays():
