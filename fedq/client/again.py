@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedq.client import sending, standing
 from fedq.client.draft import Draft
+from fedq.client.pointers import PointerTensor
 from fedq.errors import UnknownValue, UsageError
 from fedq.plan.codec import decode
 from fedq.plan.graph import Type
@@ -15,7 +16,6 @@ from fedq.queue.message import Cancel, Fold, Get, Put, Ref, Run, RunArg, SendPla
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
-    from fedq.client.pointers import PointerTensor
 
 DONE = ("taken", "dropped", "fetched", "failed", "answered", "expired", "refused")
 
@@ -79,7 +79,7 @@ def retry(pointer: PointerTensor) -> list[PointerTensor]:
     draft.tensors = dict(file.tensors)
     draft.types = {new_id: _type(device, old) for old, new_id in new.items()}
     sending.send(device, draft)
-    return [device._pointer(new_id, draft.types[new_id], None) for new_id in new.values()]
+    return [PointerTensor(device, new_id, draft.types[new_id]) for new_id in new.values()]
 
 
 def _type(device: Device, value: str) -> Type | None:

@@ -39,6 +39,8 @@ SPOOL_BYTES = 8 << 20
 """Larger messages are kept as files beside the journal until they are done."""
 MAX_TAKEN = 100
 """Files taken in one step, over all requesters: a flood is worked off in turns, 30 ms each."""
+MAX_PUBLISHED = 50
+"""Replies of one requester written in one step: each may cost an fsync or two."""
 MAX_TAKEN_BYTES = 64 << 20
 LOOK_S = 1.0
 """How often time itself is looked at: what expired, what waited too long."""
@@ -112,7 +114,8 @@ class Served:
     @property
     def idle(self) -> bool:
         """Whether nothing is running or ready to run."""
-        return not any(p.queue or p.running or p.touched or p.drops.due for p in self.peers.values())
+        peers = self.peers.values()
+        return not any(p.queue or p.running or p.touched or p.drops.due or p.publish for p in peers)
 
     # -- a step
 
@@ -178,7 +181,7 @@ class Served:
     @property
     def _ready(self) -> bool:
         return any(
-            p.touched or p.drops.due or (p.queue and not p.stalled and self._crew.may_start(p))
+            p.touched or p.drops.due or p.publish or (p.queue and not p.stalled and self._crew.may_start(p))
             for p in self.peers.values()
         )
 
@@ -340,7 +343,7 @@ class Served:
                 self._act_for(peer)
 
     def _act_for(self, peer: Peer) -> None:
-        while peer.publish:
+        for _ in range(min(MAX_PUBLISHED, len(peer.publish))):
             self._publish(peer, peer.publish[0])
             peer.out(peer.publish.popleft())
         while peer.delete_in:

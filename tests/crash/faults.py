@@ -25,6 +25,7 @@ from typing import Any
 
 from fedq import fs
 from fedq.client import fetch
+from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client
 from fedq.device.gate import Gate
 from fedq.errors import FedqError
@@ -148,7 +149,7 @@ class Day:
 
         def outcomes() -> Any:
             return fetch.outcomes(
-                [client.device(NAME)._pointer(value, None, None)], 0, take=take, on_wait=lambda _: None
+                [PointerTensor(client.device(NAME), value, None)], 0, take=take, on_wait=lambda _: None
             )
 
         came = self.try_(outcomes)

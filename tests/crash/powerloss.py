@@ -20,6 +20,7 @@ from typing import Any
 from fedq import fs
 from fedq.client import fetch
 from fedq.client.device import Device
+from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client
 from fedq.config import Config
 from fedq.device.gate import Gate
@@ -142,7 +143,7 @@ class Day:
     def fetch(self, device: Device, value: str, *, take: bool) -> None:
         if take:
             self.facts.dropped.add(value)
-        (came,) = fetch.outcomes([device._pointer(value, None, None)], 0, take=take, on_wait=lambda _: None)
+        (came,) = fetch.outcomes([PointerTensor(device, value, None)], 0, take=take, on_wait=lambda _: None)
         if isinstance(came, FedqError):
             raise Violation(f"{value} did not come: {came}")
         self.facts.given[value] = digest(came)

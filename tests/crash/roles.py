@@ -14,6 +14,7 @@ from typing import Any
 from fedq import ids
 from fedq.client import fetch
 from fedq.client.device import Device
+from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client
 from fedq.config import Config
 from fedq.device.gate import Gate
@@ -224,7 +225,7 @@ class Requester:
             if take:
                 self.tell(f"D {value}")
             try:
-                (came,) = fetch.outcomes([device._pointer(value, None, None)], 0, take=take, on_wait=lambda _: None)
+                (came,) = fetch.outcomes([PointerTensor(device, value, None)], 0, take=take, on_wait=lambda _: None)
             except FedqError:
                 continue
             if isinstance(came, FedqError) and came.code == "conflict":

@@ -10,6 +10,7 @@ import pytest
 
 from fedq import fs, ids
 from fedq.client import again, fetch, standing
+from fedq.client.pointers import PointerTensor
 from fedq.device.home import Home
 from fedq.errors import AlreadyRunning, Conflict, DiskFull, UsageError
 from fedq.plan.codec import decode
@@ -173,7 +174,7 @@ def test_an_argument_that_never_comes_is_named_after_an_hour_and_after_expiry(wo
     assert world.got(world.alice, result) == "timed_out"
     world.now += 200
     world.step()
-    (came,) = fetch.outcomes([world.alice._pointer(result, None, None)], 0)
+    (came,) = fetch.outcomes([PointerTensor(world.alice, result, None)], 0)
     assert (came.code, came.fields["id"]) == ("missing_value", missing)
 
 
@@ -469,7 +470,7 @@ def test_what_was_cancelled_can_be_sent_again_under_new_ids(world):
     missing = world.alice.client.new_id()
     result = world.double(world.alice, missing)
     world.step()
-    pointer = world.alice._pointer(result, None, None)
+    pointer = PointerTensor(world.alice, result, None)
     with pytest.raises(UsageError, match="may still come"):
         again.retry(pointer)
     again.cancel([pointer])

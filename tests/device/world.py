@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from fedq.client.device import Device
+from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client, trust_device
 from fedq.config import Config
 from fedq.device import home
@@ -110,7 +111,7 @@ class World:
         """What came of a value: floats, or the code of an error."""
         from fedq.client import fetch
 
-        (came,) = fetch.outcomes([device._pointer(id_, None, None)], 0, on_wait=lambda _: None)
+        (came,) = fetch.outcomes([PointerTensor(device, id_, None)], 0, on_wait=lambda _: None)
         return floats(came) if isinstance(came, RawTensor) else came.code
 
     def files(self, device: Device, folder: str) -> set[str]:
