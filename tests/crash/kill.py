@@ -87,18 +87,19 @@ class Aims:
     def learn(self, role: str, passed: Counter[str], took_s: float) -> None:
         """What a run that ended by itself went through."""
         self._passed.setdefault(role, Counter()).update(passed)
-        self._length[role] = sum(passed.values())
-        self._took_s[role] = took_s
+        length = sum(passed.values())
+        self._length[role] = int(0.7 * self._length.get(role, length) + 0.3 * length)
+        self._took_s[role] = 0.7 * self._took_s.get(role, took_s) + 0.3 * took_s
 
     def next(self, role: str) -> Aim:
         r = self._rng
-        if role not in self._passed or r.random() < 0.08:
+        if role not in self._passed or r.random() < 0.04:
             return Aim()
         kind = r.random()
         if kind < 0.3:
             names = list(self._passed[role])
             some = r.sample(names, min(6, len(names)))
-            return Aim(r.choice((1, 1, 2, 3)), min(some, key=lambda n: self.hit[role, n]))
+            return Aim(r.choice((1, 1, 1, 2)), min(some, key=lambda n: self.hit[role, n]))
         if kind < 0.5:
-            return Aim(after_s=r.uniform(0.0005, 1.1 * self._took_s[role]))
-        return Aim(r.randint(1, max(1, int(1.1 * self._length[role]))))
+            return Aim(after_s=r.uniform(0.0005, 0.9 * self._took_s[role]))
+        return Aim(r.randint(1, max(1, int(0.95 * self._length[role]))))
