@@ -100,7 +100,8 @@ def _record(
     recorder = Recorder(fakes, sizes, pre_dispatch=not gradients, functional=run is _functional)
     trace = recorder.trace
     args = [_fake(fakes, sizes, trace, i, given) for i, given in enumerate(inputs)]
-    held = [fakes.from_tensor(t, static_shapes=True) for t in state]
+    held = [fakes.from_tensor(t.detach(), static_shapes=True) for t in state]
+    wanted = [gradients and t.requires_grad for t in state]
     trace.num_inputs, trace.num_state = len(args), len(held)
     trace.gradients, trace.functional = gradients, run is _functional
     for value in (*args, *held):
@@ -108,7 +109,7 @@ def _record(
     recorder.state_memory = {t.untyped_storage()._cdata for t in held}
     sizes.asked.clear()
     with cannot(), _modes(fakes, recorder, gradients=gradients):
-        out, after = run(function, held, args, pre_dispatch=not gradients)
+        out, after = run(function, held, args, wanted, pre_dispatch=not gradients)
         new = _changed(held, after)
         trace.updates = tuple(new)
         trace.outputs = _outputs(recorder, (out, new) if new else out)
@@ -130,16 +131,16 @@ def call_users_function(function: Function, held: list[Any], args: list[Any]) ->
     return function(held, *args)
 
 
-def _plain(function: Function, held: list[Any], args: list[Any], *, pre_dispatch: bool) -> Any:
-    after = list(held)
+def _plain(function: Function, held: list[Any], args: list[Any], wanted: list[bool], *, pre_dispatch: bool) -> Any:
+    after = [t.requires_grad_(w) for t, w in zip(held, wanted, strict=True)]
     return call_users_function(function, after, args), after
 
 
-def _functional(function: Function, held: list[Any], args: list[Any], *, pre_dispatch: bool) -> Any:
+def _functional(function: Function, held: list[Any], args: list[Any], wanted: list[bool], *, pre_dispatch: bool) -> Any:
     """Run it with writes turned into new values, and views of what was written taken again."""
     with FunctionalTensorMode(pre_dispatch=pre_dispatch):
         wrap = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in (*held, *args)]
-        after = wrap[: len(held)]
+        after = [t.requires_grad_(w) for t, w in zip(wrap[: len(held)], wanted, strict=True)]
         out = call_users_function(function, after, wrap[len(held) :])
         return tree_map_only(FunctionalTensor, _synced, (out, after))
 

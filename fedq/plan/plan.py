@@ -321,14 +321,15 @@ class Plan(nn.Module):
     def _apart(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call its function on copies of what it writes to."""
         function, state = self._function()
-        held = [t.clone() if name in self.about.updates else t for name, t in state]
+        written = self.about.updates
+        held = [t.detach().clone().requires_grad_(t.requires_grad) if n in written else t for n, t in state]
         self._lent = True
         try:
             out = function(held, *args, **kwargs)
         finally:
             self._lent = False
         new = {name: t for (name, _), t in zip(state, held, strict=True)}
-        return out, {name: new[name] for name in self.about.updates}
+        return out, {name: new[name].detach() for name in written}
 
     def _replay(self, inputs: Sequence[Any]) -> Any:
         match(self.graph, [tensors.type_of(a) for a in inputs], about=self.about)

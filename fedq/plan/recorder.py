@@ -309,6 +309,8 @@ def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[str, Any, dict
     if device is not None and device.type != "cpu":
         raise Unrecordable(f"it asks for device {device}", DEVICES)
     op = func.name().replace("::", ".")
+    if op.startswith(("aten._foreach", "aten._fused_ad", "aten._fused_sgd")):
+        raise Unrecordable("it uses the foreach or fused form of an optimizer", "give it foreach=False, fused=False")
     if op == "aten.to.device":
         op, args = "aten.to.dtype", (args[0], *args[2:])
     elif op == "aten.to.dtype_layout":

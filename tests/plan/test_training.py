@@ -424,3 +424,78 @@ def test_autocast_is_recorded_as_the_casts_it_makes():
     plan = func2plan([(-1, 3)])(mixed)
     x = torch.randn(4, 3)
     assert torch.equal(plan.compiled()(x), mixed(x)) and mixed(x).dtype == torch.bfloat16
+
+
+# -- training written by hand
+
+
+class ByHand(fq.Plan):
+    """Writes to its own parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x, y):
+        loss = F.cross_entropy(self.fc(x), y)
+        grads = torch.autograd.grad(loss, list(self.parameters()))
+        with torch.no_grad():
+            for p, g in zip(self.parameters(), grads, strict=True):
+                p -= 0.1 * g
+        return loss.detach()
+
+
+class ByOptimizer(ByHand):
+    def forward(self, x, y):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        loss = F.cross_entropy(self.fc(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+
+@pytest.mark.parametrize("kind", [ByHand, ByOptimizer])
+def test_a_module_that_trains_itself_gives_its_new_parameters(kind):
+    torch.manual_seed(0)
+    plan = kind()
+    eager = copy.deepcopy(plan.fc)
+    x, y = batch(FLAT, ROWS)
+    plan.build(x, y)
+    assert plan.about.updates == ("fc.weight", "fc.bias")
+    loss, new = plan.compiled()(*batch(FLAT, 9))
+    _, here = plan(*batch(FLAT, 9))
+    assert torch.equal(plan.fc.weight, eager.weight)
+    assert torch.equal(
+        loss, eager_step(eager, torch.optim.SGD(eager.parameters(), 0.1), F.cross_entropy, *batch(FLAT, 9))
+    )
+    assert torch.equal(new["fc.weight"], eager.weight) and torch.equal(here["fc.weight"], eager.weight)
+
+
+def steps_by_hand(w, x, y):
+    w = wanting(w)
+    optimizer = torch.optim.SGD([w], 0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(x @ w, y).backward()
+        optimizer.step()
+    return w.detach()
+
+
+def test_an_optimizer_inside_a_function_is_recorded():
+    w = torch.randn(8, CLASSES)
+    plan = func2plan()(steps_by_hand).build(w, *batch(FLAT, ROWS))
+    verify(plan.graph)
+    assert torch.equal(plan.compiled()(w, *batch(FLAT, 9)), steps_by_hand(w, *batch(FLAT, 9)))
+
+
+def test_a_foreach_form_is_refused_with_what_to_write():
+    def step(w):
+        w = wanting(w)
+        optimizer = torch.optim.Adam([w], foreach=True)
+        w.sum().backward()
+        optimizer.step()
+        return w.detach()
+
+    with pytest.raises(CannotRecord, match="foreach") as caught:
+        func2plan([(3,)])(step)
+    assert "foreach=False" in caught.value.hint
