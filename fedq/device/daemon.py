@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -95,7 +96,8 @@ def run(config: Config) -> None:
 
     def on_signal(number: int, _: FrameType | None) -> None:
         stopped.append(number)
-        fs.replace(gate_dir(config) / "poke", [b"stop"], durable=False)
+        with suppress(FedqError):  # with a full disk it ends within a second, not at once
+            fs.replace(gate_dir(config) / "poke", [b"stop"], durable=False)
 
     fs.make_dir(gate_dir(config))
     with fs.lock(gate_dir(config) / "lock"):

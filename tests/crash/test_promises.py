@@ -15,6 +15,8 @@ import pytest
 from fedq import fs
 from fedq.client.draft import Envelope, seal
 from fedq.client.session import Client
+from fedq.device import gate as gates
+from fedq.device import serve as serving
 from fedq.device.gate import Gate, serve_waiting
 from fedq.device.home import Home, Requester
 from fedq.device.pool import Answer
@@ -415,3 +417,36 @@ def test_a_full_disk_is_said_once_and_the_gate_goes_on_when_there_is_room(world,
 def test_the_clock_is_close_to_the_one_these_tests_go_by():
     """Ages of files are real, all other times are not; the sweep's test needs them within a decade."""
     assert abs(time.time() - START) < 10 * 365 * 86400
+
+
+@pytest.mark.parametrize("code", ["EIO", "EMFILE", "EACCES", "ENOSPC"])
+def test_the_daemons_loop_outlives_a_disk_of_which_everything_fails(world, monkeypatch, caplog, code):
+    caplog.set_level(logging.ERROR, "fedq")
+    for name in ("LOOK_S", "SOON_S"):
+        monkeypatch.setattr(serving, name, 0.01)
+    monkeypatch.setattr(gates, "SCAN_S", 0.01)
+    gates.mark(world.config, NAME, up=True)
+    fs.make_dir(gates.gate_dir(world.config))
+    world.gate.close()
+    world.gate = Gate(world.config, None, worker=lambda *_, **__: Counting(world.asked))
+    world.put(X)
+    loops = iter(range(30))
+
+    def failing(name, call, *args, **kwargs):
+        if name == "clock":
+            return call(*args, **kwargs)
+        if name.startswith(("journal.", "outbox.")):
+            raise sqlite3.OperationalError("disk I/O error")
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    def stop():
+        n = next(loops, None)
+        if n == 0:
+            fs.FAILPOINTS["*"] = failing
+        if n == 15:
+            fs.FAILPOINTS.clear()
+        return n is None
+
+    world.gate.serve(stop)
+    assert isinstance(world.came(X), RawTensor)
+    assert len(caplog.records) < 12
