@@ -12,17 +12,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedq import ids
-from fedq.client import sending
-from fedq.client.draft import Draft, PlanRow
+from fedq.client import look, sending
+from fedq.client.draft import Draft
 from fedq.client.pending import Pending, merge
 from fedq.client.pointer_plans import PointerPlan
 from fedq.client.pointers import PointerTensor, raw_tensor
-from fedq.errors import Ambiguous, UnknownPlan, UnknownValue, Unreachable, UsageError
-from fedq.plan.codec import MAX_TENSORS, RawTensor, parse_json
+from fedq.errors import UnknownValue, Unreachable, UsageError
+from fedq.plan.codec import MAX_TENSORS, RawTensor
 from fedq.plan.file import PlanFile
-from fedq.plan.graph import Type, about_from_json, graph_from_json
+from fedq.plan.graph import Type
 from fedq.queue.message import Message, Put, SendPlan, Verb
-from fedq.queue.pair import Catalog, Entry, open_pair
+from fedq.queue.pair import Catalog, open_pair
 from fedq.trust.keys import unseal
 
 if TYPE_CHECKING:
@@ -94,36 +94,11 @@ class Device:
             UnknownValue: there is none; lists the tags that are.
             Ambiguous: there are several; lists them.
         """
-        fits = [e for e in self.catalog().values if ref.removeprefix("#") in _tags(e)]
-        found = {e.id: self._pointer(e.id, e.type, e.tag) for e in fits}
-        if not found and len(ref) >= 6 and all(c in "0123456789abcdef" for c in ref):
-            found = self._by_id(ref)
-        if len(found) == 1:
-            return next(iter(found.values()))
-        if found:
-            raise Ambiguous(f"{ref!r} fits {len(found)} values on {self.name}: {', '.join(found)}", hint="use the id")
-        tags = ", ".join(sorted({t for e in self.catalog().values for t in _tags(e)})) or "none"
-        never = "; this id was never promised to you" if ids.is_id(ref) else ""
-        raise UnknownValue(f"no value {ref!r} on {self.name}{never} (tags there: {tags})")
-
-    def _by_id(self, prefix: str) -> dict[str, PointerTensor]:
-        there = [e for e in self.catalog().values if e.id.startswith(prefix)]
-        found = {e.id: self._pointer(e.id, e.type, e.tag) for e in there}
-        for p in self.client.outbox.promised(self.number, prefix):
-            if p.state and p.id == prefix:
-                raise UnknownValue(f"{p.id} on {self.name} was taken away by .get()", hint=".copy() leaves it there")
-            if not p.state:
-                found[p.id] = self._pointer(p.id, Type.parse(p.type) if p.type else None, None)
-        return found
+        return look.value(self, ref)
 
     def search(self, *texts: str) -> list[PointerTensor]:
         """Values whose tags or note contain each of the texts, in the catalog's order."""
-        words = [t.removeprefix("#").lower() for t in texts]
-        fits = (e for e in self.catalog().values if all(w in f"{e.tag or ''}\n{e.note}".lower() for w in words))
-        return [self._pointer(e.id, e.type, e.tag) for e in fits]
-
-    def _pointer(self, id_: str, type_: Type | None, tag: str | None) -> PointerTensor:
-        return PointerTensor(self, id_, type_, tag)
+        return look.search(self, texts)
 
     def plan(self, ref: str) -> PointerPlan:
         """A plan that was sent there: its name, id, or the first 6 digits of it.
@@ -132,19 +107,7 @@ class Device:
             UnknownPlan: there is none; lists the names that are.
             Ambiguous: there are several.
         """
-        found = [self._plans[i] for i in self._sent if i == ref] or [
-            self._pointer_plan(row) for row in self.client.outbox.plans(self.number, ref)
-        ]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise Ambiguous(f"{ref!r} fits {len(found)} plans on {self.name}: {', '.join(p.id for p in found)}")
-        names = ", ".join(sorted({name for _, name in self.catalog().plans})) or "none"
-        raise UnknownPlan(f"no plan {ref!r} was sent to {self.name} (plans there: {names})", hint="send its file")
-
-    def _pointer_plan(self, row: PlanRow) -> PointerPlan:
-        graph, about = graph_from_json(parse_json(row.graph)), about_from_json(parse_json(row.about))
-        return PointerPlan(self, row.id, graph, about)
+        return self._plans[ref] if ref in self._sent else look.plan(self, ref)
 
     # -- sending
 
@@ -333,7 +296,7 @@ class Device:
         if strange:
             strange -= {e.id for e in self.catalog().values}
         for id_ in sorted(strange):
-            self._by_id(id_)  # says so if it was taken away
+            look.by_id(self, id_)  # says so if it was taken away
             raise UnknownValue(
                 f"{id_} was never promised by {self.name}, or is gone", hint="a batch that ends in an error is not sent"
             )
@@ -346,9 +309,3 @@ class Device:
         outbox.take(self.number, own, whole)
         for p in pointers:
             p.taken = p.address in own
-
-
-def _tags(entry: Entry) -> list[str]:
-    """The tag of a value, and the words with ``#`` in its note."""
-    more = [word.removeprefix("#") for word in entry.note.split() if word.startswith("#")]
-    return [entry.tag, *more] if entry.tag else more

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -327,3 +330,34 @@ def test_a_run_of_pending_operations_is_an_ordinary_message(device, x):
         "test_lazy.py:"
     )
     assert out.get(20).tolist() == [0, 2]
+
+
+def test_a_process_that_ends_with_pointers_in_hand_ends_quietly(tmp_path):
+    script = """
+import threading, torch, fedq as fq
+worker = fq.VirtualWorker(data={"x": torch.ones(2)})
+x = worker.find("x")
+plan = fq.func2plan(args_shape=[(-1,)])(lambda t: t + 1).send(worker)
+made, waiting, cycle = plan(x), x * 2, []
+cycle.append((cycle, plan(x)))
+thread = threading.Thread(target=lambda box: box.clear(), args=([plan(x)],))
+thread.start(); thread.join()
+globals()["kept"] = [plan(x), x - 1]
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_pointers_may_be_deleted_in_any_thread_while_others_send(device, x):
+    plan = fq.func2plan(args_shape=[(-1,)])(lambda t: t + 1).send(device)
+    boxes = [[plan(x)] for _ in range(100)]
+    threads = [threading.Thread(target=box.clear) for box in boxes]
+    outs = []
+    for thread in threads:
+        thread.start()
+        outs.append(plan(x))
+    for thread in threads:
+        thread.join()
+    last = plan(x)
+    assert len(set(drops(device))) == len(drops(device)) == 100
+    assert [t.tolist() for t in fq.gather([*outs, last], 60)] == [[0, 3]] * 101
