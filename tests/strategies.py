@@ -154,7 +154,8 @@ some_args = st.lists(run_args, max_size=2).map(tuple)
 batches = st.builds(Batches, st.integers(1, 1 << 40), st.integers(1, 1 << 20), st.booleans(), st.booleans())
 folds = st.builds(Fold, plan_ids, some_args, some_args, batches, id_lists, some_args)
 verbs = st.one_of(
-    st.builds(Put, ids, tensor_names, st.none() | texts),
+    st.builds(Put, ids, tensor_names, st.none() | texts, st.just("") | texts),
+    st.builds(Get, ids, plan_ids.map(lambda id_: (id_,))),
     st.builds(SendPlan, plan_ids, graphs(), st.lists(tensor_names, max_size=2).map(tuple), abouts),
     runs,
     folds,
