@@ -12,7 +12,6 @@ from fedq import fs, ids
 from fedq.errors import BadFile
 from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, Signer, encode, sha256
 from fedq.plan.graph import Type, about_to_json, canonical, graph_to_json
-from fedq.plan.graphjson import MAX_ACTIONS
 from fedq.queue.message import Ack, Drop, Fold, Get, Inline, Message, Put, Ref, Run, SendPlan, Verb, message_to_json
 
 
@@ -107,6 +106,10 @@ class Draft:
         return ids.digest(b"content", canonical(rows), *parts)
 
 
+PART_ACTIONS = 4000
+"""More actions are sent as several messages: the device works on the first while the next is read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """What all messages of one sending share."""
@@ -125,12 +128,12 @@ def seal(draft: Draft, envelope: Envelope) -> list[tuple[Message, Sent]]:
         BadFile: a single action is too large for any message.
     """
     sealed: list[tuple[Message, Sent]] = []
-    waiting = [tuple(draft.actions)]
+    waiting = [_gets_early(draft.actions)]
     while waiting:
         actions = waiting.pop()
         names = [n for a in actions for n in tensor_names(a)]
         half = len(actions) // 2
-        if half and (len(actions) > MAX_ACTIONS or len(names) > MAX_TENSORS):
+        if half and (len(actions) > PART_ACTIONS or len(names) > MAX_TENSORS):
             waiting += [actions[half:], actions[:half]]
             continue
         id_ = ids.derive("part", draft.id, len(sealed)) if sealed else draft.id
@@ -146,6 +149,18 @@ def seal(draft: Draft, envelope: Envelope) -> list[tuple[Message, Sent]]:
         sealed.append((made, sent))
         _promise(sent, actions, draft)
     return sealed
+
+
+def _gets_early(actions: Sequence[Verb]) -> tuple[Verb, ...]:
+    """Where a message will be cut: each get right behind the last action that makes one of its values."""
+    if len(actions) <= PART_ACTIONS:
+        return tuple(actions)
+    made = {id_: n for n, verb in enumerate(actions) if isinstance(verb, Run) for id_ in verb.results}
+    places = [
+        max(made.get(id_, n) for id_ in verb.values) if isinstance(verb, Get) and verb.values[0] in made else n
+        for n, verb in enumerate(actions)
+    ]
+    return tuple(verb for _, verb in sorted(zip(places, actions, strict=True), key=lambda row: row[0]))
 
 
 def message(id_: str, token: str | None, actions: tuple[Verb, ...], e: Envelope) -> Message:

@@ -41,7 +41,6 @@ class Drops:
         self._due: list[DropRow] = []
         self._expiring: list[tuple[float, int]] = []
         self._open_values: Counter[str] = Counter()
-        self._open_messages: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -53,17 +52,16 @@ class Drops:
             self._due.append(drop)
             heapq.heappush(self._expiring, (drop.expires, drop.row))
 
-    def opened(self, message: str, values: tuple[str, ...]) -> None:
+    def opened(self, values: tuple[str, ...]) -> None:
         """A reply with these values is to be published."""
-        self._open_messages[message] += 1
         self._open_values.update(values)
 
-    def closed(self, message: str, values: tuple[str, ...]) -> None:
+    def closed(self, values: tuple[str, ...]) -> None:
         """It is out."""
-        for count, id_ in ((self._open_messages, message), *((self._open_values, v) for v in values)):
-            count[id_] -= 1
-            if count[id_] <= 0:
-                del count[id_]
+        for id_ in values:
+            self._open_values[id_] -= 1
+            if self._open_values[id_] <= 0:
+                del self._open_values[id_]
                 self.passed(id_)
 
     def passed(self, id_: str) -> None:
@@ -100,6 +98,6 @@ class Drops:
     def _obstacle(self, drop: DropRow, now: float) -> str | None:
         patient = now <= drop.expires
         for message in drop.after:
-            if message in self._open_messages or self._undone(message, patient):
+            if self._undone(message, patient):
                 return message
         return next((v for v in drop.values if v in self._open_values), None)

@@ -143,7 +143,7 @@ class Peer:
         self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
         self.delete += verb.replies
         for want in [self.wants.pop(r) for r in verb.replies if r in self.wants]:
-            self.drops.closed(want.wanted.message, want.wanted.ids)
+            self.drops.closed(want.wanted.ids)
 
     def _look_up(self, message: Message) -> None:
         """Learn at once of all ids that a message names."""
@@ -310,7 +310,7 @@ class Peer:
         self.journal.want(wanted)
         missing = {i for i in wanted.ids if not self._stood(i)}
         if wanted.id not in self.wants:
-            self.drops.opened(wanted.message, wanted.ids)
+            self.drops.opened(wanted.ids)
         want = self.wants[wanted.id] = Want(wanted, missing, taken.received, taken.expires)
         if missing:
             self._look_at(want, min(want.expires, want.received + PATIENCE_S))
@@ -341,7 +341,7 @@ class Peer:
 
     def out(self, want: Want) -> None:
         """A reply was published."""
-        self.drops.closed(want.wanted.message, want.wanted.ids)
+        self.drops.closed(want.wanted.ids)
 
     def give_up(self, now: float) -> None:
         """Answer what waited too long, naming what never came."""
