@@ -54,7 +54,17 @@ class _Watch(TorchFunctionMode):
             return SEEN[func](*args, **(kwargs or {}))
         if func == _DATA:
             return args[0].detach()
+        if func in _DROPOUTS and _drops_nothing(*args, **(kwargs or {})):
+            return args[0]
         return func(*args, **(kwargs or {}))
+
+
+_DROPOUTS = (torch.dropout, torch.nn.functional.dropout)
+
+
+def _drops_nothing(given: Any, p: float = 0.5, training: bool = True, inplace: bool = False, **named: Any) -> bool:
+    """Whether a dropout gives its input itself, as eager does; torch's rule for recording copies it."""
+    return (type(p) in (int, float) and p == 0) or not named.get("train", training)
 
 
 class TakesGradient(BaseException):

@@ -230,7 +230,15 @@ def write_to_parts(x):
     return torch.stack([a, b])
 
 
-@pytest.mark.parametrize("function", [write_through_views, write_to_inputs, write_with_masks, write_to_parts])
+def write_through_dropout(x):
+    y = F.dropout(x, 0.5, training=False).view(-1)
+    x[0] = 7
+    return y * 1, torch.dropout(y, p=0.0, train=True)
+
+
+@pytest.mark.parametrize(
+    "function", [write_through_views, write_to_inputs, write_with_masks, write_to_parts, write_through_dropout]
+)
 def test_writes_give_what_eager_gives_and_no_action_writes(function):
     plan = Plan(function).build_shapes([(-1, 2)])
     assert not any(a.op.split(".")[1].endswith("_") for a in plan.actions)
