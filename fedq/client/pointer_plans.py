@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +130,8 @@ class PointerPlan:
     def _draft(self, args: Sequence[Any], loop: Loop | None, release: bool) -> list[PointerTensor]:
         with self.device.drafting() as draft:
             given, types = [], []
-            for arg in args:
-                run_arg, type_ = self._argument(arg)
+            for n, arg in enumerate(args):
+                run_arg, type_ = self._argument(self._as_given(arg, n))
                 given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
                 types.append(type_)
             made = self._output_types(tuple(types)) if loop is None else self._folded_types(tuple(types), loop)
@@ -162,6 +163,12 @@ class PointerPlan:
         """What an argument is, as far as is known here; UsageError for what can not be one."""
         return self._argument(arg)[1]
 
+    def _as_given(self, arg: Any, n: int) -> Any:
+        """A number where the plan has a tensor without dimensions is that tensor."""
+        if isinstance(arg, bool | int | float) and n < len(self.graph.inputs):
+            return _scalar(arg, self.graph.inputs[n]) or arg
+        return arg
+
     def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type]:
         if isinstance(arg, PointerTensor):
             if arg.device != self.device:
@@ -192,6 +199,24 @@ class PointerPlan:
         if UNKNOWN in given:
             return (None,) * len(self.graph.output_vars)
         return fold.fit(self.graph, loop, given, about=self.about).outputs
+
+
+_PACKED = {
+    "bool": "?", "f64": "d", "f32": "f", "f16": "e",
+    "i64": "q", "i32": "i", "i16": "h", "i8": "b", "u64": "Q", "u32": "I", "u16": "H", "u8": "B",
+}  # fmt: skip
+
+
+def _scalar(number: float, wanted: Type) -> RawTensor | None:
+    """The number as a tensor of this type, if that has no dimensions and holds such numbers: no 0.5 as an integer."""
+    if wanted.shape != () or wanted.dtype not in _PACKED or isinstance(number, bool) is not (wanted.dtype == "bool"):
+        return None
+    if isinstance(number, float) and not wanted.dtype.startswith("f"):
+        return None
+    try:
+        return RawTensor(wanted.dtype, (), struct.pack(f"<{_PACKED[wanted.dtype]}", number))
+    except (struct.error, OverflowError):
+        return None
 
 
 def _several(values: Any) -> Sequence[Any]:

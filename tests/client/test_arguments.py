@@ -7,6 +7,8 @@ import torch
 
 import fedq as fq
 from fedq.cli.ask import in_order
+from fedq.client.pointer_plans import _scalar
+from fedq.plan.graph import Type
 
 
 def step(batch, rate=0.5, *, flag=True):
@@ -55,3 +57,20 @@ def test_a_command_line_gives_single_inputs_by_path(device, plan):
     ]
     with pytest.raises(fq.SpecMismatch, match=r"requires 2 arguments, received 2: \"batch\['y'\]\[0\]\" missing"):
         in_order(there, ["x"], {"flag": True})
+
+
+@pytest.mark.parametrize(
+    ("type_", "number", "sent"),
+    [("f32[]", 2, b"\0\0\0\x40"), ("f32[]", 0.5, b"\0\0\0\x3f"), ("i32[]", 3, b"\3\0\0\0"), ("bool[]", True, b"\1")],
+)
+def test_a_number_is_a_tensor_without_dimensions_where_the_plan_has_one(type_, number, sent):
+    made = _scalar(number, Type.parse(type_))
+    assert made is not None
+    assert (f"{made.dtype}[]", made.shape, made.data) == (type_, (), sent)
+
+
+@pytest.mark.parametrize(
+    ("type_", "number"), [("i32[]", 0.5), ("i8[]", 300), ("bool[]", 1), ("f32[]", True), ("f32[1]", 1)]
+)
+def test_a_number_that_would_be_changed_by_it_is_none(type_, number):
+    assert _scalar(number, Type.parse(type_)) is None
