@@ -23,6 +23,11 @@ from fedq.client.pointers import PointerTensor
 from fedq.plan.codec import RawTensor
 from fedq.queue.message import Get, Put, Ref, Run
 
+try:
+    from benchmarks.peers import PEERS
+except ModuleNotFoundError:  # run as a script
+    from peers import PEERS
+
 HERE = Path(__file__).parent
 WAITING = (0, 10_000, 100_000)
 ROUNDS = 100
@@ -62,8 +67,6 @@ def backlog(rig: Any, row: Row, *, waiting: tuple[int, ...] = WAITING) -> None:
 
 def peers(row: Row, where: Path) -> None:
     """Round trip and throughput of other queues, as they come and tuned."""
-    from peers import PEERS
-
     try:
         python = environment()
     except (subprocess.SubprocessError, OSError) as error:

@@ -31,8 +31,10 @@ from fedq.local import introduce
 from fedq.plan.tensors import to_raw
 
 if __package__:
+    from benchmarks.backlog import bench_backlog
     from benchmarks.fold import bench_fold
 else:
+    from backlog import bench_backlog
     from fold import bench_fold
 
 
@@ -300,6 +302,7 @@ def main() -> None:
     bench_queue(Path(tempfile.gettempdir()), "full")
     bench_sizes(Path(tempfile.gettempdir()))
     bench_help()
+    bench_backlog(Rig, row, shm if shm.is_dir() else Path(tempfile.gettempdir()))
 
 
 if __name__ == "__main__":

@@ -456,4 +456,4 @@ def _facts(fields: Any) -> dict[str, Any]:
 
 def running(calls: Iterable[Call], most: int) -> tuple[str, ...]:
     """The messages of these calls, each once; at most so many."""
-    return tuple(dict.fromkeys(c.message for c in itertools.islice(calls, 10 * most)))[:most]
+    return tuple(dict.fromkeys(c.message for c in itertools.islice(calls, 2 * most)))[:most]

@@ -8,6 +8,7 @@ handed over, replies published.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Iterator
@@ -523,6 +524,6 @@ def _but_progress(tell: tuple[Any, ...] | None) -> Any:
 
 def _standing(peer: Peer) -> tuple[Any, ...]:
     """What waits, runs, is held and was refused; for the heartbeat."""
-    waiting = running((*peer.queue, *peer.waiting.calls()), TOLD)
-    held = tuple(row for rows in peer.held.values() for row in rows)
-    return waiting, running(peer.running, TOLD), held[:TOLD], tuple(peer.refused.items())[:TOLD]
+    waiting = running(itertools.chain(peer.queue, peer.waiting.calls()), TOLD)
+    held = tuple(itertools.islice((row for rows in peer.held.values() for row in rows), TOLD))
+    return waiting, running(peer.running, TOLD), held, tuple(itertools.islice(peer.refused.items(), TOLD))

@@ -141,9 +141,7 @@ def _param_to_json(param: Param) -> list[Any]:
 def _param_from_json(row: Any) -> Param:
     match row:
         case [str(name), tree, *default] if ids.is_text(name) and len(default) <= 1:
-            return Param(
-                name, tree_from_json(tree, _leaf_from_json), number_from_json(default[0]) if default else None
-            )
+            return Param(name, tree_from_json(tree, _leaf_from_json), number_from_json(default[0]) if default else None)
     raise BadFile("malformed file: a parameter is not [name, tree]")
 
 
