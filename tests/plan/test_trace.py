@@ -143,6 +143,17 @@ def test_conditions_on_several_sizes_are_found(function, admits, refuses):
         assert torch.equal(_replayed(plan, torch.ones(shape)), function(torch.ones(shape)))
 
 
+def rows_of_integers(x):
+    return x * 2 if x.is_floating_point() else x.unbind(0)[0] * 2
+
+
+def test_a_loop_that_only_another_dtype_has_is_not_run_a_million_times():
+    start = time.process_time()
+    _, about = recorded(rows_of_integers)
+    assert "i64" in about.refused
+    assert time.process_time() - start < 10  # 0.2 s
+
+
 def test_a_dtype_that_makes_python_look_at_sizes_is_refused():
     _, about = recorded(double_and_large, TABLE)
     assert about.refused["f64"].startswith("test_trace.py:")
