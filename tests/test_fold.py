@@ -271,7 +271,6 @@ REFUSED = {
     "no full batch": (TRACE, [torch.tensor(0)], [torch.arange(3)], {"drop_last": True}, "no full batch of 4 in 3 rows"),
     "rows differ": (TRAIN, WEIGHTS, [ROWS[0], ROWS[1][:5]], {}, "37, 5 rows"),
     "no rows to cut": (TRACE, [torch.tensor(0)], [torch.tensor(3)], {}, "no first dimension"),
-    "a number is carried": (TRACE, [0], [torch.arange(8)], {}, "carry 0: a tensor expected"),
     "the carry changes": (
         plan_of(_grows, torch.arange(3), torch.arange(4)), [torch.arange(3)], [torch.arange(8)], {},
         "carry 0 is i64.3., but",

@@ -141,7 +141,7 @@ GUARDS = (
           "            with self._apart():\n                self._act_for(peer)\n", "            self._act_for(peer)\n",
           PROMISES),
     Guard("collect: values are dropped after the replies that need them are out", PEER,
-          "            self.drops.opened(wanted.message, wanted.ids)\n", "            pass\n", PROMISES),
+          "            self.drops.opened(wanted.ids)\n", "            pass\n", PROMISES),
     Guard("collect: what was acknowledged is deleted also after a crash", SERVE,
           '        peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]\n',
           "        del out\n", KILLS),

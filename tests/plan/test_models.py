@@ -15,7 +15,10 @@ CHECKED = tuple(models.MODELS) if os.environ.get("FEDQ_MODELS") else FAST
 @pytest.mark.parametrize("name", CHECKED)
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_is_as_the_page_says(name):
-    assert models.row(name) in models.PAGE.read_text("utf-8").splitlines()
+    """But for the last bits: a machine with other kernels may give them another way."""
+    row = models.row(name)
+    same = {row, row.replace("| close |", "| equal |"), row.replace("| equal |", "| close |")}
+    assert same & set(models.PAGE.read_text("utf-8").splitlines())
 
 
 def test_every_model_stands_on_the_page_once_and_no_other():
