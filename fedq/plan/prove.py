@@ -222,8 +222,13 @@ class _Prover:
         )
 
     def _meets_other(self, at: Place) -> bool:
-        """Whether this size, if free, would have to equal one that was written differently."""
+        """Whether this, if free, would have to equal what was written differently, or is a number equal to a size.
+
+        That sizes are equal is told by their letters, and checked; a number has none.
+        """
         same = [p for p, name in self.base.places.items() if name == self.base.places[at]]
+        if at[1] == -1 and len(same) > 1:
+            return True
         return any(self._written(p) != self._written(at) for p in same)
 
     # -- one more recording
@@ -293,7 +298,8 @@ class _Prover:
         (symbol,) = guard.expr.free_symbols
         around = {int(c) + k for c in guard.expr.atoms(sympy.Integer) for k in (-1, 0, 1) if 20 < c + k < 1 << 40}
         tried = (*range(2, 21), *sorted(around), _LARGE, *_HUGE)
-        fails = [n for n in tried if not guard.expr.xreplace({symbol: n})]
+        held = {n: put(guard.expr, {symbol: n}) for n in tried}
+        fails = [n for n, holds in held.items() if holds is sympy.nan or not holds]
         if not fails and guard.expr in {g.expr for g in self.base.asked}:
             return False
         for tries, n in enumerate(fails):

@@ -179,6 +179,20 @@ def test_a_number_that_is_only_computed_with_stays_free(value, kind):
     assert graph.inputs[1] == Type(kind)
 
 
+def test_a_number_that_must_equal_a_size_is_fixed():
+    graph, _ = recorded(lambda x, k: (x[:k] + x) * k, [Type("f32", (3,)), Type("int", None, 3)])
+    assert [str(t) for t in graph.inputs] == ["f32[3]", "int=3"]
+    with pytest.raises(CannotRecord, match="size 0 of input 0 was to be free"):
+        recorded(lambda x, k: x.view(k) + x, [*ROW, Type("int", None, 5)])
+
+
+def test_a_guard_that_divides_by_zero_somewhere_is_no_error():
+    def every(x):
+        return torch.cond(x.shape[0] > 3, lambda q: q.flip(0)[: 7 % x.shape[0]], lambda q: q[:1], (x,))
+
+    recorded(every)
+
+
 @pytest.mark.parametrize("value", [3, 2.5, "a", True])
 def test_a_number_that_python_looks_at_is_fixed(value):
     graph, _ = recorded(
