@@ -544,6 +544,22 @@ def lock(path: AnyPath) -> Lock:
     return Lock(file)
 
 
+def holder(path: AnyPath) -> str | None:
+    """Who holds the lock on a file: what it says of its process, "" if nothing; None if nobody does.
+
+    Takes the lock for a moment and writes nothing: whoever wants it just then should try again.
+    """
+    with _Folder(path, None) as (at, name):
+        file = step("lock.open", os.open, name, _LOCK, 0o600, dir_fd=at)
+        try:
+            step("lock.flock", fcntl.flock, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.pread(file, 20, 0).decode("ascii", "replace").strip()
+        finally:
+            os.close(file)
+    return None
+
+
 def database(path: AnyPath, *, durable: bool = True) -> sqlite3.Connection:
     """Open or make a private SQLite file, WAL; a commit that returned is on the disk, if durable.
 

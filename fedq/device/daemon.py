@@ -19,8 +19,8 @@ from types import FrameType
 from fedq import config as configs
 from fedq import fs
 from fedq.config import Config
-from fedq.device.gate import Gate, gate_dir, workers
-from fedq.errors import AlreadyRunning, FedqError, Unreachable
+from fedq.device.gate import Gate, gate_dir, hold, workers
+from fedq.errors import FedqError, Unreachable
 
 START_S = 20.0
 STOP_S = 20.0
@@ -34,12 +34,8 @@ def pid(config: Config) -> int | None:
     """The process that serves this devices root, or None."""
     if "lock" not in fs.names(gate_dir(config)):
         return None
-    try:
-        fs.lock(gate_dir(config) / "lock").release()
-    except AlreadyRunning as error:
-        text = str(error.fields.get("pid", ""))
-        return int(text) if text.isdecimal() else 0
-    return None
+    found = fs.holder(gate_dir(config) / "lock")
+    return None if found is None else int(found) if found.isdecimal() else 0
 
 
 def start(config: Config) -> int:
@@ -99,8 +95,7 @@ def run(config: Config) -> None:
         with suppress(FedqError):  # with a full disk it ends within a second, not at once
             fs.replace(gate_dir(config) / "poke", [b"stop"], durable=False)
 
-    fs.make_dir(gate_dir(config))
-    with fs.lock(gate_dir(config) / "lock"):
+    with hold(config):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         gate = Gate(config, workers=workers(config))

@@ -22,7 +22,7 @@ from fedq.device.home import GATE, Home, homes
 from fedq.device.lanes import Crew
 from fedq.device.pool import ProcessWorker, Worker
 from fedq.device.serve import Served
-from fedq.errors import FedqError, Unreachable
+from fedq.errors import AlreadyRunning, FedqError, Unreachable
 from fedq.queue.watch import Watch
 
 log = logging.getLogger("fedq.device")
@@ -31,11 +31,30 @@ SCAN_S = 1.0
 """How often the folders are looked through though nothing was heard."""
 UP = "up"
 WORKERS = "workers"
+HOLD_S = 0.3
+"""How long a lock is tried for that somebody may only have looked at."""
 
 
 def gate_dir(config: Config) -> Path:
     """Where the gate of this devices root keeps lock, log and poke."""
     return config.devices / GATE
+
+
+def hold(config: Config) -> fs.Lock:
+    """The lock of this devices root: one gate serves it.
+
+    Raises:
+        AlreadyRunning: another does. Who only looks whether one does is waited for.
+    """
+    fs.make_dir(gate_dir(config))
+    end = time.monotonic() + HOLD_S
+    while True:
+        try:
+            return fs.lock(gate_dir(config) / "lock")
+        except AlreadyRunning:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def marked_up(config: Config) -> list[str]:
@@ -231,8 +250,7 @@ def set_workers(config: Config, count: int) -> None:
 def serve_for(config: Config, names: Sequence[str], *, seconds: float) -> None:
     """Serve these devices for so long, then end: for cron."""
     end = time.monotonic() + seconds
-    fs.make_dir(gate_dir(config))
-    with fs.lock(gate_dir(config) / "lock"):
+    with hold(config):
         gate = Gate(config, names, workers=workers(config))
         try:
             gate.serve(lambda: time.monotonic() > end)
@@ -246,8 +264,7 @@ def serve_waiting(config: Config, names: Sequence[str]) -> None:
     Raises:
         Unreachable: something waits and could not be served; it is not lost.
     """
-    fs.make_dir(gate_dir(config))
-    with fs.lock(gate_dir(config) / "lock"):
+    with hold(config):
         gate = Gate(config, names, workers=workers(config))
         try:
             with selectors.PollSelector() as selector:
