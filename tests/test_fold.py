@@ -349,36 +349,34 @@ def rig(tmp_path):
         yield made
 
 
-def fold_slowly(rig, views=4000, rows=1600):
+def fold_slowly(rig, rows):
     rig.start()
-    pointer = rig.device.send_plan(slow(views))
+    pointer = rig.device.send_plan(slow(4000))
     data = rig.device.send(torch.ones(rows))
     out = pointer.fold([rig.device.find("zeros")], [data], batch_size=2)
-    return out, wait_until(lambda: rig.heartbeat().progress)
+    return out, wait_until(lambda: rig.heartbeat().running)
 
 
 def test_progress_is_seen_by_whoever_waits_and_by_the_owner(rig):
-    (_, sums), ((message, step, steps),) = fold_slowly(rig)
-    assert steps == 800
+    rows = 200_000  # minutes of steps: it runs still when the test has seen enough
+    (_, sums), (running,) = fold_slowly(rig, rows)
+    ((message, step, steps),) = wait_until(lambda: rig.heartbeat().progress)
+    assert (message, steps) == (running, rows // 2)
     assert 0 <= step <= steps
-    assert rig.heartbeat().running == (message,)
-    reply = rig.device.ask([sums])[sums.id]
     wait_until(lambda: rig.heartbeat().progress != ((message, step, steps),))
-    why, code, _ = fetch.reason(rig.device, reply, sums.id)
+    why, code, _ = fetch.reason(rig.device, rig.device.ask([sums])[sums.id], sums.id)
     assert code == "timed_out"
-    assert re.fullmatch(r"it is running: step \d+ of 800", why)
-    row = background.state(rig.config, "device_1")
-    assert row["progress"][0][2] == 800
-    assert sums.get(timeout_s=120).tolist() == [2.0] * 800
-    wait_until(lambda: not rig.heartbeat().progress)
+    assert re.fullmatch(r"it is running: step \d+ of 100000", why)
+    assert background.state(rig.config, "device_1")["progress"][0][2] == steps
 
 
 def test_a_fold_whose_worker_is_killed_starts_again(rig):
-    (carried, sums), _ = fold_slowly(rig)
+    (carried, sums), _ = fold_slowly(rig, rows=1600)
     (worker,) = children(daemon.pid(rig.config))
     os.kill(worker, signal.SIGKILL)
     assert sums.get(timeout_s=120).tolist() == [2.0] * 800
     assert torch.equal(carried.get(timeout_s=60), torch.full((64, 64), 1600.0))
+    wait_until(lambda: not (rig.heartbeat().progress or rig.heartbeat().running))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
