@@ -131,7 +131,7 @@ def seal(draft: Draft, envelope: Envelope) -> list[tuple[Message, Sent]]:
     waiting = [_gets_early(draft.actions)]
     while waiting:
         actions = waiting.pop()
-        names = [n for a in actions for n in tensor_names(a)]
+        names = [n for a in actions for n in tensor_names(a)] if draft.tensors else []
         half = len(actions) // 2
         if half and (len(actions) > PART_ACTIONS or len(names) > MAX_TENSORS):
             waiting += [actions[half:], actions[:half]]
@@ -184,8 +184,11 @@ def _promise(sent: Sent, actions: Sequence[Verb], draft: Draft) -> None:
     for verb in actions:
         match verb:
             case Run() | Fold():
-                sent.values.update((id_, _text(draft.types.get(id_))) for id_ in verb.results)
-                sent.uses.update(a.id for a in verb.given if isinstance(a, Ref))
+                for id_ in verb.results:
+                    sent.values[id_] = _text(draft.types.get(id_))
+                for arg in verb.given:
+                    if isinstance(arg, Ref):
+                        sent.uses.add(arg.id)
             case Get():
                 sent.replies.update(dict.fromkeys(verb.values, verb.reply))
                 sent.uses.update(verb.values)

@@ -7,18 +7,21 @@ sign, or that is another reply, is not there for us: the wait goes on.
 from __future__ import annotations
 
 import logging
+import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedq import errors
+from fedq.client.rest import collector_rests
 from fedq.errors import BadFile, BadSignature, FedqError, TimedOut, WaitingForApproval
 from fedq.plan.codec import Buffer, RawTensor, decode
 from fedq.queue import pair as pairs
 from fedq.queue.message import Failure, Number, Reply, decode_reply
 from fedq.queue.pair import Heartbeat
+from fedq.queue.watch import spin
 from fedq.trust import keys
 
 if TYPE_CHECKING:
@@ -67,13 +70,15 @@ def outcomes(
     *,
     take: bool = False,
     on_wait: OnWait | None = None,
-) -> list[Outcome]:
-    """What came of each value, in order; all are asked for before any is waited for.
+    each: Callable[[RawTensor | Number], Any] | None = None,
+) -> list[Any]:
+    """What came of each value, in order, an `Outcome`; all are asked for before any is waited for.
 
     Args:
         timeout_s: for all together; what did not come by then is a TimedOut or WaitingForApproval.
         take: if all came, take them away: this requester's own values are dropped with a later message.
         on_wait: told why nothing comes, when a second has passed, and when the reason changes.
+        each: makes of a tensor or number what is given back, while others are still on their way.
 
     Raises:
         UnknownValue: a value was never promised; nothing was asked for.
@@ -89,19 +94,21 @@ def outcomes(
     for device in wanted:
         device.flush()
     arrived: dict[tuple[Device, str], Arrived | FedqError] = {}
-    found: list[Outcome] = []
+    found: list[Any] = []
     for p in pointers:
         key = p.device, asked[p.device][p.address]
         if key not in arrived:
             arrived[key] = _wait(*key, p.address, until, on_wait or log.warning, take)
         came = arrived[key]
-        found.append(came if isinstance(came, FedqError) else came.outcome(p.device.name, p.address))
+        outcome = came if isinstance(came, FedqError) else came.outcome(p.device.name, p.address)
+        found.append(outcome if each is None or isinstance(outcome, FedqError) else each(outcome))
     _forget(pointers, found, asked, take=take)
     return found
 
 
+@collector_rests()
 def _forget(
-    pointers: Sequence[PointerTensor], found: list[Outcome], asked: dict[Device, dict[str, str]], *, take: bool
+    pointers: Sequence[PointerTensor], found: list[Any], asked: dict[Device, dict[str, str]], *, take: bool
 ) -> None:
     """Take away what came, if all did; let go of replies that may be different next time."""
     for device, replies in asked.items():
@@ -132,6 +139,7 @@ def _wait(
         left_s = SCAN_S if until is None else min(SCAN_S, until - time.monotonic())
         if left_s <= 0:
             return _late(device, reply, value)
+        spin(lambda: select.select([client.watch], [], [], 0)[0])
         if client.watch.wait(left_s):
             continue
         why, now = reason(device, reply, value)[0], time.monotonic()
@@ -168,6 +176,7 @@ def _kept(device: Device, reply: str, value: str) -> Arrived | None:
     return None if raw is None else _checked(device, reply, value, raw, where=f"the copy of {reply}")
 
 
+@collector_rests()
 def _checked(device: Device, reply: str, value: str, data: Buffer, *, where: str) -> Arrived | None:
     """The reply in these bytes, if they are the device's and it is the one that was asked for."""
     raw = memoryview(data)

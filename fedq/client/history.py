@@ -85,12 +85,7 @@ class History:
         self._outbox.put_off("INSERT OR IGNORE INTO kept VALUES(?,?,?,?)", row)
         self._outbox.acknowledge(pair, reply)
         if code is None:
-            self._forget_file(pair, reply)
-
-    def _forget_file(self, pair: int, reply: str) -> None:
-        asked = "SELECT message FROM replies WHERE pair=? AND reply=?"
-        sql = f"UPDATE messages SET file=NULL WHERE put AND pair=? AND id IN ({asked})"
-        self._outbox.put_off(sql, (pair, pair, reply))
+            self._outbox.answered(pair, reply)
 
     def kept(self, pair: int, reply: str) -> Buffer | None:
         """The copy of a reply, if there is one."""

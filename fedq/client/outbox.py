@@ -8,6 +8,7 @@ What need not outlive a crash (put, taken) rides in the next commit.
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
 import threading
 from collections import deque
@@ -56,7 +57,7 @@ CREATE TABLE IF NOT EXISTS runs(
   run TEXT, pair INTEGER, value TEXT, n INTEGER, PRIMARY KEY(run, n)) WITHOUT ROWID;
 """
 _KEPT = "EXISTS (SELECT 1 FROM kept k WHERE k.pair=r.pair AND k.reply=r.reply)"
-_MAKER = "SELECT message FROM vals WHERE pair=? AND id=?"
+_FORGET_FILES = "UPDATE messages SET file=NULL WHERE put AND file IS NOT NULL AND pair=? AND id IN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,8 @@ class Outbox:
         self._db = fs.sqlite(path, durable=durable)
         self._db.executescript(_SCHEMA)
         self._lock = threading.RLock()
-        self._later: list[tuple[str, tuple[Any, ...]]] = []
-        self._taken: set[tuple[int, str]] = set()
-        self._acks: set[tuple[int, str]] = set()
+        self._later: list[tuple[str, Sequence[tuple[Any, ...]]]] = []
+        self._over: dict[int, tuple[set[str], set[str]]] = {}
         self._gone: deque[tuple[int, str]] = deque()
 
     def close(self) -> None:
@@ -113,12 +113,11 @@ class Outbox:
         with self._lock, _explained():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                for sql, row in self._later:
-                    self._db.execute(sql, row)
+                for sql, rows in self._later:
+                    self._db.executemany(sql, rows)
                 yield self._db
                 self._db.execute("COMMIT")
-                for put_off in (self._later, self._taken, self._acks):
-                    put_off.clear()
+                self._later.clear()
             except BaseException:
                 if self._db.in_transaction:  # a full disk rolls back by itself
                     self._db.execute("ROLLBACK")
@@ -161,6 +160,10 @@ class Outbox:
                     db.execute("INSERT INTO tokens VALUES(?,?,?,?)", (pair, *token, parts[0].id))
             except sqlite3.IntegrityError:
                 raise Conflict(f"message or result ids of {parts[0].id} were promised before") from None
+        values, replies = self._is_over(pair)
+        for part in parts:
+            values.difference_update(part.drops)
+            replies.difference_update(part.acks)
 
     def _insert(self, db: sqlite3.Connection, pair: int, s: Sent) -> None:
         file = None if s.size_bytes > SPOOL_ABOVE_BYTES else b"".join(s.chunks)
@@ -191,9 +194,10 @@ class Outbox:
         also = "" if size_bytes <= REMEMBER_BYTES else ", file=NULL"
         self.put_off(f"UPDATE messages SET put=1{also} WHERE pair=? AND id=?", (pair, id_))
 
-    def put_off(self, sql: str, row: tuple[Any, ...]) -> None:
+    def put_off(self, sql: str, *rows: tuple[Any, ...]) -> None:
+        """Do this with the next commit, once for each row."""
         with self._lock:
-            self._later.append((sql, row))
+            self._later.append((sql, rows))
 
     def interrupted(self, root: str, now: float) -> list[str]:
         """Devices below this root with messages that may not have been put."""
@@ -237,19 +241,19 @@ class Outbox:
     def promised(self, pair: int, prefix: str) -> list[Promised]:
         """Values this requester made whose id begins with the prefix; at most 20."""
         sql = "SELECT id, message, type, state FROM vals WHERE pair=? AND id>=? AND id<? LIMIT 20"
-        rows = self.all(sql, (pair, prefix, prefix + "g"))
-        return [Promised(i, m, t, "taken" if (pair, i) in self._taken else state) for i, m, t, state in rows]
+        rows, (taken, _) = self.all(sql, (pair, prefix, prefix + "g")), self._is_over(pair)
+        return [Promised(i, m, t, "taken" if i in taken else state) for i, m, t, state in rows]
 
     def own(self, pair: int, ids: Collection[str]) -> set[str]:
         """Those of the ids that this requester made and did not take away."""
-        rows = self._among("SELECT id FROM vals WHERE state='' AND pair=? AND id IN", pair, ids)
-        return {row[0] for row in rows if (pair, row[0]) not in self._taken}
+        rows = self._among("SELECT id FROM vals WHERE state='' AND pair=? AND id IN", (pair,), ids)
+        return {row[0] for row in rows} - self._is_over(pair)[0]
 
     def replies(self, pair: int, ids: Collection[str], now: float) -> dict[str, str]:
         """Values that were asked for -> reply id, while that message has not expired or the reply is here."""
         sql = "SELECT r.value, r.reply FROM replies r JOIN messages m ON m.pair=r.pair AND m.id=r.message"
-        rows = self._among(f"{sql} WHERE (m.expires > {now!r} OR {_KEPT}) AND r.pair=? AND r.value IN", pair, ids)
-        return dict(rows)
+        where = f"WHERE (m.expires > ? OR {_KEPT}) AND r.pair=? AND r.value IN"
+        return dict(self._among(f"{sql} {where}", (now, pair), ids))
 
     def ask_again(self, pair: int, ids: Collection[str]) -> None:
         """The replies to these values are of no use any more."""
@@ -267,31 +271,45 @@ class Outbox:
         )
         return {r[0] for r in self.all(sql, (pair, value, pair, reply))}
 
-    def _among(self, sql: str, pair: int, ids: Collection[str]) -> Iterator[Any]:
+    def _among(self, sql: str, row: tuple[Any, ...], ids: Collection[str]) -> Iterator[Any]:
         ids = list(ids)
         for start in range(0, len(ids), 500):
             some = ids[start : start + 500]
-            yield from self.all(f"{sql} ({','.join('?' * len(some))})", (pair, *some))
+            yield from self.all(f"{sql} ({','.join('?' * len(some))})", (*row, *some))
 
     # -- what was taken away
 
     def take(self, pair: int, values: Collection[str], replies: Collection[str]) -> None:
         """The requester has these; recorded with the next commit, dropped and acknowledged by a later message."""
         with self._lock:
-            for value in values:
-                self._taken.add((pair, value))
-                self.put_off("UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''", (pair, value))
-                row = (pair, pair, value)
-                self.put_off(f"UPDATE messages SET file=NULL WHERE put AND pair=? AND id IN ({_MAKER})", row)
+            if values:
+                self._is_over(pair)[0].update(values)
+                taken = "UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''"
+                self.put_off(taken, *((pair, value) for value in values))
+                made = "SELECT message FROM vals INDEXED BY taken WHERE pair=? AND state='taken'"
+                self.put_off(f"{_FORGET_FILES} ({made})", (pair, pair))
             for reply in replies:
                 self.acknowledge(pair, reply)
                 self.put_off("DELETE FROM replies WHERE pair=? AND reply=?", (pair, reply))
 
+    def answered(self, pair: int, reply: str) -> None:
+        """The bytes of the messages that asked for this reply are not needed any more."""
+        asked = "SELECT message FROM replies INDEXED BY asked WHERE pair=? AND reply=?"
+        self.put_off(f"{_FORGET_FILES} ({asked})", (pair, pair, reply))
+
     def acknowledge(self, pair: int, reply: str) -> None:
         """A later message tells the device that this reply is here."""
         with self._lock:
-            self._acks.add((pair, reply))
+            self._is_over(pair)[1].add(reply)
             self.put_off("INSERT OR IGNORE INTO acks VALUES(?,?)", (pair, reply))
+
+    def _is_over(self, pair: int) -> tuple[set[str], set[str]]:
+        """Values and replies that the device is still to be told to forget; what others let go of, as of the start."""
+        if pair not in self._over:
+            taken = self.all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
+            acks = self.all("SELECT reply FROM acks WHERE pair=?", (pair,))
+            self._over[pair] = {row[0] for row in taken}, {row[0] for row in acks}
+        return self._over[pair]
 
     @property
     def has_let_go(self) -> bool:
@@ -312,14 +330,9 @@ class Outbox:
     def to_forget(self, pair: int, limit: int) -> tuple[list[str], list[str], list[str]]:
         """Values to drop, the messages that must be done before, and replies to acknowledge."""
         with self._lock:
-            taken = [
-                r[0] for r in self.all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
-            ]
-            acks = [r[0] for r in self.all("SELECT reply FROM acks WHERE pair=?", (pair,))]
-            values = sorted({*taken, *(v for p, v in self._taken if p == pair)})[:limit]
-            replies = sorted({*acks, *(r for p, r in self._acks if p == pair)})[:limit]
-        after = {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", pair, values)}
-        after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", pair, values)}
+            values, replies = (heapq.nsmallest(limit, some) for some in self._is_over(pair))
+        after = {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", (pair,), values)}
+        after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", (pair,), values)}
         return values, sorted(after), replies
 
     # -- plans and runs

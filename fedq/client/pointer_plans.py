@@ -131,13 +131,14 @@ class PointerPlan:
         with self.device.drafting() as draft:
             given, types = [], []
             for n, arg in enumerate(args):
-                run_arg, type_ = self._argument(self._as_given(arg, n))
+                run_arg, type_ = self._argument(arg if isinstance(arg, PointerTensor) else self._as_given(arg, n))
                 given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
                 types.append(type_)
             made = self._output_types(tuple(types)) if loop is None else self._folded_types(tuple(types), loop)
             results = [PointerTensor(self.device, draft.new_id(), t, mine=draft.token is None) for t in made]
-            draft.types.update((p.address, p.type) for p in results)
-            draft.actions.append(self._verb(tuple(given), loop, tuple(p.address for p in results)))
+            for p in results:
+                draft.types[p.address] = p.type
+            draft.actions.append(self._verb(tuple(given), loop, tuple([p.address for p in results])))
             for p in results if release else ():
                 draft.ask([p.address])
         return results

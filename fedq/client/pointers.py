@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fedq.client import fetch
-from fedq.errors import CannotRecord, UsageError
+from fedq.errors import CannotRecord, FedqError, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Type
 from fedq.queue.message import Number
@@ -215,17 +215,19 @@ def gather(pointers: Iterable[PointerTensor], timeout_s: float | None = None, *,
     pointers = list(pointers)
     for p in pointers:
         p.check_not_taken()
-    return [_value(outcome) for outcome in fetch.outcomes(pointers, timeout_s, take=not copy)]
+    found = fetch.outcomes(pointers, timeout_s, take=not copy, each=_value)
+    for value in found:
+        if isinstance(value, FedqError):
+            raise value
+    return found
 
 
-def _value(outcome: fetch.Outcome) -> Value:
-    if isinstance(outcome, RawTensor):
-        from fedq.plan.tensors import from_raw
+def _value(came: RawTensor | Number) -> Value:
+    if isinstance(came, Number):
+        return came.value
+    from fedq.plan.tensors import from_raw
 
-        return from_raw(outcome)
-    if isinstance(outcome, Number):
-        return outcome.value
-    raise outcome
+    return from_raw(came)
 
 
 def raw_tensor(value: Any) -> RawTensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedq import fs
 from fedq.client.draft import Draft, Envelope, Sent, message, seal
+from fedq.client.rest import collector_rests
 from fedq.errors import Conflict
 from fedq.plan.codec import Buffer
 from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run
@@ -23,6 +24,7 @@ FORGET_AT_MOST = 4000
 """Values and replies let go of in one message."""
 
 
+@collector_rests()
 def send(device: Device, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
     """Send what the draft holds; returns the message, or the first of several.
 

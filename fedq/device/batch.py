@@ -24,6 +24,7 @@ from fedq.trust import policy
 if TYPE_CHECKING:
     from fedq.device.lanes import Lane
     from fedq.device.peer import Peer
+    from fedq.device.pool import Held
 
 ATTEMPTS = 3
 MAX_CALLS = 1000
@@ -54,7 +55,7 @@ def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
     which one did; so does a fold, for whose end nobody else should wait. A call whose argument is
     being made by another worker stays in the queue.
     """
-    batch, inside, later, known = Batch(), set[str](), list[Call](), lane.worker.known
+    batch, inside, later, held = Batch(), set[str](), list[Call](), lane.worker.held
     while peer.queue and len(batch.calls) < min(most, MAX_CALLS) and len(later) < MAX_CALLS:
         call = peer.queue[0]
         alone = call.attempts or call.loop
@@ -64,7 +65,7 @@ def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
         if any(r in peer.coming and r not in inside for r in call.refs):
             later.append(call)
             continue
-        failure = _add(peer, known, batch, call)
+        failure = _add(peer, held, batch, call)
         if failure is not None and failure.code == "worker_died":
             peer.give_up_on(call, failure, now)
         elif failure is not None:
@@ -78,7 +79,7 @@ def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
     return batch
 
 
-def _add(peer: Peer, known: dict[str, int], batch: Batch, call: Call) -> Failure | None:
+def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
     if call.attempts >= ATTEMPTS:
         return Failure(
             "worker_died", f"the device ended {ATTEMPTS} times while it did this", {"attempts": call.attempts}
@@ -94,11 +95,11 @@ def _add(peer: Peer, known: dict[str, int], batch: Batch, call: Call) -> Failure
     args = []
     data = folds.data(call.loop)
     for n, arg in enumerate(call.args):
-        found = _argument(peer, known, batch, call, arg, whole=n not in data)
+        found = _argument(peer, held, batch, call, arg, whole=n not in data)
         if isinstance(found, Failure):
             return found
         args.append(found)
-    _load(known, batch, call.plan, plan[0])
+    _load(held, batch, call.plan, plan[0])
     seed = ids.derive_seed(call.seed, call.action) if plan[1].random or call.loop else 0
     batch.calls.append(call)
     batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], seed, folds.to_json(call.loop)])
@@ -109,14 +110,14 @@ def key_of(scope: str, id_: str) -> str:
     return f"{id_}/{scope}"
 
 
-def _argument(peer: Peer, known: dict[str, int], batch: Batch, call: Call, arg: RunArg, *, whole: bool = True) -> Any:
+def _argument(peer: Peer, held: Held, batch: Batch, call: Call, arg: RunArg, *, whole: bool = True) -> Any:
     """What the worker is told of an argument; not ``whole``: it is read by slices, and not kept."""
     match arg:
         case Inline() if not whole:
             return _slices(batch, peer.file(call.message).tensors[arg.name])
         case Inline():
             key = f"{arg.name}/{call.message}/inline"
-            _give(known, batch, key, peer.file(call.message).tensors[arg.name])
+            _give(held, batch, key, peer.file(call.message).tensors[arg.name])
             return key
         case Ref():
             if arg.id in peer.coming:
@@ -124,7 +125,7 @@ def _argument(peer: Peer, known: dict[str, int], batch: Batch, call: Call, arg: 
             value = peer.value(arg.id)
             if value is None:
                 return Failure("missing_value", f"argument {arg.id} was dropped", {"id": arg.id})
-            return (value.failure and _inherited(value.failure, arg.id)) or _given(peer, known, batch, value, whole)
+            return (value.failure and _inherited(value.failure, arg.id)) or _given(peer, held, batch, value, whole)
     return {"n": arg}
 
 
@@ -139,31 +140,31 @@ def _slices(batch: Batch, raw: Sendable) -> Any:
     return {"m": len(batch.tensors) - 1}
 
 
-def _given(peer: Peer, known: dict[str, int], batch: Batch, value: Value, whole: bool) -> Any:
+def _given(peer: Peer, held: Held, batch: Batch, value: Value, whole: bool) -> Any:
     if not value.type.is_tensor:
         return {"n": value.type.value}
     key = key_of(value.scope, value.id)
-    if key not in known:
+    if key not in held:
         try:
             raw = peer.store.stored(value)
             if not whole:
                 return _slices(batch, raw)
-            _give(known, batch, key, raw)
+            _give(held, batch, key, raw)
         except BadFile:
             return Failure("failed", "the device lost an argument", {"id": value.id})
     return key
 
 
-def _give(known: dict[str, int], batch: Batch, key: str, raw: Sendable) -> None:
-    if key not in known:
+def _give(held: Held, batch: Batch, key: str, raw: Sendable) -> None:
+    if key not in held:
         batch.give.append([key, len(batch.tensors)])
         batch.tensors.append(raw)
-        known[key] = raw.size_bytes
+        held.add(key, raw.size_bytes)
 
 
-def _load(known: dict[str, int], batch: Batch, id_: str, plan: Any) -> None:
-    if id_ not in known:
-        known[id_] = sum(t.size_bytes for t in plan.state.values())
+def _load(held: Held, batch: Batch, id_: str, plan: Any) -> None:
+    if id_ not in held:
+        held.add(id_, sum(t.size_bytes for t in plan.state.values()))
         start = len(batch.tensors)
         batch.tensors += plan.state.values()
         state = list(range(start, len(batch.tensors)))
@@ -172,40 +173,36 @@ def _load(known: dict[str, int], batch: Batch, id_: str, plan: Any) -> None:
 
 def _forget_oldest(peer: Peer, lane: Lane, batch: Batch) -> None:
     """Let the worker forget what was dropped, and what it got longest ago, beyond its share of memory."""
-    known = lane.worker.known
+    held = lane.worker.held
     dropped, lane.dropped = [key_of(peer.name, d) for d in lane.dropped], []
-    batch.forget = [k for k in dropped if known.pop(k, None) is not None]
-    total = sum(known.values())
+    batch.forget = [key for key in dropped if held.forget(key)]
+    if held.total_bytes <= MAX_HELD_BYTES:
+        return
     used = {a for row in batch.rows for a in row[1] if isinstance(a, str)} | {row[0] for row in batch.rows}
-    for key in list(known):
-        if total <= MAX_HELD_BYTES:
+    for key in held:
+        if held.total_bytes <= MAX_HELD_BYTES:
             break
-        if key not in used:
-            total -= known.pop(key)
+        if key not in used and held.forget(key):
             batch.forget.append(key)
 
 
-def values(
-    peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], known: dict[str, int] | None = None
-) -> list[Value]:
-    """The contents of a call's results, from the row a worker sent; ``known``: what that worker holds."""
+def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], held: Held | None = None) -> list[Value]:
+    """The contents of a call's results, from the row a worker sent; ``held``: what that worker holds."""
     if row[0] == "ok" and len(row[1]) == len(call.results):
         rules = _rules(peer, call)
-        return [_value(peer, *it, tensors, known) for it in zip(call.results, row[1], rules, strict=True)]
+        return [_value(peer, *it, tensors, held) for it in zip(call.results, row[1], rules, strict=True)]
     code, text, fields = row[1:4] if row[0] == "e" else ("failed", "the worker's answer fits no result", {})
     failure = _explain(peer, call, code, text, dict(fields))
     return [Value(peer.name, r, None, NOTHING, "open", None, failure) for r in call.results]
 
 
-def _value(
-    peer: Peer, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor], known: dict[str, int] | None
-) -> Value:
+def _value(peer: Peer, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor], held: Held | None) -> Value:
     if isinstance(made, dict):
         number = made["n"]
         return Value(peer.name, id_, None, Type(type(number).__name__, None, number), rule)
     raw = tensors[made]
-    if known is not None:
-        known[key_of(peer.name, id_)] = raw.size_bytes
+    if held is not None:
+        held.add(key_of(peer.name, id_), raw.size_bytes)
     return peer.store.keep(peer.name, id_, raw, release=rule)
 
 
@@ -215,6 +212,8 @@ def _rules(peer: Peer, call: Call) -> list[str]:
     if plan is None or isinstance(plan, Failure):
         return [policy.DEFAULT] * len(call.results)
     rules = [v.release if isinstance(a, Ref) and (v := peer.value(a.id)) else "open" for a in call.args]
+    if rules.count("open") == len(rules):
+        return ["open"] * len(call.results)
     reaches = folds.reaches(plan[1].reaches, call.loop)
     return [policy.strictest(rules[n] for n in reach if n < len(rules)) for reach in reaches]
 

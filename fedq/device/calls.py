@@ -99,7 +99,7 @@ class Waiting:
 
     def arrived(self, id_: str) -> list[Call]:
         """Calls that miss nothing more, now that this id has a content or a place in the queue."""
-        ready = []
+        ready: list[Call] = []
         for call in self._by_missing.pop(id_, ()):
             call.missing.discard(id_)
             if not call.missing:

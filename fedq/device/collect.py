@@ -62,7 +62,7 @@ class Collector:
                 peers[sender].delete.append(reply)
         for sender, value in gone.values:
             if sender in peers:
-                peers[sender].let_go([value])
+                peers[sender].let_go([value], files=[value])
         if not gone.messages:
             self._journal.collect_plans(now - PLANS_S, {(p.name, c.plan) for p in peers.values() for c in p.calls()})
             for sender, id_ in self._journal.collect_failed(now - FAILED_S):

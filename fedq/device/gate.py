@@ -23,7 +23,7 @@ from fedq.device.lanes import Crew
 from fedq.device.pool import ProcessWorker, Worker
 from fedq.device.serve import Served
 from fedq.errors import AlreadyRunning, FedqError, Unreachable
-from fedq.queue.watch import Watch
+from fedq.queue.watch import Watch, spin
 
 log = logging.getLogger("fedq.device")
 
@@ -168,8 +168,8 @@ class Gate:
             selector.register(watch.fileno(), selectors.EVENT_READ)
             while not stop() and self._wanted():
                 now = fs.clock()
-                self.step(now, scan=heard)
-                heard = self._wait(selector, watch)
+                busy = self.step(now, scan=heard)
+                heard = self._wait(selector, watch, busy=busy)
                 due = not looked <= now < looked + SCAN_S
                 poke = self._poked() if heard or due else poked
                 if due or poke != poked:
@@ -200,14 +200,15 @@ class Gate:
         self.crew.close_idle()
         watch.wait(0)
 
-    def _wait(self, selector: selectors.BaseSelector, watch: Watch | None = None) -> bool:
-        """Until a file, a worker or the clock calls; whether files are to be looked for."""
-        busy = self.crew.busy
-        for worker in busy:
+    def _wait(self, selector: selectors.BaseSelector, watch: Watch | None = None, *, busy: bool = False) -> bool:
+        """Until a file, a worker or the clock calls; whether files are to be looked for. ``busy``: it was until now."""
+        workers = self.crew.busy
+        for worker in workers:
             selector.register(worker.fileno(), selectors.EVENT_READ)
         nap_s = min((s.nap_s for s in self.served.values()), default=SCAN_S)
-        called = {key.fd for key, _ in selector.select(nap_s)}
-        for worker in busy:
+        calls = (busy and nap_s and spin(lambda: selector.select(0))) or selector.select(nap_s)
+        called = {key.fd for key, _ in calls}
+        for worker in workers:
             selector.unregister(worker.fileno())
         if watch is None or watch.fileno() not in called:
             return not called

@@ -76,6 +76,11 @@ class Value:
     data: bytes | None = None
     failure: Failure | None = None
 
+    @property
+    def in_file(self) -> bool:
+        """Whether its bytes are not here."""
+        return self.data is None and self.failure is None and self.type.is_tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -229,6 +234,13 @@ class Journal:
                 else:
                     self._known[scope, row[1]] = _value(row)
 
+    def standing(self, scope: str, ids: Iterable[str]) -> set[str]:
+        """Those of the ids that were ever given a content, dropped or not."""
+        ids = dict.fromkeys(ids)
+        self.look_up(scope, ids)
+        known, dropped = self._known, self._dropped
+        return {i for i in ids if known[scope, i] is not None or (scope, i) in dropped}
+
     def add(self, values: Iterable[Value], *, message: str | None, now: float) -> None:
         """Record values whose ids are new, with the commit; an id that stands keeps its content."""
         for v in values:
@@ -276,9 +288,10 @@ class Journal:
     def drop(self, scope: str, ids: Iterable[str]) -> None:
         """Forget these values' contents; their ids stay taken."""
         self._write_added()
-        for id_ in ids:
-            self._known.pop((scope, id_), None)
-            self._db.execute("UPDATE vals SET dropped=1, data=NULL, tag=NULL WHERE scope=? AND id=?", (scope, id_))
+        keys = [(scope, id_) for id_ in ids]
+        for key in keys:
+            self._known.pop(key, None)
+        self._db.executemany("UPDATE vals SET dropped=1, data=NULL, tag=NULL WHERE scope=? AND id=?", keys)
 
     # -- plans
 

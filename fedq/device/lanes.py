@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedq.device.calls import Call
-from fedq.device.pool import IDLE_S, Worker
+from fedq.device.pool import IDLE_S, Answer, Died, Worker
 
 if TYPE_CHECKING:
     from fedq.device.batch import Batch
@@ -42,6 +42,17 @@ class Lane:
     start: Batch | None = None
     dropped: list[str] = field(default_factory=list)
     pace_s: float | None = None
+
+    def answer(self) -> tuple[Answer | Died, list[Call]] | None:
+        """What its worker says, if it says something, and to which calls; it has none then."""
+        if not self.calls or (said := self.worker.poll()) is None:
+            return None
+        calls, self.calls = self.calls, []
+        if isinstance(said, Answer):
+            if len(said.rows) != len(calls):
+                return Died(0, "the worker sent too few rows"), calls
+            self.pace_s = said.took_s / len(calls)
+        return said, calls
 
     @property
     def most_calls(self) -> int:

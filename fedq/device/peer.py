@@ -25,7 +25,7 @@ from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.verify import Verified, verify
-from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Ref, Run, SendPlan
+from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Run, SendPlan
 
 MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
@@ -88,7 +88,6 @@ class Peer:
         if now > message.expires or message.expires <= self.journal.forgotten(self.name):
             self._enter_expired(message, taken, now)
             return
-        self._look_up(message)
         for number, verb in enumerate(message.actions):
             match verb:
                 case Put():
@@ -145,15 +144,9 @@ class Peer:
         for want in [self.wants.pop(r) for r in verb.replies if r in self.wants]:
             self.drops.closed(want.wanted.ids)
 
-    def _look_up(self, message: Message) -> None:
-        """Learn at once of all ids that a message names."""
-        runs = [verb for verb in message.actions if isinstance(verb, Run | Fold)]
-        refs = [a.id for verb in runs for a in verb.given if isinstance(a, Ref)]
-        self.journal.look_up(self.name, dict.fromkeys([*refs, *(r for verb in runs for r in verb.results)]))
-        self.journal.look_up(OWNER, dict.fromkeys(refs))
-
     def _enter_calls(self, message: Message, file: File, calls: list[Call], now: float) -> None:
-        calls = [c for c in calls if not all(self.journal.exists(self.name, r) for r in c.results)]
+        made = self.journal.standing(self.name, [r for c in calls for r in c.results])
+        calls = [c for c in calls if not made.issuperset(c.results)]
         if not calls:
             self._finished(message.id)
             return
@@ -163,11 +156,17 @@ class Peer:
         for plan in {c.plan for c in calls}:
             self.journal.uses_plan(self.name, plan, message.expires)
         cancelled = self.journal.cancelled(self.name, message.id)
+        there = self._there({r for call in calls for r in call.refs})
         for call in calls:
             if cancelled:
                 self.fail(call, CANCELLED, now)
             else:
-                self._enter_call(call, now)
+                self._enter_call(call, there, now)
+
+    def _there(self, refs: set[str]) -> set[str]:
+        """Those of the ids that stand, this requester's or the owner's."""
+        owners = self.journal.standing(OWNER, refs)
+        return self.journal.standing(self.name, refs) | {i for i in owners if self.journal.may_see(self.name, i)}
 
     def file(self, message: str) -> File:
         """The file of a message that is not done: its tensors."""
@@ -223,12 +222,12 @@ class Peer:
 
     # -- calls
 
-    def _enter_call(self, call: Call, now: float) -> None:
-        """Put a call in the queue, or let it wait for what it misses."""
+    def _enter_call(self, call: Call, there: set[str], now: float) -> None:
+        """Put a call in the queue, or let it wait for what it misses; ``there``: what stood before its message."""
         if now > call.expires:
             self.fail(call, Failure("expired", "the message expired before it could be done"), now)
             return
-        call.missing = {r for r in call.refs if not self._will_be(r)}
+        call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}
         if call.plan not in self._plans and self.journal.plan(self.name, call.plan) is None:
             call.missing.add(call.plan)
         if not call.missing:
@@ -239,13 +238,12 @@ class Peer:
 
     def _enqueue(self, call: Call) -> None:
         """Queue a call, and those that only waited for its results, and for theirs."""
-        ready, self.stalled = deque([call]), False
-        while ready:
-            call = ready.popleft()
+        ready, self.stalled = [call], False
+        for call in ready:  # grows
             self.queue.append(call)
-            self.coming.update(dict.fromkeys(call.results, call))
             for result in call.results:
-                ready.extend(self.waiting.arrived(result))
+                self.coming[result] = call
+                ready += self.waiting.arrived(result)
 
     def _arrived(self, id_: str) -> None:
         """Calls that waited for this may be queued now."""
@@ -308,7 +306,7 @@ class Peer:
     def want(self, wanted: Wanted, taken: Taken) -> None:
         """Enter a get, or enter it again to have its reply published again."""
         self.journal.want(wanted)
-        missing = {i for i in wanted.ids if not self._stood(i)}
+        missing = {i for i in wanted.ids if i in self.coming or not self._stood(i)}
         if wanted.id not in self.wants:
             self.drops.opened(wanted.ids)
         want = self.wants[wanted.id] = Want(wanted, missing, taken.received, taken.expires)
@@ -395,13 +393,15 @@ class Peer:
     def drop(self, now: float) -> None:
         """Do the drops whose turn has come."""
         for drop in self.drops.take_ready(now):
+            self.journal.look_up(self.name, drop.values)
+            there = [value for id_ in drop.values if (value := self.journal.value(self.name, id_))]
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
-            self.let_go(drop.values)
+            self.let_go(drop.values, files=[value.id for value in there if value.in_file])
 
-    def let_go(self, values: list[str]) -> None:
-        """The contents of these are not needed any more."""
-        self.forget += values
+    def let_go(self, values: Sequence[str], *, files: Sequence[str]) -> None:
+        """The contents of these are not needed any more; some have files."""
+        self.forget += files
         for lane in self.lanes:
             lane.dropped += values
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ from fedq.plan.fold import MAX_STEPS
 log = logging.getLogger("fedq.device.pool")
 
 SEND_TIMEOUT_S = 60.0
+EACH_BYTES = 1 << 10
+"""What a value takes beside its bytes: a small tensor is mostly that."""
 IDLE_S = 300.0
 PAGE = struct.Struct("<3Q")
 """What a worker tells while it works: the number of its call; step and steps of a fold."""
@@ -52,10 +54,35 @@ class Died:
     why: str
 
 
+class Held:
+    """Keys of the values and plans that a worker holds, the oldest first, and how much memory they take."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self.total_bytes = 0
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._sizes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._sizes))
+
+    def add(self, key: str, size_bytes: int) -> None:
+        self.forget(key)
+        self._sizes[key] = size_bytes + EACH_BYTES
+        self.total_bytes += size_bytes + EACH_BYTES
+
+    def forget(self, key: str) -> bool:
+        """Whether it was held."""
+        size_bytes = self._sizes.pop(key, 0)
+        self.total_bytes -= size_bytes
+        return size_bytes > 0
+
+
 class Worker(Protocol):
     """What runs batches: a process, or this thread."""
 
-    known: dict[str, int]
+    held: Held
 
     def start(self, head: Any, tensors: Sequence[Sendable]) -> None: ...
     def poll(self) -> Answer | Died | None: ...
@@ -68,7 +95,7 @@ class Worker(Protocol):
 
 
 class ProcessWorker:
-    """A worker process. ``known``: keys of the values and plans it holds -> their bytes.
+    """A worker process.
 
     Args:
         threads: how many of the machine's cores it uses at a time.
@@ -76,7 +103,7 @@ class ProcessWorker:
     """
 
     def __init__(self, *, threads: int, deadline_s: float = DEADLINE_S) -> None:
-        self.known: dict[str, int] = {}
+        self.held = Held()
         self._deadline_s = deadline_s
         self._sock, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as file, theirs:
@@ -184,7 +211,7 @@ class InlineWorker:
     def __init__(self) -> None:
         from fedq.device.worker import Replayer
 
-        self.known: dict[str, int] = {}
+        self.held = Held()
         self._replayer = Replayer(fork_rng=True)
         self._answer: Answer | Died | None = None
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedq import fs, ids
 from fedq.device import batch as batches
@@ -43,6 +43,8 @@ MAX_TAKEN = 100
 MAX_PUBLISHED = 50
 """Replies of one requester written in one step: each may cost an fsync or two."""
 MAX_TAKEN_BYTES = 64 << 20
+MANY_CALLS = 100
+"""Before the answer to so many is recorded, their worker gets more: it need not wait for the journal."""
 LOOK_S = 1.0
 """How often time itself is looked at: what expired, what waited too long."""
 NOTE_TIME_S = 600.0
@@ -54,6 +56,15 @@ SWEEP_AGE_S = 24 * 3600.0
 """Temporary files that were not written to for so long are swept."""
 TOLD = 100
 """Ids a heartbeat names at most, of each kind."""
+
+
+class Answered(NamedTuple):
+    """What came of the calls that a lane's worker had."""
+
+    peer: Peer
+    lane: Lane
+    said: Answer | Died
+    calls: list[Call]
 
 
 class Served:
@@ -71,6 +82,7 @@ class Served:
         home.check_root()
         self._crew = crew
         self.peers: dict[str, Peer] = {}
+        self._answers: list[Answered] = []
         self._published: list[tuple[str, str, str]] = []
         self._first = 0
         self._looked_at = self._swept_at = 0.0
@@ -141,23 +153,25 @@ class Served:
         if self._ahead is not None:
             self._rebuild(self._ahead, now)
         arrivals = self._collect(scan=scan) if scan or self._more else []
-        answers = [(p, n, a) for p in self.peers.values() for n in p.lanes if n.calls and (a := n.worker.poll())]
+        lanes = ((peer, lane) for peer in self.peers.values() for lane in peer.lanes)
+        self._answers = [Answered(peer, lane, *said) for peer, lane in lanes if (said := lane.answer())]
         if self.journal.changed_elsewhere():
             self.refresh()
-        busy = bool(arrivals or answers or self._ready)
+        busy = bool(arrivals or self._answers or self._ready)
+        if idle := [a.peer for a in self._answers if len(a.calls) >= MANY_CALLS and isinstance(a.said, Answer)]:
+            self._record(lambda: self._start_all(idle, now))
+            self._hand_over()
         if busy or self._look(now):
-            self._record(arrivals, answers, now)
+            self._record(lambda: self._decide(arrivals, now))
         self._act()
         self._sweep(now)
         return busy
 
-    def _record(
-        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Lane, Answer | Died]], now: float
-    ) -> None:
+    def _record(self, decide: Callable[[], object]) -> None:
         """Decide, in one transaction; if it fails, what is in memory is ahead of the journal."""
         try:
             with self.journal.transaction():
-                self._decide(arrivals, answers, now)
+                decide()
         except BaseException as error:
             self._ahead = error
             raise
@@ -169,7 +183,8 @@ class Served:
         """
         full = isinstance(why, Unreachable)
         lanes = [n for p in self.peers.values() for n in p.lanes if n.start is None and full]
-        started = {(c.sender, c.message) for n in lanes for c in n.calls}
+        ran = [*(n.calls for n in lanes), *(a.calls for a in self._answers if full)]
+        started = {(c.sender, c.message) for calls in ran for c in calls}
         for peer in self.peers.values():
             self._crew.leave(peer)
         self.peers, self._published = {}, []
@@ -226,9 +241,7 @@ class Served:
 
     # -- decide
 
-    def _decide(
-        self, arrivals: list[tuple[Peer, Arrival]], answers: list[tuple[Peer, Lane, Answer | Died]], now: float
-    ) -> None:
+    def _decide(self, arrivals: list[tuple[Peer, Arrival]], now: float) -> None:
         self._note_published()
         for peer, arrival in arrivals:
             try:
@@ -238,13 +251,13 @@ class Served:
             except Exception:  # a message that the gate stumbles over must not come up again and again
                 self._poison.add(arrival.digest)
                 raise
-        for peer, lane, answer in answers:
-            self._answered(peer, lane, answer, now)
+        for answered in self._answers:
+            self._answered(*answered, now)
         for peer in self.peers.values():
             peer.give_up(now)
         self._crew.give_way()
+        self._start_all(self.peers.values(), now)
         for peer in self.peers.values():
-            self._start(peer, now)
             peer.settle()
             peer.drop(now)
         if self._collector.due(now):
@@ -287,6 +300,10 @@ class Served:
                     peer.want(wanted, taken)
         peer.delete_in.append(arrival.message.id)
 
+    def _start_all(self, peers: Iterable[Peer], now: float) -> None:
+        for peer in peers:
+            self._start(peer, now)
+
     def _start(self, peer: Peer, now: float) -> None:
         """Make the next batches, and count their attempts before they start."""
         while peer.queue and not peer.stalled and (lane := self._lane(peer)) is not None:
@@ -308,17 +325,14 @@ class Served:
                 raise fs.told(error, sys.executable) from error
         return None
 
-    def _answered(self, peer: Peer, lane: Lane, answer: Answer | Died, now: float) -> None:
-        calls, lane.calls = lane.calls, []
-        if isinstance(answer, Answer) and len(answer.rows) == len(calls):
-            lane.pace_s = answer.took_s / max(1, len(calls))
-            for call, row in zip(calls, answer.rows, strict=True):
-                call.attempts = 0
-                peer.done(call, batches.values(peer, call, row, answer.tensors, lane.worker.known), now)
-            self.journal.attempts({(c.sender, c.message): 0 for c in calls if c.message in peer.calls_left})
-        else:
-            died = answer if isinstance(answer, Died) else Died(0, "the worker sent too few rows")
-            self._bury(peer, lane, died, calls)
+    def _answered(self, peer: Peer, lane: Lane, said: Answer | Died, calls: list[Call], now: float) -> None:
+        if isinstance(said, Died):
+            self._bury(peer, lane, said, calls)
+            return
+        for call, row in zip(calls, said.rows, strict=True):
+            call.attempts = 0
+            peer.done(call, batches.values(peer, call, row, said.tensors, lane.worker.held), now)
+        self.journal.attempts({(c.sender, c.message): 0 for c in calls if c.message in peer.calls_left})
 
     def _bury(self, peer: Peer, lane: Lane, died: Died, calls: list[Call]) -> None:
         """A worker ended in the middle: blame one call, put the others back in their order."""
@@ -333,12 +347,15 @@ class Served:
 
     # -- act
 
+    def _hand_over(self) -> None:
+        """Give the workers what was made ready for them."""
+        for lane in (lane for peer in self.peers.values() for lane in peer.lanes):
+            if lane.start is not None:
+                batch, lane.start = lane.start, None
+                lane.worker.start(batch.head, batch.tensors)
+
     def _act(self) -> None:
-        for peer in self.peers.values():
-            for lane in peer.lanes:
-                if lane.start is not None:
-                    batch, lane.start = lane.start, None
-                    lane.worker.start(batch.head, batch.tensors)
+        self._hand_over()
         for peer in self.peers.values():
             with self._apart():
                 self._act_for(peer)

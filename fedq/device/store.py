@@ -48,9 +48,8 @@ class Store:
 
     def bytes(self, value: Value) -> RawTensor:
         """The tensor of a row."""
-        shape = tuple(d for d in value.type.shape or () if isinstance(d, int))
         if value.data is not None:
-            return RawTensor(value.type.dtype, shape, value.data)
+            return RawTensor(value.type.dtype, value.type.shape or (), value.data)  # type: ignore[arg-type]
         return decode(self._read(value)).tensors["value"]
 
     def stored(self, value: Value) -> Sendable:

@@ -77,8 +77,9 @@ def encode(kind: str, body: Mapping[str, Any], tensors: Mapping[str, RawTensor],
         need(is_tensor_name(name), f"a tensor can not be called {name!r}")
     entries, data, end = _lay_out(tensors)
     entries[SIGNATURE] = _signature_entry(end)
-    _check_depth(body)
-    head = _head({"__metadata__": {"fedq": canonical(body).decode()}, **entries})
+    text = canonical(body).decode()
+    _check_depth(body, text)
+    head = _head({"__metadata__": {"fedq": text}, **entries})
     chunks: list[Buffer] = [head, *data, signer.public]
     return [*chunks, signer.sign(kind, sha256(chunks))]
 
@@ -99,7 +100,8 @@ def _lay_out(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, Any], list[Buf
     for name in order:
         tensor = tensors[name]
         end = start + tensor.size_bytes
-        need(memoryview(tensor.data).nbytes == tensor.size_bytes, f"tensor {name!r} has not the bytes of its shape")
+        if memoryview(tensor.data).nbytes != end - start:
+            raise BadFile(f"malformed file: tensor {name!r} has not the bytes of its shape")
         entries[name] = {"dtype": _TO_FILE[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
         start = end
     return entries, [tensors[name].data for name in order if tensors[name].size_bytes], start
@@ -187,30 +189,45 @@ def tensors_of(header: Mapping[str, Any], data: memoryview) -> dict[str, RawTens
     """The tensors a header describes, as views; every byte belongs to exactly one."""
     tensors, spans = {}, []
     for name, entry in header.items():
-        need(isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}, f"tensor {name[:40]!r}")
-        theirs, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        need(isinstance(theirs, str) and theirs in _FROM_FILE, f"dtype of tensor {name[:40]!r}")
-        dtype = _FROM_FILE[theirs]
-        need(_sizes(shape) and _offsets(offsets), f"layout of tensor {name[:40]!r}")
-        start, end = offsets
-        need(start <= end <= len(data), f"tensor {name[:40]!r} ends outside the file")
-        tensor = RawTensor(dtype, tuple(shape), data[start:end])
-        need(tensor.size_bytes == end - start, f"size of tensor {name[:40]!r}")
-        tensors[name] = tensor
-        spans.append((start, end))
+        tensors[name] = _tensor(name, entry, data)
+        spans.append(entry["data_offsets"])
     edges = [0, *(edge for span in sorted(spans) for edge in span), len(data)]
-    need(all(a == b for a, b in zip(edges[::2], edges[1::2], strict=True)), "tensors overlap or leave holes")
+    need(edges[::2] == edges[1::2], "tensors overlap or leave holes")
     return tensors
+
+
+def _tensor(name: str, entry: Any, data: memoryview) -> RawTensor:
+    """One entry of a header, as a view. There may be thousands: nothing is put together that is not needed."""
+    try:
+        theirs, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        dtype = _FROM_FILE[theirs]
+    except (TypeError, KeyError):
+        raise BadFile(f"malformed file: tensor {name[:40]!r}") from None
+    if len(entry) != 3 or not (_sizes(shape) and _offsets(offsets)):
+        raise BadFile(f"malformed file: layout of tensor {name[:40]!r}")
+    start, end = offsets
+    if not start <= end <= len(data) or end - start != ITEMSIZE[dtype] * math.prod(shape):
+        raise BadFile(f"malformed file: size of tensor {name[:40]!r}, or it ends outside the file")
+    return RawTensor(dtype, tuple(shape), data[start:end])
 
 
 def _sizes(value: Any) -> bool:
     """Whether these are sizes, of which even those beside a 0 can be multiplied in 64 bits."""
-    fits = isinstance(value, list) and len(value) <= 64 and all(type(x) is int and 0 <= x < MAX_SIZE for x in value)
-    return fits and math.prod(x or 1 for x in value) < MAX_SIZE
+    if type(value) is not list or len(value) > 64:
+        return False
+    product = 1
+    for size in value:
+        if type(size) is not int or size < 0:
+            return False
+        product *= size or 1
+    return product < MAX_SIZE
 
 
 def _offsets(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(x) is int and 0 <= x < MAX_SIZE for x in value)
+    if type(value) is not list or len(value) != 2:
+        return False
+    start, end = value
+    return type(start) is int and type(end) is int and 0 <= start < MAX_SIZE and 0 <= end < MAX_SIZE
 
 
 def parse_json(text: bytes | str, *, max_items: int = MAX_JSON_ITEMS) -> Any:
@@ -219,13 +236,13 @@ def parse_json(text: bytes | str, *, max_items: int = MAX_JSON_ITEMS) -> Any:
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
         need(_items(text) <= max_items, f"more than {max_items} items")
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_finite)
+        value = _JSON.decode(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()  # ValueError at half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise BadFile(f"malformed JSON: {type(error).__name__}") from None
     if isinstance(value, (list, dict)):
-        _check_depth(value)
+        _check_depth(value, text)
     return value
 
 
@@ -236,7 +253,8 @@ def _items(text: str) -> int:
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
-    need(len(result) == len(pairs), "a key stands twice")
+    if len(result) != len(pairs):
+        raise BadFile("malformed file: a key stands twice")
     return result
 
 
@@ -250,7 +268,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_depth(value: Any) -> None:
+_JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_finite)
+
+
+def _check_depth(value: Any, text: str) -> None:
+    """BadFile if lists and dicts are nested too deep; a ``text`` with few brackets needs no look."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [

@@ -45,9 +45,12 @@ _COMPUTE = ("+", "-", "*", "//", "%")
 _NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def canonical(value: Any) -> bytes:
     """JSON without spaces, ASCII, keys in the order given: equal values give equal bytes."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return _JSON.encode(value).encode()
 
 
 def need(condition: object, message: str) -> None:

@@ -28,7 +28,13 @@ def bind(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], *, about:
     Raises:
         SpecMismatch: they are of another structure; names the place, such as ``batch['y']``.
     """
+    if not (graph.params or kwargs) and len(args) == len(graph.inputs) and not any(map(_is_structure, args)):
+        return list(args)
     return _bound(graph, graph.params or _flat(graph, about), args, kwargs)
+
+
+def _is_structure(value: Any) -> bool:
+    return value is None or isinstance(value, (list, tuple, dict))
 
 
 def bind_flat(graph: Graph, args: Sequence[Any], named: Mapping[str, Any], *, about: About = _UNKNOWN) -> list[Any]:
@@ -79,7 +85,7 @@ def _fill(graph: Graph, tree: Tree, value: Any, path: str) -> Iterator[Any]:
     """The leaves of a value that has this structure."""
     match tree:
         case Var():
-            if value is None or isinstance(value, (list, tuple, dict)):
+            if _is_structure(value):
                 _differs(path, str(graph.inputs[tree.number]), value)
             yield value
         case list() | tuple():

@@ -96,11 +96,12 @@ class _Prover:
     like: Trace | None = None
     base: Settled = field(init=False)
     guards: list[Guard] = field(default_factory=list)
+    small: list[Mapping[str, int]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Proved:
         least = self._least()
-        dtypes = tuple(self._rows())
+        dtypes = tuple(self._rows(least))
         inputs = tuple(self._type(i, a) for i, a in enumerate(self.asked))
         guards = {_as_tree(g): g.line for g in self.guards}
         self.refused |= {show_guard(guard): line for guard, line in guards.items()}
@@ -288,6 +289,14 @@ class _Prover:
         ours = {put(g.expr, known) for g in self.base.guards}
         return [g for g in other.guards if g.expr not in ours]
 
+    def _open_guards(self, other: Settled) -> list[Guard]:
+        """Of a recording with another dtype, guards that are no conditions yet: new ones, and questions of Python
+        whose answer changed nothing with the dtype that was built."""
+        kept = {g.expr for g in self.guards}
+        looked = {expr for g in other.asked for expr in (g.expr, sympy.Not(g.expr))} - kept
+        new = self._new_guards(other)
+        return [*new, *(g for g in other.guards if g.expr in looked and g not in new)]
+
     def _disproved(self, guard: Guard, dtype: str = "") -> bool:
         """Whether it is the same graph where the guard does not hold: then it is no condition.
 
@@ -323,8 +332,8 @@ class _Prover:
         return list(dict.fromkeys(name for (_, d), name in self.base.places.items() if d != -1))
 
     def _lower(self) -> dict[str, int]:
-        least = dict.fromkeys(self._sizes(), 2)
-        thorough = any(g.expr.free_symbols for g in self.base.asked)
+        least, self.small = dict.fromkeys(self._sizes(), 2), []
+        thorough = self._looked
         for name in least:
             for size in (1, 0):
                 line = self._line_at({name: size}, thorough=thorough)
@@ -332,18 +341,25 @@ class _Prover:
                     self.refused |= {f"{name}={smaller}": line for smaller in range(size, -1, -1)}
                     break
                 least[name] = size
+                self.small.append({name: size})
         for at in _mixtures(list(least), thorough=thorough):
             small = {name: size for name, size in at.items() if size < 2}
             if any(size < least[name] for name, size in small.items()):
                 continue
             line = self._line_at(small, thorough=thorough)
+            self.small.append(small)
             if line is not None:
                 last = list(small)[-1]
                 least[last] = small[last] + 1
                 self.refused |= {f"{last}={smaller}": line for smaller in range(small[last], -1, -1)}
         return least
 
-    def _line_at(self, at: Mapping[str, int], *, thorough: bool) -> str | None:
+    @property
+    def _looked(self) -> bool:
+        """Whether Python code looked at sizes that are free."""
+        return any(g.expr.free_symbols for g in self.base.asked)
+
+    def _line_at(self, at: Mapping[str, int], *, thorough: bool, dtype: str = "") -> str | None:
         """None if the graph is the same at these small sizes (or a guard keeps them out), else the line.
 
         Args:
@@ -352,35 +368,40 @@ class _Prover:
         known = {letter(name): n for name, n in at.items()}
         if any(put(g.expr, known) in (False, sympy.false) for g in self.guards):
             return None
-        other = self._again(at, free=thorough)
+        other = self._again(at, free=thorough, dtype=dtype)
         if isinstance(other, str):
             return other
         return next((g.line for g in self._new_guards(other, at) if thorough), None)
 
     # -- which dtypes
 
-    def _rows(self) -> Iterator[tuple[str, ...]]:
+    def _rows(self, least: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
         built = self._built_dtype()
         for dtype in DTYPES if built and not self.as_written else ():
             if dtype == built:
                 continue
-            row = self._row(dtype)
+            row = self._row(dtype, least)
             if isinstance(row, str):
                 self.refused[dtype] = row
                 continue
             inputs = (dtype if a.shape is not None and a.dtype == built else a.dtype for a in self.asked)
             yield (*inputs, *row)
 
-    def _row(self, dtype: str) -> tuple[str, ...] | str:
+    def _row(self, dtype: str, least: Mapping[str, int]) -> tuple[str, ...] | str:
         """Dtypes of the outputs for inputs of this one, or the line that treats it differently."""
         other = self._again(free=True, dtype=dtype)
         if isinstance(other, str):
             return other
         asked = {g.expr for g in self.base.asked}
         new = [g for g in other.asked if g.expr.free_symbols and g.expr not in asked]
-        new += [g for g in self._new_guards(other) if not self._disproved(g, dtype)]
+        new += [g for g in self._open_guards(other) if not self._disproved(g, dtype)]
         if new:
             return new[0].line
+        for at in self.small if self._looked else ():
+            if all(size >= least[name] for name, size in at.items()):
+                line = self._line_at(at, thorough=True, dtype=dtype)
+                if line is not None:
+                    return line
         dtypes = tuple(_dtypes(other))
         if self._eager(dtype, other.trace.updates) == dtypes:
             return dtypes

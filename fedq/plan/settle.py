@@ -161,9 +161,13 @@ def _settle_arg(arg: Arg, known: Mapping[Any, Any]) -> Arg:
     return arg
 
 
+_NO_NUMBERS = (sympy.nan, sympy.zoo)
+"""What a remainder or quotient is where its divisor is 0."""
+
+
 def number(size: Any) -> Any:
     """A size whose letters are all known, as the Python number the function would have seen."""
-    if not isinstance(size, Size) or getattr(size.expr, "free_symbols", None):
+    if not isinstance(size, Size) or getattr(size.expr, "free_symbols", None) or size.expr in _NO_NUMBERS:
         return size
     if size.made is None:
         return {"int": int, "bool": bool}.get(size.kind, float)(size.expr)

@@ -115,6 +115,9 @@ def message_to_json(m: Message) -> dict[str, Any]:
 
 
 def _verb_to_json(verb: Verb) -> list[Any]:
+    if isinstance(verb, Run):
+        kwargs = {k: _arg_to_json(v) for k, v in sorted(verb.kwargs.items())} if verb.kwargs else {}
+        return ["run", verb.plan, _args_to_json(verb.args), kwargs, list(verb.results)]
     match verb:
         case Put():
             need(verb.tag is None or ids.is_text(verb.tag), f"a tag can not be {verb.tag!r}")
@@ -122,9 +125,6 @@ def _verb_to_json(verb: Verb) -> list[Any]:
             return ["put", verb.id, {"t": verb.tensor}, more | ({"note": verb.note} if verb.note else {})]
         case SendPlan():
             return ["plan", verb.id, graph_to_json(verb.graph), list(verb.tensors), about_to_json(verb.about)]
-        case Run():
-            kwargs = {k: _arg_to_json(v) for k, v in sorted(verb.kwargs.items())}
-            return ["run", verb.plan, _args_to_json(verb.args), kwargs, list(verb.results)]
         case Fold():
             carry, data, options = _args_to_json(verb.carry), _args_to_json(verb.data), _batches_to_json(verb.batches)
             if verb.args:
@@ -216,12 +216,21 @@ def _ids(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _run_from_json(row: list[Any]) -> Run:
+    """Of runs there may be thousands: no patterns here, which take three times as long."""
+    _, plan, args, kwargs, results = row
+    need(type(args) is list and type(kwargs) is dict, "action 'run'")
+    named = {}
+    for key, value in kwargs.items():
+        need(key.isidentifier() and len(key) <= 100, "a keyword of run")
+        named[key] = _arg_from_json(value)
+    return Run(_plan_id(plan), tuple([_arg_from_json(a) for a in args]), named, _ids(results))
+
+
 def _verb_from_json(row: Any) -> Verb:
+    if type(row) is list and len(row) == 5 and row[0] == "run":
+        return _run_from_json(row)
     match row:
-        case ["run", str(plan), list(args), dict(kwargs), list(results)]:
-            need(all(k.isidentifier() and len(k) <= 100 for k in kwargs), "a keyword of run")
-            named = {k: _arg_from_json(v) for k, v in kwargs.items()}
-            return Run(_plan_id(plan), tuple(map(_arg_from_json, args)), named, _ids(results))
         case ["fold", str(plan), list(carry), list(data), dict(options), list(results)]:
             batches, args = _batches_from_json(options), options.get("args", [])
             need(isinstance(args, list) and (args or "args" not in options), "args of fold")
@@ -258,13 +267,14 @@ def _batches_from_json(options: Mapping[str, Any]) -> Batches:
 
 
 def _arg_from_json(value: Any) -> RunArg:
-    match value:
-        case {"v": str(id_), **rest} if not rest:
-            return Ref(_id(id_))
-        case {"t": str(name), **rest} if not rest:
-            return Inline(_name(name))
-        case None | str():
-            return value
+    if type(value) is dict and len(value) == 1:
+        ((kind, text),) = value.items()
+        if kind == "v":
+            return Ref(_id(text))
+        if kind == "t":
+            return Inline(_name(text))
+    if value is None or type(value) is str:
+        return value
     return number_from_json(value)
 
 
@@ -298,9 +308,9 @@ def reply_from_json(body: Mapping[str, Any]) -> Reply:
 
 
 def _value_from_json(value: Any) -> str | Number | Failure:
+    if type(value) is dict and len(value) == 1 and "t" in value:
+        return _name(value["t"])
     match value:
-        case {"t": str(name), **rest} if not rest:
-            return _name(name)
         case {"n": number, **rest} if not rest:
             return Number(number_from_json(number))
         case {"e": [str(code), str(text), dict(fields)], **rest} if not rest:

@@ -62,7 +62,7 @@ class Run:
 
     @property
     def given(self) -> tuple[RunArg, ...]:
-        return (*self.args, *self.kwargs.values())
+        return (*self.args, *self.kwargs.values()) if self.kwargs else self.args
 
 
 @dataclass(frozen=True, slots=True)

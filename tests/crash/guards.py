@@ -116,7 +116,7 @@ GUARDS = (
           "            self.journal.attempts({(c.sender, c.message): c.attempts for c in batch.calls})\n", "",
           PROMISES),
     Guard("do: what has a result is not done again", PEER,
-          "calls = [c for c in calls if not all(self.journal.exists(self.name, r) for r in c.results)]",
+          "calls = [c for c in calls if not made.issuperset(c.results)]",
           "calls = list(calls)", PROMISES),
     Guard("do: an id that has a content keeps it", JOURNAL,
           "            if not self.exists(v.scope, v.id):", "            if True:", PROMISES),

@@ -18,7 +18,7 @@ from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client
 from fedq.config import Config
 from fedq.device.gate import Gate
-from fedq.device.pool import Answer, Died, Worker
+from fedq.device.pool import Answer, Died, Held, Worker
 from fedq.errors import FedqError
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
@@ -252,7 +252,7 @@ class Dice:
     pid, busy, idle_s = 0, False, 0.0
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.known: dict[str, int] = {}
+        self.held = Held()
         self._answer: Answer | Died | None = None
         self._rng = random.SystemRandom()
 

@@ -19,7 +19,7 @@ from fedq.device import gate as gates
 from fedq.device import serve as serving
 from fedq.device.gate import Gate, serve_waiting
 from fedq.device.home import Home, Requester
-from fedq.device.pool import Answer
+from fedq.device.pool import Answer, Held
 from fedq.errors import FedqError, Unreachable, WorkerDied
 from fedq.local import introduce
 from fedq.plan.codec import RawTensor
@@ -40,7 +40,7 @@ class Counting:
     pid, busy, idle_s = 0, False, 0.0
 
     def __init__(self, asked: list[str]) -> None:
-        self.known: dict[str, int] = {}
+        self.held = Held()
         self.asked, self._answer = asked, None
 
     def fileno(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from fedq.device import lanes
 from fedq.device.lanes import Crew
+from fedq.device.pool import Held
 
 
 class Worker:
@@ -17,7 +18,7 @@ class Worker:
     idle_s = 0.0
 
     def __init__(self, *_: object) -> None:
-        self.known: dict[str, int] = {}
+        self.held = Held()
         Worker.alive += 1
 
     def close(self) -> None:
