@@ -1,0 +1,8 @@
+"""How the tests are run: many of them wait for devices, so there are more of them at a time than cores."""
+
+import os
+
+
+def pytest_xdist_auto_num_workers(config):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + max(1, cores // 2)

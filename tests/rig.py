@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +30,15 @@ def config_of(root: Path | str) -> Config:
 
 def client_of(root: Path | str) -> Client:
     return Client(config_of(root))
+
+
+def wait_until(true: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    """What it gives once that is true; a test that waits in vain fails."""
+    end = time.monotonic() + timeout_s
+    while not (found := true()):
+        assert time.monotonic() < end, "did not come to be"
+        time.sleep(0.005)
+    return found
 
 
 class Rig:

@@ -24,9 +24,9 @@ from fedq.plan.file import PlanFile
 from fedq.plan.fold import Batches, Loop
 from fedq.plan.graph import About, Action, Graph, Type, Var, graph_to_json
 from fedq.plan.tensors import from_raw, to_raw
-from tests.rig import Rig
+from tests.rig import Rig, wait_until
 from tests.test_conformance import Subject, counter
-from tests.test_kill import children, wait_until
+from tests.test_kill import children
 
 I64 = Type("i64", ())
 

@@ -14,10 +14,11 @@ import torch
 
 from fedq.client.session import Client
 from fedq.device import daemon
+from fedq.device.home import Home
 from fedq.errors import WorkerDied
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
-from tests.rig import Rig
+from tests.rig import Rig, wait_until
 
 
 def slow_plan(products: int) -> PlanFile:
@@ -33,14 +34,6 @@ def rig(tmp_path):
         yield made
 
 
-def wait_until(true, timeout_s=60.0):
-    end = time.monotonic() + timeout_s
-    while not (found := true()):
-        assert time.monotonic() < end, "did not come to be"
-        time.sleep(0.005)
-    return found
-
-
 def children(pid: int) -> list[int]:
     path = f"/proc/{pid}/task/{pid}/children"
     with open(path) as file:
@@ -52,6 +45,17 @@ def run_slowly(rig, products=400):
     out = rig.device.send_plan(slow_plan(products))(rig.device.find("x"))
     wait_until(lambda: rig.heartbeat().running)
     return out
+
+
+def test_a_gate_that_is_stopped_in_mid_call_costs_no_attempt(rig):
+    out = run_slowly(rig)
+    daemon.stop(rig.config)
+    home = Home(rig.config.devices / "device_1", rig.config)
+    (message,) = home.journal.open_messages()
+    assert message.attempts == 0
+    home.close()
+    rig.start()
+    assert out.get(timeout_s=120).shape == (600, 600)
 
 
 def test_a_gate_killed_in_mid_call_loses_nothing(rig):

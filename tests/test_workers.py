@@ -29,8 +29,8 @@ from fedq.plan.graph import About, Action, Graph, Type, Var
 from fedq.queue.message import Get, Put, Ref, Run, SendPlan
 from fedq.trust import keys
 from tests.device.world import DOUBLE, f32
-from tests.rig import Rig
-from tests.test_kill import children, slow_plan, wait_until
+from tests.rig import Rig, wait_until
+from tests.test_kill import children, slow_plan
 
 
 @pytest.fixture

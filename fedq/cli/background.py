@@ -114,6 +114,16 @@ def _beats(home: Home) -> list[Heartbeat]:
     return found
 
 
+def _not_taken(home: Home) -> int:
+    """Messages that lie in its queue and were not read yet."""
+    new = 0
+    for requester in home.trusted():
+        with contextlib.suppress(FedqError):
+            names = home.pair(requester.name).carrier.list("in")
+            new += sum(home.journal.seen(requester.name, name.partition(".")[0]) is None for name in names)
+    return new
+
+
 def _beat(home: Home, requester: str) -> Heartbeat:
     return keys.unseal(Heartbeat, home.pair(requester).read_bytes(Heartbeat.KIND), home.key.public)
 
@@ -121,7 +131,7 @@ def _beat(home: Home, requester: str) -> Heartbeat:
 def state(config: Config, name: str) -> dict[str, Any]:
     """A device as ``device ls`` shows it; counts are over all its requesters."""
     home = Home(config.devices / name, config)
-    values, held, waiting = len(home.values()), len(home.held()), home.journal.count_open()
+    values, held, waiting = len(home.values()), len(home.held()), home.journal.count_open() + _not_taken(home)
     failed = len(home.journal.failed())
     beats = _beats(home)
     last = max((b.time for b in beats), default=None)

@@ -177,6 +177,14 @@ class Gate:
                     self._try("the gate", partial(self._look_around, watch, now))
         watch.close()
 
+    def finish(self) -> None:
+        """Let what runs come to its end; nothing new is begun."""
+        self.crew.closing = True
+        with selectors.PollSelector() as selector:
+            while self.crew.busy:
+                self._wait(selector)
+                self.step(fs.clock(), scan=False)
+
     def _wanted(self) -> bool:
         """Whether there is something to serve, or was when it could last be told."""
         try:
@@ -249,12 +257,13 @@ def set_workers(config: Config, count: int) -> None:
 
 
 def serve_for(config: Config, names: Sequence[str], *, seconds: float) -> None:
-    """Serve these devices for so long, then end: for cron."""
+    """Serve these devices for so long, and until what runs then is done: for cron."""
     end = time.monotonic() + seconds
     with hold(config):
         gate = Gate(config, names, workers=workers(config))
         try:
             gate.serve(lambda: time.monotonic() > end)
+            gate.finish()
         finally:
             gate.close()
 

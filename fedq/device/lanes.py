@@ -73,6 +73,8 @@ class Crew:
 
     def __init__(self, make: Callable[..., Worker], limit: int | None = None) -> None:
         self._make = make
+        self.closing = False
+        """Whether nothing more is to be started."""
         self.resize(limit)
         self._owners: dict[Peer, None] = {}
         self._wanting: dict[Peer, None] = {}
@@ -84,6 +86,8 @@ class Crew:
 
     def free(self, owner: Peer, *, deadline_s: float) -> Lane | None:
         """A lane of this requester that has nothing to do, a new one if it may have one more, or None."""
+        if self.closing:
+            return None
         for lane in owner.lanes:
             if not lane.calls:
                 return lane
@@ -105,6 +109,8 @@ class Crew:
 
     def may_start(self, owner: Peer) -> bool:
         """Whether a batch of this requester could be started at once."""
+        if self.closing:
+            return False
         if any(not lane.calls for lane in owner.lanes):
             return True
         return len(owner.lanes) < self.width and (self._spare > 0 or (not owner.lanes and owner not in self._wanting))

@@ -118,11 +118,13 @@ class Served:
             self._trouble = self._trouble or error
 
     def close(self) -> None:
-        """End its workers; nothing is lost by it."""
+        """End its workers; nothing is lost by it, and what they did counts as no attempt."""
+        cut_off = {(c.sender, c.message): c.attempts - 1 for peer in self.peers.values() for c in peer.running}
         for peer in self.peers.values():
             self._crew.leave(peer)
         with suppress(FedqError), self.journal.transaction():
             self._note_published()
+            self.journal.attempts(cut_off)
 
     @property
     def idle(self) -> bool:

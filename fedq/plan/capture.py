@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import sympy
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
@@ -123,18 +122,10 @@ def _record(
         new = _changed(held, after)
         trace.updates = tuple(new)
         trace.outputs = _outputs(recorder, (out, new) if new else out)
-        _refuse_equalities_of_data(sizes)
+        sizes.refuse_equalities_of_data()
     trace.guards, trace.asked = sizes.lines, sizes.asked
     trace.solved = {s: sizes.replace(s) for s in trace.symbols.values()}
     return trace
-
-
-def _refuse_equalities_of_data(sizes: Sizes) -> None:
-    for checks in sizes.deferred_runtime_asserts.values():
-        if any(isinstance(check.expr, sympy.Eq) for check in checks):
-            raise Unrecordable(
-                "a size that depends on data meets another size", "bring both to one size first, or use torch.where"
-            )
 
 
 def call_users_function(function: Function, held: list[Any], args: list[Any]) -> Any:

@@ -20,7 +20,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fedq.plan.blame import DEVICES, Unrecordable, user_line
+from fedq.errors import CannotRecord
+from fedq.plan.blame import DEVICES, Line, Unrecordable, shown, user_line
 from fedq.plan.graph import Arg, Dtype, Format, Var
 from fedq.plan.recording import Call, Guard, Size, Trace, Value
 from fedq.plan.tensors import NAMES
@@ -43,6 +44,7 @@ class Sizes(ShapeEnv):
         self.inside_op = False
         self.lines: list[Guard] = []
         self.asked: list[Guard] = []
+        self.deferred: list[Guard] = []
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         known = len(self.guards)
@@ -52,6 +54,24 @@ class Sizes(ShapeEnv):
                 self.asked.append(Guard(orig_expr, user_line()))
             self.lines += [Guard(g.expr, user_line()) for g in self.guards[known:]]
         return result
+
+    def guard_or_defer_runtime_assert(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        self.deferred.append(Guard(orig_expr, user_line()))
+        return super().guard_or_defer_runtime_assert(orig_expr, *args, **kwargs)
+
+    def refuse_equalities_of_data(self) -> None:
+        """Refuse what holds only if a size that depends on data is another size."""
+        checks = [
+            c.expr for some in self.deferred_runtime_asserts.values() for c in some if isinstance(c.expr, sympy.Eq)
+        ]
+        if checks:
+            symbols = {s for check in checks for s in check.free_symbols}
+            line = next((g.line for g in reversed(self.deferred) if symbols & g.expr.free_symbols and g.line), Line())
+            raise CannotRecord(
+                f"a size that depends on data meets another size{shown(line)}",
+                hint="bring both to one size first, or use torch.where",
+                line=line,
+            )
 
 
 def _by_identity() -> WeakIdKeyDictionary:
