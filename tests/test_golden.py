@@ -30,7 +30,7 @@ from tests.golden.contents import ALICE, DEVICE, FOLDER, MESSAGE, PLAN, REPLY
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 KINDS = {
     "double_abs": "plan", "plan": "plan", "params": "plan", "variants": "plan", "control": "plan",
-    "worked": "message", "message": "message", "fold": "message", "reply": "reply",
+    "worked": "message", "message": "message", "fold": "message", "noted": "message", "reply": "reply",
 }  # fmt: skip
 FILES = {name: (kind, (FOLDER / f"{name}-v1.safetensors").read_bytes()) for name, kind in KINDS.items()}
 SEALED = {c.KIND: (c, (FOLDER / f"{c.KIND}-v1.json").read_bytes()) for c in (Card, Catalog, Heartbeat)}

@@ -189,6 +189,17 @@ FOLDED = Message(
 )  # fmt: skip
 FOLDED_TENSORS = {"t0": ONE_MINUS_TWO, "t1": FLAGS}
 
+NOTED = Message(
+    id=id_of(70), sender=REQUESTER, to="device_1", created=1795300004.0, expires=1796509604.0, seed=0,
+    actions=(
+        Put(id_of(71), "t0", "mine", "größe #ward #2026"),
+        Put(id_of(72), "t1", None, "no tag"),
+        Get(id_of(73), (PLAN.id,)),
+    ),
+)  # fmt: skip
+NOTED_TENSORS = {"t0": ONE_MINUS_TWO, "t1": FLAGS}
+"""Notes to values, and a get of a plan: its reply is the plan's file, signed by the device."""
+
 MESSAGE = Message(
     id=id_of(16), sender=REQUESTER, to="device_1", created=1795300000.0, expires=1796509600.5, seed=(1 << 63) - 1,
     token="nightly-2026-11-22",
@@ -249,6 +260,8 @@ def golden() -> dict[str, bytes]:
         "worked-v1.safetensors": b"".join(encode_message(WORKED, WORKED_TENSORS, ALICE)),
         "message-v1.safetensors": b"".join(encode_message(MESSAGE, MESSAGE_TENSORS, ALICE)),
         "fold-v1.safetensors": b"".join(encode_message(FOLDED, FOLDED_TENSORS, ALICE)),
+        "noted-v1.safetensors": b"".join(encode_message(NOTED, NOTED_TENSORS, ALICE)),
+        "plan-reply-v1.safetensors": b"".join(encode_plan(PLAN, DEVICE)),
         "folding-v1.json": seal_json("heartbeat", FOLDING.to_json(), DEVICE),
         "reply-v1.safetensors": b"".join(encode_reply(REPLY, REPLY_TENSORS, DEVICE)),
         **sealed,
