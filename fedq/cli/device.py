@@ -113,7 +113,7 @@ def step(
     call: Call,
     name: Name,
     seconds: Annotated[
-        str | None, typer.Option("--for", metavar="TIME", help="Serve so long, whether something waits or not.")
+        str | None, typer.Option("--for", metavar="TIME", help="Serve so long; what runs then is finished.")
     ] = None,
 ) -> Shown:
     """Serve what waits for one device, then end: for cron. Where 'up' runs, there is nothing to do."""
