@@ -69,8 +69,8 @@ class Inbox:
                 return None
             raw = peer.pair.carrier.get(f"in/{name}")
             message, file = check(raw, name=name, requester=peer.name, key=peer.key, device=self._device)
-            arrival = Arrival(message, file, raw, hashlib.sha256(raw).hexdigest())
-            self._check_new(arrival)
+            digest = hashlib.sha256(raw).hexdigest()
+            arrival = Arrival(message, file, raw, digest, self._came_before(message.id, digest))
         except FileNotFoundError:
             return None
         except Unreachable as error:  # it may be read another time
@@ -83,12 +83,13 @@ class Inbox:
         self._skip.pop(name, None)
         return arrival
 
-    def _check_new(self, arrival: Arrival) -> None:
-        seen = self._peer.journal.seen(self._peer.name, arrival.message.id)
-        if seen is not None and seen != arrival.digest:
-            raise Conflict(f"message {arrival.message.id} came before with other content")
-        if arrival.digest in self._poison:
+    def _came_before(self, id_: str, digest: str) -> bool:
+        seen = self._peer.journal.seen(self._peer.name, id_)
+        if seen not in (None, digest):
+            raise Conflict(f"message {id_} came before with other content")
+        if digest in self._poison:
             raise Failed("the device can not do it")
+        return seen is not None
 
     def _refuse(self, name: str, mark: tuple[int, ...] | None, error: FedqError) -> None:
         id_ = name.removesuffix(SUFFIX)

@@ -18,12 +18,13 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A checked message with its tensors and its bytes."""
+    """A checked message with its tensors and its bytes; ``again``: it came before."""
 
     message: Message
     file: File
     raw: Buffer
     digest: str
+    again: bool
 
 
 def check(raw: Buffer, *, name: str, requester: str, key: str, device: str) -> tuple[Message, File]:

@@ -136,6 +136,8 @@ class Journal:
         self._dropped: set[tuple[str, str]] = set()
         self._allowed: dict[str, frozenset[str]] | None = None
         self._added: list[tuple[Any, ...]] = []
+        self._until: dict[str, float] = {}
+        self._uses: dict[tuple[str, str], float] = {}
         self._version = self._data_version()
 
     def close(self) -> None:
@@ -163,6 +165,8 @@ class Journal:
         self._allowed = None
         self._known.clear()
         self._dropped.clear()
+        self._until.clear()
+        self._uses.clear()
 
     def _data_version(self) -> int:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
@@ -310,9 +314,10 @@ class Journal:
 
     # -- replies
 
-    def want(self, wanted: Wanted) -> None:
+    def want(self, wanted: Wanted) -> bool:
+        """Whether it was not known."""
         row = (wanted.sender, wanted.id, wanted.message, " ".join(wanted.ids), wanted.state)
-        self._db.execute("INSERT OR IGNORE INTO replies VALUES(?,?,?,?,?)", row)
+        return self._db.execute("INSERT OR IGNORE INTO replies VALUES(?,?,?,?,?)", row).rowcount == 1
 
     def wanted(self) -> list[Wanted]:
         """Replies that are not published yet, oldest first."""
@@ -377,8 +382,10 @@ class Journal:
 
     def forgotten(self, sender: str) -> float:
         """Messages of this sender that expire till then and are not known may have been: they have no effect."""
-        found = self._db.execute("SELECT until FROM forgotten WHERE sender=?", (sender,)).fetchone()
-        return found[0] if found else 0.0
+        if sender not in self._until:
+            found = self._db.execute("SELECT until FROM forgotten WHERE sender=?", (sender,)).fetchone()
+            self._until[sender] = found[0] if found else 0.0
+        return self._until[sender]
 
     def collect(self, before: float, answered: float, needed: Container[tuple[str, str]], limit: int) -> Gone:
         """Let go of finished messages that expired before a time, and of what they made.
@@ -391,6 +398,7 @@ class Journal:
             needed: (sender, value) of values that are still to be read.
         """
         gone = Gone([], [], [])
+        self._until.clear()
         for sender, message, expires in self._db.execute(_COLLECTABLE, (before, before, answered, limit)).fetchall():
             key, made = (sender, message), "scope=? AND message=? AND tag IS NULL"
             values = [(sender, r[0]) for r in self._db.execute(f"SELECT id FROM vals WHERE {made}", key)]
@@ -417,6 +425,9 @@ class Journal:
 
     def uses_plan(self, scope: str, plan: str, until: float) -> None:
         """A message that may come to be done until then needs the plan."""
+        if until <= self._uses.get((scope, plan), 0.0) + 3600:
+            return
+        self._uses[scope, plan] = until
         self._db.execute(
             "INSERT INTO uses VALUES(?,?,?) ON CONFLICT DO UPDATE SET until=excluded.until "
             "WHERE excluded.until > until + 3600",
@@ -425,6 +436,7 @@ class Journal:
 
     def collect_plans(self, before: float, needed: Container[tuple[str, str]]) -> None:
         """Let go of plans that nothing needs since then, and of owners' values dropped before it."""
+        self._uses.clear()
         for row in self._db.execute("SELECT scope, plan FROM uses WHERE until < ? LIMIT 1000", (before,)).fetchall():
             if row not in needed:
                 self._db.execute("DELETE FROM plans WHERE scope=? AND id=?", row)

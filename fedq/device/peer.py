@@ -36,9 +36,13 @@ CANCELLED = Failure("cancelled", "cancelled by its sender")
 
 @dataclass(slots=True)
 class Want:
-    """A ``get`` to be answered: ``missing`` are the values without content, ``given_up`` those given up."""
+    """A ``get`` to be answered: ``missing`` are the values without content, ``given_up`` those given up.
+
+    ``fresh``: it was never answered before.
+    """
 
     wanted: Wanted
+    fresh: bool
     missing: set[str]
     received: float
     expires: float
@@ -305,11 +309,11 @@ class Peer:
 
     def want(self, wanted: Wanted, taken: Taken) -> None:
         """Enter a get, or enter it again to have its reply published again."""
-        self.journal.want(wanted)
+        fresh = self.journal.want(wanted)
         missing = {i for i in wanted.ids if i in self.coming or not self._stood(i)}
         if wanted.id not in self.wants:
             self.drops.opened(wanted.ids)
-        want = self.wants[wanted.id] = Want(wanted, missing, taken.received, taken.expires)
+        want = self.wants[wanted.id] = Want(wanted, fresh, missing, taken.received, taken.expires)
         if missing:
             self._look_at(want, min(want.expires, want.received + PATIENCE_S))
         for id_ in missing:

@@ -157,7 +157,7 @@ class Served:
         arrivals = self._collect(scan=scan) if scan or self._more else []
         lanes = ((peer, lane) for peer in self.peers.values() for lane in peer.lanes)
         self._answers = [Answered(peer, lane, *said) for peer, lane in lanes if (said := lane.answer())]
-        if self.journal.changed_elsewhere():
+        if scan and self.journal.changed_elsewhere():
             self.refresh()
         busy = bool(arrivals or self._answers or self._ready)
         if idle := [a.peer for a in self._answers if len(a.calls) >= MANY_CALLS and isinstance(a.said, Answer)]:
@@ -275,7 +275,7 @@ class Served:
     def _take(self, peer: Peer, arrival: Arrival, now: float) -> None:
         """Record a message and enter it; one that can not be entered harms no other."""
         message, raw = arrival.message, arrival.raw
-        if self.journal.seen(peer.name, message.id) is not None:
+        if arrival.again:
             self._again(peer, arrival)
             return
         large = len(raw) > SPOOL_BYTES
@@ -390,7 +390,7 @@ class Served:
         """
         chunks, id_ = self._contents(peer, want), want.wanted.id
         name, digest = f"out/{id_}{SUFFIX}", sha256(chunks).hex()
-        if self.journal.published(peer.name, id_) not in (None, digest):
+        if not want.fresh and self.journal.published(peer.name, id_) not in (None, digest):
             self._published.append((peer.name, id_, digest))
             return
         try:
