@@ -168,13 +168,14 @@ class Gate:
             selector.register(watch.fileno(), selectors.EVENT_READ)
             while not stop() and self._wanted():
                 now = fs.clock()
-                busy = self.step(now, scan=heard)
-                heard = self._wait(selector, watch, busy=busy)
                 due = not looked <= now < looked + SCAN_S
+                busy = self.step(now, scan=heard or due)
                 poke = self._poked() if heard or due else poked
                 if due or poke != poked:
                     looked, poked, heard = now, poke, True
                     self._try("the gate", partial(self._look_around, watch, now))
+                    continue
+                heard = self._wait(selector, watch, busy=busy)
         watch.close()
 
     def finish(self) -> None:

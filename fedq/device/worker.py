@@ -10,6 +10,7 @@ import contextlib
 import gc
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from fedq.plan.fold import Loop, fit
 from fedq.plan.graph import About, Graph, graph_from_json
 from fedq.plan.tensors import from_raw, to_raw, type_of
 from fedq.plan.verify import verify
+from fedq.queue.watch import spin
 
 Result = torch.Tensor | int | float | bool
 
@@ -176,6 +178,7 @@ def main() -> None:
         while True:
             frame = reader.frame()
             if frame is None:
+                spin(lambda: select.select([sock], [], [], 0)[0])
                 if not reader.receive():
                     return
                 continue

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("fedq.queue")
 
-SPIN_S = 0.0005
+SPIN_S = 0.001
 RECHECK_S = 1.0
 """How long a lost directory may stay unwatched after it is back."""
 
