@@ -8,31 +8,28 @@ handed over, replies published.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fedq import fs, ids
+from fedq import fs
 from fedq.device import batch as batches
+from fedq.device import restart
+from fedq.device.beat import SOON_S, Beats
 from fedq.device.calls import Call
 from fedq.device.collect import Collector
-from fedq.device.drops import DropRow
 from fedq.device.home import Home
 from fedq.device.intake import SUFFIX, Arrival
 from fedq.device.journal import Taken
 from fedq.device.lanes import Crew, Lane
-from fedq.device.peer import Peer, Want, running
+from fedq.device.peer import Peer
 from fedq.device.pool import Answer, Died
+from fedq.device.publish import Publisher
 from fedq.device.times import Time
-from fedq.errors import BadFile, Conflict, FedqError, Unreachable
-from fedq.plan.codec import Buffer, RawTensor, decode, sha256
-from fedq.queue.message import Failure, Get, Number, Reply, decode_reply, encode_reply, message_from_json
-from fedq.queue.pair import Heartbeat
-from fedq.trust.keys import signer_of
+from fedq.errors import FedqError, Unreachable
+from fedq.queue.message import Get
 
 log = logging.getLogger("fedq.device")
 
@@ -49,13 +46,9 @@ LOOK_S = 1.0
 """How often time itself is looked at: what expired, what waited too long."""
 NOTE_TIME_S = 600.0
 """How far the time in the journal may be behind."""
-BEAT_S = 5.0
-SOON_S = 0.2
 SWEEP_S = 3600.0
 SWEEP_AGE_S = 24 * 3600.0
 """Temporary files that were not written to for so long are swept."""
-TOLD = 100
-"""Ids a heartbeat names at most, of each kind."""
 
 
 class Answered(NamedTuple):
@@ -83,11 +76,10 @@ class Served:
         self._crew = crew
         self.peers: dict[str, Peer] = {}
         self._answers: list[Answered] = []
-        self._published: list[tuple[str, str, str]] = []
+        self._publisher, self._beats = Publisher(home), Beats(home)
         self._first = 0
         self._looked_at = self._swept_at = 0.0
-        self._told: dict[str, tuple[float, Any]] = {}
-        self._more = self._unsaid = self._held_up = False
+        self._more = self._held_up = False
         self._ahead: BaseException | None = None
         self._poison: set[str] = set()
         self.time = Time(*self.journal.time())
@@ -123,7 +115,7 @@ class Served:
         for peer in self.peers.values():
             self._crew.leave(peer)
         with suppress(FedqError), self.journal.transaction():
-            self._note_published()
+            self._publisher.note(self.time.high)
             self.journal.attempts(cut_off)
 
     @property
@@ -189,7 +181,7 @@ class Served:
         started = {(c.sender, c.message) for calls in ran for c in calls}
         for peer in self.peers.values():
             self._crew.leave(peer)
-        self.peers, self._published = {}, []
+        self.peers, self._publisher = {}, Publisher(self.home)
         self.refresh()
         self._recover(now)
         for call in (c for p in self.peers.values() for c in p.queue):
@@ -208,14 +200,14 @@ class Served:
         """How long a gate may wait before the next step, if nothing calls."""
         if self._held_up:
             return LOOK_S
-        return 0.0 if self._more or self._ready else SOON_S if self._unsaid else LOOK_S
+        return 0.0 if self._more or self._ready else SOON_S if self._beats.unsaid else LOOK_S
 
     def _look(self, now: float) -> bool:
         """Whether time has come for something, or something is to be noted."""
         if 0 <= now - self._looked_at < LOOK_S:
             return False
         self._looked_at = now
-        late = bool(self._published) or any(p.late(now) for p in self.peers.values())
+        late = self._publisher.unnoted or any(p.late(now) for p in self.peers.values())
         return late or self._collector.due(now) or self._must_note_time()
 
     def _must_note_time(self) -> bool:
@@ -244,7 +236,7 @@ class Served:
     # -- decide
 
     def _decide(self, arrivals: list[tuple[Peer, Arrival]], now: float) -> None:
-        self._note_published()
+        self._publisher.note(self.time.high)
         for peer, arrival in arrivals:
             try:
                 self._take(peer, arrival, now)
@@ -280,7 +272,7 @@ class Served:
             return
         large = len(raw) > SPOOL_BYTES
         if large:
-            folder = self._spool(peer)
+            folder = self.home.spool(peer.name)
             fs.make_dir(folder)
             fs.replace(folder / message.id, [raw], durable=self.home.durable)
             peer.spooled.add(message.id)
@@ -364,7 +356,7 @@ class Served:
 
     def _act_for(self, peer: Peer) -> None:
         for _ in range(min(MAX_PUBLISHED, len(peer.publish))):
-            self._publish(peer, peer.publish[0])
+            self._publisher.publish(peer, peer.publish[0])
             peer.out(peer.publish.popleft())
         while peer.delete_in:
             peer.inbox.delete(peer.delete_in[-1])
@@ -376,82 +368,19 @@ class Served:
             self.home.store.forget(peer.name, tuple(peer.forget))
             peer.forget.clear()
         while peer.unspool:
-            fs.delete(self._spool(peer) / peer.unspool[-1])
+            fs.delete(self.home.spool(peer.name) / peer.unspool[-1])
             peer.unspool.pop()
         if peer.catalog_due:
             self.home.write_catalogs([peer.name])
             peer.catalog_due = False
 
-    def _publish(self, peer: Peer, want: Want) -> None:
-        """Write a reply; doing it again writes the same bytes, and what was planted there is replaced.
-
-        What was published once is never published otherwise: not after a value was dropped or
-        released, not over a reply of ours that stands.
-        """
-        chunks, id_ = self._contents(peer, want), want.wanted.id
-        name, digest = f"out/{id_}{SUFFIX}", sha256(chunks).hex()
-        if not want.fresh and self.journal.published(peer.name, id_) not in (None, digest):
-            self._published.append((peer.name, id_, digest))
-            return
-        try:
-            peer.pair.carrier.put(name, chunks)
-        except Conflict:
-            if self._is_ours(peer, name, id_):
-                return
-            log.warning("%s: another file stood at %s of %s; replaced", self.name, name, peer.name)
-            peer.pair.carrier.delete(name)
-            peer.pair.carrier.put(name, chunks)
-        self._published.append((peer.name, id_, digest))
-
-    def _contents(self, peer: Peer, want: Want) -> list[Buffer]:
-        """The bytes of a reply; for a plan that was asked for, its file."""
-        tensors: dict[str, RawTensor] = {}
-        values: dict[str, str | Number | Failure]
-        if ids.is_plan_id(plan := want.wanted.ids[0]):
-            file, why = self.journal.plan(peer.name, plan) or (None, None)
-            if file is not None:
-                return [file]
-            unknown = Failure("unknown_plan", f"plan {plan[:12]} is not on the device", {"id": plan})
-            values = {want.wanted.id: why or unknown}
-        else:
-            values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
-        reply = Reply(want.wanted.id, self.name, peer.name, want.wanted.message, values)
-        return encode_reply(reply, tensors, self.home.key)
-
-    def _is_ours(self, peer: Peer, name: str, id_: str) -> bool:
-        """Whether the reply of this id stands there already, though it would now be another."""
-        try:
-            raw = memoryview(peer.pair.carrier.get(name))
-            ours = signer_of("reply", raw) == self.home.key.public and decode_reply(decode(raw)).id == id_
-        except (FileNotFoundError, BadFile):
-            return False
-        if ours:
-            self._published.append((peer.name, id_, sha256([raw]).hex()))
-        return ours
-
-    def _answer(self, peer: Peer, want: Want, id_: str, tensors: dict[str, RawTensor]) -> str | Number | Failure:
-        if id_ in want.given_up:
-            return want.given_up[id_]
-        value = peer.value(id_)
-        if value is None:
-            return Failure("missing_value", f"{id_} was dropped", {"id": id_})
-        if value.failure is not None:
-            return value.failure
-        if value.release != "open" and self.journal.verdict(peer.name, id_) == "denied":
-            return Failure("denied", "the owner declined to release it", {"id": id_})
-        if not value.type.is_tensor:
-            return Number(value.type.value)  # type: ignore[arg-type]
-        try:
-            tensors[f"t{len(tensors)}"] = self.home.store.bytes(value)
-        except BadFile as error:
-            log.error("%s: %s", self.name, error)
-            return Failure("failed", "the device lost this value", {"id": id_})
-        return f"t{len(tensors) - 1}"
-
-    def _note_published(self) -> None:
-        """Record what was published; lost in a crash, it is published again with the same bytes."""
-        self.journal.set_published(self._published, now=self.time.high)
-        self._published = []
+    def _recover(self, now: float) -> None:
+        """Take up what was open when the last gate ended, however it ended."""
+        with self.journal.transaction():
+            restart.reenter(self.home, self.peers, now)
+        for peer in self.peers.values():
+            with self._apart():
+                restart.clear_leftovers(self.home, peer)
 
     def _sweep(self, now: float) -> None:
         """Now and then, temporary files that crashes left."""
@@ -461,88 +390,13 @@ class Served:
                 swept = self.home.sweep(before=now - SWEEP_AGE_S)
                 log.info("%s: %d temporary files swept", self.name, swept) if swept else None
 
-    # -- restart
-
-    def _recover(self, now: float) -> None:
-        """Take up what was open when the last gate ended, however it ended."""
-        with self.journal.transaction():
-            self.journal.set_back(now)
-            for taken in self.journal.open_messages():
-                if taken.sender in self.peers:
-                    self._reenter(self.peers[taken.sender], taken, now)
-            for row, sender, values, after, expires in self.journal.drops():
-                if sender in self.peers:
-                    self.peers[sender].drops.add(DropRow(row, values, after, expires))
-            for wanted in self.journal.wanted():
-                peer, message = self.peers.get(wanted.sender), self.journal.message(wanted.sender, wanted.message)
-                if peer is not None and message is not None and wanted.id not in peer.wants:
-                    peer.want(wanted, message)
-        for peer in self.peers.values():
-            with self._apart():
-                self._clear_leftovers(peer)
-
-    def _reenter(self, peer: Peer, taken: Taken, now: float) -> None:
-        try:
-            raw = taken.file or fs.map_private(self._spool(peer) / taken.id)
-        except FileNotFoundError:
-            log.error("%s: message %s of %s lost its file; it is given up", self.name, taken.id, peer.name)
-            self.journal.done([(peer.name, taken.id)])
-            return
-        if taken.file is None:
-            peer.spooled.add(taken.id)
-        file = decode(raw)
-        peer.enter(message_from_json(file.body), file, taken, now)
-
-    def _clear_leftovers(self, peer: Peer) -> None:
-        """Files that an end left behind, before the commit that names them or after the one that does not.
-
-        At once: the next step may write them anew.
-        """
-        values = (n.removesuffix(SUFFIX) for n in fs.names(self.home.store.folder / peer.name))
-        gone = tuple(i for i in values if ids.is_id(i) and self.journal.value(peer.name, i) is None)
-        self.home.store.forget(peer.name, gone)
-        for name in fs.names(self._spool(peer)):
-            if ids.is_id(name) and name not in peer.spooled:
-                fs.delete(self._spool(peer) / name)
-        out = (n.removesuffix(SUFFIX) for n in peer.pair.carrier.list("out"))
-        peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]
-
-    def _spool(self, peer: Peer) -> Path:
-        return self.home.spool(peer.name)
-
     # -- what others see
 
     def beat(self, now: float, state: str = "up") -> None:
-        """Write the heartbeats that are due: every few seconds, sooner when something changed."""
-        self._unsaid, self._trouble = False, None
+        """Write the heartbeats that are due."""
+        self._trouble, self._beats.unsaid = None, False
         for peer in self.peers.values():
-            when, told = self._told.get(peer.name, (0.0, None))
-            if when <= now < when + SOON_S and state == "up":
-                self._unsaid = True
-                continue
-            tell = (state, *_standing(peer), _progress(peer), self.trouble)
-            wait_s = 0.0 if _but_progress(tell) != _but_progress(told) else LOOK_S if tell != told else BEAT_S
-            if not when <= now < when + wait_s:
-                with self._apart():
-                    peer.pair.write_heartbeat(Heartbeat(self.name, now, *tell), self.home.key)
-                    self._told[peer.name] = (now, tell)
+            with self._apart():
+                self._beats.beat(peer, now, state, self.trouble)
         if self._trouble is not None:
             raise self._trouble
-
-
-def _progress(peer: Peer) -> tuple[tuple[str, int, int], ...]:
-    """Of each fold that runs: its message, the step it is in, and how many there are."""
-    folds = (lane for lane in peer.lanes if lane.calls and lane.calls[0].loop)
-    return tuple((lane.calls[0].message, *told) for lane in folds if (told := lane.worker.progress)[1])
-
-
-def _but_progress(tell: tuple[Any, ...] | None) -> Any:
-    """What a heartbeat says besides: that one comes soon, progress now and then."""
-    return tell and (*tell[:-2], tell[-1])
-
-
-def _standing(peer: Peer) -> tuple[Any, ...]:
-    """What waits, runs, is held and was refused; for the heartbeat."""
-    waiting = running(itertools.chain(peer.queue, peer.waiting.calls()), TOLD)
-    held = tuple(itertools.islice((row for rows in peer.held.values() for row in rows), TOLD))
-    return waiting, running(peer.running, TOLD), held, tuple(itertools.islice(peer.refused.items(), TOLD))

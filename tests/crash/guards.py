@@ -44,6 +44,7 @@ class Guard:
 
 
 FS, SERVE, PEER, JOURNAL = "fedq/fs.py", "fedq/device/serve.py", "fedq/device/peer.py", "fedq/device/journal.py"
+PUBLISH, RESTART = "fedq/device/publish.py", "fedq/device/restart.py"
 OUTBOX, SENDING, SESSION = "fedq/client/outbox.py", "fedq/client/sending.py", "fedq/client/session.py"
 CARRIER = "fedq/queue/carrier.py"
 
@@ -125,15 +126,16 @@ GUARDS = (
           "                self._poison.add(arrival.digest)\n", "", PROMISES),
     Guard("publish: after the commit of what it says", SERVE,
           "            peer.settle()\n",
-          "            peer.settle()\n            [self._publish(peer, want) for want in peer.publish]\n", PROMISES),
-    Guard("publish: noted, so that it is not done for ever", SERVE,
-          "        self.journal.set_published(self._published, now=self.time.high)\n", "", KILLS),
-    Guard("publish: a reply is never published otherwise than before", SERVE,
-          "        if not want.fresh and self.journal.published(peer.name, id_) not in (None, digest):",
+          "            peer.settle()\n            [self._publisher.publish(peer, want) for want in peer.publish]\n",
+          PROMISES),
+    Guard("publish: noted, so that it is not done for ever", PUBLISH,
+          "        self._journal.set_published(self._out, now=now)\n", "", KILLS),
+    Guard("publish: a reply is never published otherwise than before", PUBLISH,
+          "        if not want.fresh and self._journal.published(peer.name, id_) not in (None, digest):",
           "        if False:", PROMISES),
     Guard("publish: a reply that vanished is published again", SERVE,
           "                    peer.want(wanted, taken)\n", "                    pass\n", PROMISES),
-    Guard("publish: a planted file is replaced", SERVE,
+    Guard("publish: a planted file is replaced", PUBLISH,
           "            peer.pair.carrier.delete(name)\n            peer.pair.carrier.put(name, chunks)\n", "",
           PROMISES),
     Guard("publish: one requester's folder holds up no other", SERVE,
@@ -141,11 +143,11 @@ GUARDS = (
           PROMISES),
     Guard("collect: values are dropped after the replies that need them are out", PEER,
           "            self.drops.opened(wanted.ids)\n", "            pass\n", PROMISES),
-    Guard("collect: what was acknowledged is deleted also after a crash", SERVE,
-          '        peer.delete += [i for i in out if (w := self.journal.reply(peer.name, i)) and w.state == "acked"]\n',
-          "        del out\n", KILLS),
-    Guard("collect: files of values that are no more go also after a crash", SERVE,
-          "        self.home.store.forget(peer.name, gone)\n", "", KILLS),
+    Guard("collect: what was acknowledged is deleted also after a crash", RESTART,
+          '    peer.delete += [i for i in out if (w := home.journal.reply(peer.name, i)) and w.state == "acked"]\n',
+          "    del out\n", KILLS),
+    Guard("collect: files of values that are no more go also after a crash", RESTART,
+          "    home.store.forget(peer.name, gone)\n", "", KILLS),
     Guard("collect: temporary files are swept", FS,
           "        if name.startswith(TEMP) or (also is not None and also(name)):",
           "        if also is not None and also(name):", KILLS),

@@ -1,0 +1,60 @@
+"""Heartbeats: what a device says of itself to each requester, so that whoever waits knows why."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from fedq.device.home import Home
+from fedq.device.peer import Peer, running
+from fedq.queue.pair import Heartbeat
+
+BEAT_S = 5.0
+PROGRESS_S = 1.0
+"""How often it is told how far a fold is."""
+SOON_S = 0.2
+TOLD = 100
+"""Ids a heartbeat names at most, of each kind."""
+
+
+class Beats:
+    """The heartbeats of one device: every few seconds, sooner when something changed.
+
+    Attributes:
+        unsaid: whether something changed that is to be said soon.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._told: dict[str, tuple[float, Any]] = {}
+        self.unsaid = False
+
+    def beat(self, peer: Peer, now: float, state: str, trouble: str) -> None:
+        """Write one, if it is due."""
+        when, told = self._told.get(peer.name, (0.0, None))
+        if when <= now < when + SOON_S and state == "up":
+            self.unsaid = True
+            return
+        tell = (state, *_standing(peer), _progress(peer), trouble)
+        wait_s = 0.0 if _but_progress(tell) != _but_progress(told) else PROGRESS_S if tell != told else BEAT_S
+        if not when <= now < when + wait_s:
+            peer.pair.write_heartbeat(Heartbeat(self._home.name, now, *tell), self._home.key)
+            self._told[peer.name] = (now, tell)
+
+
+def _progress(peer: Peer) -> tuple[tuple[str, int, int], ...]:
+    """Of each fold that runs: its message, the step it is in, and how many there are."""
+    folds = (lane for lane in peer.lanes if lane.calls and lane.calls[0].loop)
+    return tuple((lane.calls[0].message, *told) for lane in folds if (told := lane.worker.progress)[1])
+
+
+def _but_progress(tell: tuple[Any, ...] | None) -> Any:
+    """What a heartbeat says besides: that one comes soon, progress now and then."""
+    return tell and (*tell[:-2], tell[-1])
+
+
+def _standing(peer: Peer) -> tuple[Any, ...]:
+    """What waits, runs, is held and was refused; for the heartbeat."""
+    waiting = running(itertools.chain(peer.queue, peer.waiting.calls()), TOLD)
+    held = tuple(itertools.islice((row for rows in peer.held.values() for row in rows), TOLD))
+    return waiting, running(peer.running, TOLD), held, tuple(itertools.islice(peer.refused.items(), TOLD))

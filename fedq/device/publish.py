@@ -1,0 +1,99 @@
+"""Replies: what they hold, and how they come to lie in ``out/``, once and never otherwise."""
+
+from __future__ import annotations
+
+import logging
+
+from fedq import ids
+from fedq.device.home import Home
+from fedq.device.intake import SUFFIX
+from fedq.device.peer import Peer, Want
+from fedq.errors import BadFile, Conflict
+from fedq.plan.codec import Buffer, RawTensor, decode, sha256
+from fedq.queue.message import Failure, Number, Reply, decode_reply, encode_reply
+from fedq.trust.keys import signer_of
+
+log = logging.getLogger("fedq.device")
+
+
+class Publisher:
+    """Publishes the replies of one device."""
+
+    def __init__(self, home: Home) -> None:
+        self._home, self._journal = home, home.journal
+        self._out: list[tuple[str, str, str]] = []
+
+    def publish(self, peer: Peer, want: Want) -> None:
+        """Write a reply; doing it again writes the same bytes, and what was planted there is replaced.
+
+        What was published once is never published otherwise: not after a value was dropped or
+        released, not over a reply of ours that stands.
+        """
+        chunks, id_ = self._contents(peer, want), want.wanted.id
+        name, digest = f"out/{id_}{SUFFIX}", sha256(chunks).hex()
+        if not want.fresh and self._journal.published(peer.name, id_) not in (None, digest):
+            self._out.append((peer.name, id_, digest))
+            return
+        try:
+            peer.pair.carrier.put(name, chunks)
+        except Conflict:
+            if self._is_ours(peer, name, id_):
+                return
+            log.warning("%s: another file stood at %s of %s; replaced", self._home.name, name, peer.name)
+            peer.pair.carrier.delete(name)
+            peer.pair.carrier.put(name, chunks)
+        self._out.append((peer.name, id_, digest))
+
+    def _contents(self, peer: Peer, want: Want) -> list[Buffer]:
+        """The bytes of a reply; for a plan that was asked for, its file."""
+        tensors: dict[str, RawTensor] = {}
+        values: dict[str, str | Number | Failure]
+        if ids.is_plan_id(plan := want.wanted.ids[0]):
+            file, why = self._journal.plan(peer.name, plan) or (None, None)
+            if file is not None:
+                return [file]
+            unknown = Failure("unknown_plan", f"plan {plan[:12]} is not on the device", {"id": plan})
+            values = {want.wanted.id: why or unknown}
+        else:
+            values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
+        reply = Reply(want.wanted.id, self._home.name, peer.name, want.wanted.message, values)
+        return encode_reply(reply, tensors, self._home.key)
+
+    def _is_ours(self, peer: Peer, name: str, id_: str) -> bool:
+        """Whether the reply of this id stands there already, though it would now be another."""
+        try:
+            raw = memoryview(peer.pair.carrier.get(name))
+            ours = signer_of("reply", raw) == self._home.key.public and decode_reply(decode(raw)).id == id_
+        except (FileNotFoundError, BadFile):
+            return False
+        if ours:
+            self._out.append((peer.name, id_, sha256([raw]).hex()))
+        return ours
+
+    def _answer(self, peer: Peer, want: Want, id_: str, tensors: dict[str, RawTensor]) -> str | Number | Failure:
+        if id_ in want.given_up:
+            return want.given_up[id_]
+        value = peer.value(id_)
+        if value is None:
+            return Failure("missing_value", f"{id_} was dropped", {"id": id_})
+        if value.failure is not None:
+            return value.failure
+        if value.release != "open" and self._journal.verdict(peer.name, id_) == "denied":
+            return Failure("denied", "the owner declined to release it", {"id": id_})
+        if not value.type.is_tensor:
+            return Number(value.type.value)  # type: ignore[arg-type]
+        try:
+            tensors[f"t{len(tensors)}"] = self._home.store.bytes(value)
+        except BadFile as error:
+            log.error("%s: %s", self._home.name, error)
+            return Failure("failed", "the device lost this value", {"id": id_})
+        return f"t{len(tensors) - 1}"
+
+    @property
+    def unnoted(self) -> bool:
+        return bool(self._out)
+
+    def note(self, now: float) -> None:
+        """Record what was published, in a transaction; lost in a crash, it is published again with the same bytes."""
+        self._journal.set_published(self._out, now=now)
+        self._out = []
