@@ -15,7 +15,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fedq.errors import CannotRecord, FedqError
@@ -99,6 +103,8 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
     text = str(error)
     if isinstance(error, Unrecordable):
         return error.message, error.hint
+    if isinstance(error, UnsupportedOperatorException):
+        return f"{error.func} has no place in a plan", "'fedq ops' lists what has"
     if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)):
         if any("distributions" in f.f_code.co_filename for f, _ in traceback.walk_tb(error.__traceback__)):
             return "torch.distributions looks at the values of its parameters", "give it validate_args=False"

@@ -320,12 +320,15 @@ _SPELLED = {
     "aten.empty_like": "aten.zeros_like",
     "aten.new_empty": "aten.new_zeros",
 }
+_HESSIAN = "for torch.func.hessian(f) write torch.func.jacrev(torch.func.grad(f)); leave out the meta device"
 _STRIPPED = ("device", "layout", "pin_memory")
 
 
 def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     """Our name and arguments of an op: no devices, no layouts, nothing uninitialised."""
     device = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.device)), None)
+    if device is not None and device.type == "meta":
+        raise Unrecordable("torch's forward derivative of a derivative has no place in a plan", _HESSIAN)
     if device is not None and device.type != "cpu":
         raise Unrecordable(f"it asks for device {device}", DEVICES)
     op = func.name().replace("::", ".")
