@@ -27,6 +27,7 @@ T = TypeVar("T")
 log = logging.getLogger("fedq.queue")
 
 SPIN_S = 0.001
+_let_others: Callable[[], object] = getattr(os, "sched_yield", bool)  # where there is none: nothing
 RECHECK_S = 1.0
 """How long a lost directory may stay unwatched after it is back."""
 
@@ -226,7 +227,7 @@ def spin(ask: Callable[[], T]) -> T:
     """Ask at once and for a moment more: who is called within it need not be woken, 0.1 ms each time."""
     end = time.perf_counter() + SPIN_S
     while not (found := ask()) and time.perf_counter() < end:
-        os.sched_yield()
+        _let_others()
     return found
 
 
