@@ -148,12 +148,12 @@ class Device:
             self._draft = None
 
     def _send(self, draft: Draft) -> None:
-        """Send it; if that fails, the operations in it wait again."""
+        """Send it; if that fails before any of it was sent, the operations in it wait again."""
         settled, self._settled = self._settled, []
         try:
             sending.send(self, draft)
         except BaseException:
-            for pending in reversed(settled):
+            for pending in reversed(() if draft.begun else settled):
                 self.pending.put_back(pending)
             raise
 

@@ -64,6 +64,7 @@ class Draft:
         token: the user's name for this very message; ids are then derived from it.
         types: of the values promised here, where known.
         replies: values asked for here -> reply id.
+        begun: whether a part of it was sent.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Draft:
     replies: dict[str, str] = field(default_factory=dict)
     count: int = 0
     inlined: int = 0
+    begun: bool = False
 
     def new_id(self) -> str:
         """A fresh id, or the next one that the token gives."""
@@ -121,14 +123,13 @@ class Envelope:
     key: Signer
 
 
-def seal(draft: Draft, envelope: Envelope) -> list[tuple[Message, Sent]]:
-    """The draft as one message, or as several where one would be too large; their order is that of the actions.
+def seal(draft: Draft, envelope: Envelope) -> Iterator[tuple[Message, Sent]]:
+    """The draft as one message, or as several where one would be too large, one after the other.
 
     Raises:
         BadFile: a single action is too large for any message.
     """
-    sealed: list[tuple[Message, Sent]] = []
-    waiting = [_gets_early(draft.actions)]
+    count, waiting = 0, [_gets_early(draft.actions)]
     while waiting:
         actions = waiting.pop()
         names = [n for a in actions for n in tensor_names(a)] if draft.tensors else []
@@ -136,7 +137,7 @@ def seal(draft: Draft, envelope: Envelope) -> list[tuple[Message, Sent]]:
         if half and (len(actions) > PART_ACTIONS or len(names) > MAX_TENSORS):
             waiting += [actions[half:], actions[:half]]
             continue
-        id_ = ids.derive("part", draft.id, len(sealed)) if sealed else draft.id
+        id_ = ids.derive("part", draft.id, count) if count else draft.id
         made = message(id_, draft.token, actions, envelope)
         try:
             chunks = encode("message", message_to_json(made), {n: draft.tensors[n] for n in names}, envelope.key)
@@ -146,9 +147,9 @@ def seal(draft: Draft, envelope: Envelope) -> list[tuple[Message, Sent]]:
             waiting += [actions[half:], actions[:half]]
             continue
         sent = Sent(id_, bytes(chunks[-1]).hex(), envelope.created, envelope.expires, chunks)
-        sealed.append((made, sent))
+        count += 1
         _promise(sent, actions, draft)
-    return sealed
+        yield made, sent
 
 
 def _gets_early(actions: Sequence[Verb]) -> tuple[Verb, ...]:

@@ -1,7 +1,8 @@
 """Send a draft: outbox first, then the pair; so a send that returned is never lost.
 
 A send that raised is not sent later, unless it carries a token: then the same call again
-finishes it, or finds it done.
+finishes it, or finds it done. Of thousands of actions, which are several messages, the first
+may have been sent: the device works on them while the next are put together.
 """
 
 from __future__ import annotations
@@ -30,28 +31,45 @@ def send(device: Device, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
 
     Raises:
         Conflict: its token stands for something else.
-        Unreachable, DiskFull: not sent.
+        Unreachable, DiskFull: not sent, or not all of it.
     """
     c = device.client
     c.check_root()
     now = c.now()
     envelope = Envelope(c.name, device.name, now, now + expires_s, c.key)
-    if draft.token is None:
-        _add_riders(device, draft)
-    elif _was_asked(device, draft):
-        finish(device)
-        return message(draft.id, draft.token, tuple(draft.actions), envelope)
-    sealed = seal(draft, envelope)
-    parts = [sent for _, sent in sealed]
+    if draft.token is not None:
+        return _send_once(device, draft, envelope)
+    _add_riders(device, draft)
+    sent = [_send_part(device, draft, *part) for part in seal(draft, envelope)]
+    return sent[0]
+
+
+def _send_part(device: Device, draft: Draft, made: Message, part: Sent) -> Message:
+    _commit(device, draft, [part])
     try:
-        _commit(device, draft, parts)
-    except Conflict:
-        if draft.token is None or not _was_asked(device, draft):
-            raise  # else another process asked for the same at the same time
-        finish(device)
-    else:
-        _put_all(device, parts, keep=draft.token is not None)
-    return sealed[0][0]
+        _put(device, part.id, part.chunks)
+    except Exception:
+        device.client.outbox.forget(device.number, [part])
+        raise
+    draft.begun = True
+    return made
+
+
+def _send_once(device: Device, draft: Draft, envelope: Envelope) -> Message:
+    """Send what has a token, all of it in one commit; the same again is finished, or found done."""
+    if not _was_asked(device, draft):
+        parts = [part for _, part in seal(draft, envelope)]
+        try:
+            _commit(device, draft, parts)
+        except Conflict:
+            if not _was_asked(device, draft):
+                raise  # else another process asked for the same at the same time
+        else:
+            for part in parts:
+                _put(device, part.id, part.chunks)
+            return message(draft.id, draft.token, tuple(draft.actions), envelope)
+    finish(device)
+    return message(draft.id, draft.token, tuple(draft.actions), envelope)
 
 
 def _add_riders(device: Device, draft: Draft) -> None:
@@ -88,17 +106,6 @@ def _commit(device: Device, draft: Draft, parts: Sequence[Sent]) -> None:
     for part in parts:
         part.uses &= mine
     outbox.commit(device.number, parts, token=None if draft.token is None else (draft.token, draft.content()))
-
-
-def _put_all(device: Device, parts: Sequence[Sent], *, keep: bool) -> None:
-    """Put what stands in the outbox; a failure is a message not sent, unless it is to be kept."""
-    for n, part in enumerate(parts):
-        try:
-            _put(device, part.id, part.chunks)
-        except Exception:
-            if not keep:
-                device.client.outbox.forget(device.number, parts[n:])
-            raise
 
 
 def _put(device: Device, id_: str, chunks: Sequence[Buffer]) -> None:

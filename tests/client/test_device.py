@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from fedq import ids
+from fedq import fs, ids
 from fedq.errors import Ambiguous, Conflict, SpecMismatch, UnknownPlan, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
@@ -233,3 +235,24 @@ def test_what_was_taken_away_is_dropped_and_acknowledged_by_the_next_message(dev
     with pytest.raises(UnknownValue, match="taken away"):
         device.client.outcomes([out], 0)
     assert user.id and first.id and isinstance(drop, Drop)
+
+
+def test_of_a_batch_of_several_messages_what_came_before_a_failure_is_sent_and_the_rest_is_not(device, side):
+    left = [2]
+
+    def fail_third(name, call, *args, **how):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.EIO, "failed")
+        return call(*args, **how)
+
+    try:
+        with pytest.raises(Unreachable), device.batch():
+            addresses = [device.send(f32(n)).address for n in range(9000)]
+            fs.FAILPOINTS["put.name"] = fail_third
+    finally:
+        fs.FAILPOINTS.clear()
+    sent = {action.id for message, _ in side.messages().values() for action in message.actions}
+    assert sent == set(addresses[: len(sent)])
+    assert 0 < len(sent) < 9000
+    assert device.client.outbox.own(device.number, addresses) == sent
