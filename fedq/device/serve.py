@@ -352,7 +352,15 @@ class Served:
         self._hand_over()
         for peer in self.peers.values():
             with self._apart():
+                self._catalog(peer)
+            with self._apart():
                 self._act_for(peer)
+
+    def _catalog(self, peer: Peer) -> None:
+        """Before the replies: who got one finds by its tag what came to be with it."""
+        if peer.catalog_due:
+            self.home.write_catalogs([peer.name])
+            peer.catalog_due = False
 
     def _act_for(self, peer: Peer) -> None:
         for _ in range(min(MAX_PUBLISHED, len(peer.publish))):
@@ -370,9 +378,6 @@ class Served:
         while peer.unspool:
             fs.delete(self.home.spool(peer.name) / peer.unspool[-1])
             peer.unspool.pop()
-        if peer.catalog_due:
-            self.home.write_catalogs([peer.name])
-            peer.catalog_due = False
 
     def _recover(self, now: float) -> None:
         """Take up what was open when the last gate ended, however it ended."""
