@@ -40,13 +40,23 @@ def plan_of(function, *examples):
     return fq.func2plan()(function).build(*examples)
 
 
+class Later:
+    """A plan that is built when it is first asked for, so that collecting the tests builds none."""
+
+    def __init__(self, function, *examples):
+        self._plan, self._examples = fq.func2plan()(function), examples
+
+    def __call__(self):
+        return self._plan if self._plan.is_built else self._plan.build(*self._examples)
+
+
 def _trace(seen, x):
     """What tells the order of rows, within batches and of batches; and how a batch began."""
     seen = seen * 31 + x.cumsum(0).sum()
     return seen, x.sum()
 
 
-TRACE = plan_of(_trace, torch.tensor(0), torch.arange(4))
+TRACE = Later(_trace, torch.tensor(0), torch.arange(4))
 
 
 def _train(w, b, x, y):
@@ -58,7 +68,7 @@ def _train(w, b, x, y):
 
 WEIGHTS = torch.linspace(-1, 1, 20).reshape(4, 5), torch.zeros(4)
 ROWS = torch.sin(torch.arange(185.0)).reshape(37, 5), torch.arange(37) % 4
-TRAIN = plan_of(_train, *WEIGHTS, ROWS[0][:8], ROWS[1][:8])
+TRAIN = Later(_train, *WEIGHTS, ROWS[0][:8], ROWS[1][:8])
 
 
 def batches_by_hand(rows: int, b: Batches, seed: int):
@@ -96,7 +106,7 @@ def test_batches_are_those_of_a_loop_written_out(rows, b, seed, block):
     expected = list(batches_by_hand(rows, b, seed))
     before, folding.BLOCK = folding.BLOCK, block
     try:
-        made = in_worker(TRACE, [torch.tensor(0), torch.arange(rows)], Loop(1, 1, b), seed=seed)
+        made = in_worker(TRACE(), [torch.tensor(0), torch.arange(rows)], Loop(1, 1, b), seed=seed)
     finally:
         folding.BLOCK = before
     if not expected:
@@ -137,7 +147,7 @@ def order_by_hand(rows, seed, epoch):
     "b", [Batches(8, 3), Batches(8, 3, shuffle=True), Batches(8, 2, True, True), Batches(64)], ids=str
 )
 def test_training_is_what_a_plain_loop_does(b):
-    w, b_, losses = in_worker(TRAIN, [*WEIGHTS, *ROWS], Loop(2, 2, b))
+    w, b_, losses = in_worker(TRAIN(), [*WEIGHTS, *ROWS], Loop(2, 2, b))
     w2, b2 = (t.clone() for t in WEIGHTS)
     plain = []
     for batch in batches_by_hand(37, b, 7):
@@ -198,7 +208,7 @@ def test_what_reaches_a_result_is_closed_over_all_steps(once):
 
 def test_what_is_carried_out_of_reviewed_data_waits_for_its_owner(tmp_path):
     worker = VirtualWorker("device_1", {"x": torch.arange(6)}, release="review", root=tmp_path)
-    seen, sums = TRACE.send(worker).fold([torch.tensor(0)], [worker.find("x")], batch_size=2)
+    seen, sums = TRACE().send(worker).fold([torch.tensor(0)], [worker.find("x")], batch_size=2)
     for out in (seen, sums):
         with pytest.raises(WaitingForApproval):
             out.copy(timeout_s=0.3)
@@ -226,7 +236,7 @@ def test_both_devices_leave_the_same_bytes(tmp_path):
         try:
             device = subject.device
             x, y = (device.send(t) for t in ROWS)
-            out = TRAIN.send(device).fold(WEIGHTS, [x, y], batch_size=8, epochs=3, shuffle=True)
+            out = TRAIN().send(device).fold(WEIGHTS, [x, y], batch_size=8, epochs=3, shuffle=True)
             device.ask(out)
             device.flush()
             messages = subject.files("in")
@@ -253,7 +263,7 @@ def test_the_carry_goes_on_in_a_second_fold_and_a_structure_is_kept(tmp_path):
     with worker.batch():
         carried, _ = pointer.fold([params], [data], [torch.tensor(2.0)], batch_size=8)
         twice, metrics = pointer.fold([carried], [data], [torch.tensor(2.0)], batch_size=8)
-    whole = in_worker(TRAIN, [*WEIGHTS, *ROWS], Loop(2, 2, Batches(8, 2)))
+    whole = in_worker(TRAIN(), [*WEIGHTS, *ROWS], Loop(2, 2, Batches(8, 2)))
     assert torch.allclose(twice["w"].get(timeout_s=60), whole[0], atol=1e-6)
     assert torch.allclose(metrics["loss"].get(timeout_s=60), 2 * whole[2][5:], atol=1e-6)
     worker.client.close()
@@ -272,15 +282,15 @@ REFUSED = {
     "rows differ": (TRAIN, WEIGHTS, [ROWS[0], ROWS[1][:5]], {}, "37, 5 rows"),
     "no rows to cut": (TRACE, [torch.tensor(0)], [torch.tensor(3)], {}, "no first dimension"),
     "the carry changes": (
-        plan_of(_grows, torch.arange(3), torch.arange(4)), [torch.arange(3)], [torch.arange(8)], {},
+        Later(_grows, torch.arange(3), torch.arange(4)), [torch.arange(3)], [torch.arange(8)], {},
         "carry 0 is i64.3., but",
     ),
     "a metric changes": (
-        plan_of(lambda c, x: (c, x * 2), torch.tensor(0), torch.arange(4)),
+        Later(lambda c, x: (c, x * 2), torch.tensor(0), torch.arange(4)),
         [torch.tensor(0)], [torch.arange(6)], {}, "output 1 is i64.4. for batches of 4 and i64.2. for the last one",
     ),
     "the last batch is too small": (
-        plan_of(lambda c, x: c + x.reshape(2, 2).sum(), torch.tensor(0), torch.arange(4)),
+        Later(lambda c, x: c + x.reshape(2, 2).sum(), torch.tensor(0), torch.arange(4)),
         [torch.tensor(0)], [torch.arange(5)], {}, "the last batch of 5 rows would have 1, not 4",
     ),
     "too few arguments": (TRAIN, WEIGHTS, ROWS[:1], {}, "requires 4 arguments, received 3"),
@@ -299,7 +309,7 @@ def quiet(tmp_path_factory):
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_does_not_fit_is_refused_before_it_is_sent(quiet, why):
     plan, carry, data, options, message = REFUSED[why]
-    pointer = plan.send(quiet)
+    pointer = plan().send(quiet)
     before = quiet.pair.carrier.list("in")
     with pytest.raises(SpecMismatch, match=message):
         pointer.fold(carry, data, batch_size=4, **options)
@@ -309,13 +319,13 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(quiet, why):
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2.0}, {"batch_size": 2, "epochs": 0}])
 def test_a_count_that_is_none_is_refused(quiet, options):
     with pytest.raises(UsageError, match="is no count"):
-        TRACE.send(quiet).fold([torch.tensor(0)], [torch.arange(8)], **options)
+        TRACE().send(quiet).fold([torch.tensor(0)], [torch.arange(8)], **options)
 
 
 def test_the_device_refuses_what_the_requester_could_not_know(quiet):
     later = plan_of(lambda x: x[x > 2].sum().reshape(1).repeat(3), torch.arange(6)).send(quiet)(torch.arange(6))
     later.type = None
-    out = TRACE.send(quiet).fold([later], [torch.arange(8)], batch_size=4)
+    out = TRACE().send(quiet).fold([later], [torch.arange(8)], batch_size=4)
     with pytest.raises(SpecMismatch):
         out[0].get(timeout_s=60)
 

@@ -19,24 +19,31 @@ from fedq.plan.tensors import to_raw
 from tests.rig import config_of
 
 
-@fq.func2plan(args_shape=[(-1,)])
+@fq.func2plan()
 def twice(x):
     return x * 2
 
 
-@fq.func2plan(args_shape=[(-1,)])
+@fq.func2plan()
 def plus_one(x):
     return x + 1
 
 
-@fq.func2plan(args_shape=[(-1,), (-1,)])
+@fq.func2plan()
 def both(x, y):
     return x + y, x - y
 
 
-@fq.func2plan(args_shape=[(-1,)])
+@fq.func2plan()
 def split(x):
     return {"left": x, "right": x.sum(0, keepdim=True)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built():
+    for plan in (twice, plus_one, split):
+        plan.build(torch.ones(3))
+    both.build(torch.ones(3), torch.ones(3))
 
 
 @pytest.fixture
