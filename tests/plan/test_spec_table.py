@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -252,7 +253,7 @@ TABLE_OF_FUNCTIONS = [
     (root_of_size, ROW), (if_positive, ROW), (length_as_int, ROW), (isinstance_of_int, ROW), (dtype_branch, ROW),
     (outer, PAIR), (matrix, TABLE), (stacked_pairs, ROW), (counts, ROW), (split_half, ROW),
 ]  # fmt: skip
-REFUSED_AT_BUILD = {positive, over_size, root_of_size, if_positive, length_as_int, isinstance_of_int}
+REFUSED_AT_BUILD = [positive, over_size, root_of_size, if_positive, length_as_int, isinstance_of_int]
 """What no plan can hold with its size free."""
 
 
@@ -262,17 +263,16 @@ class Built:
     refusal: str
 
 
-@pytest.fixture(scope="module")
-def built() -> dict[str, Built]:
-    """Each function once."""
-    return {function.__name__: _build(function, shapes) for function, shapes in TABLE_OF_FUNCTIONS}
-
-
-def _build(function, shapes) -> Built:
+@cache
+def built(function) -> Built:
+    """The function's plan; once in a process."""
     try:
-        return Built(Plan(function).build_shapes(shapes), "")
+        return Built(Plan(function).build_shapes(SHAPES[function]), "")
     except CannotRecord as error:
         return Built(None, str(error))
+
+
+SHAPES = dict(TABLE_OF_FUNCTIONS)
 
 
 def _inputs(shapes, sizes, dtype):
@@ -343,28 +343,27 @@ def _sizes(shapes):
         yield from ((1, 3), (3, 1), (0, 1), (2, 3))
 
 
-@pytest.mark.parametrize(("function", "shapes"), TABLE_OF_FUNCTIONS, ids=lambda v: getattr(v, "__name__", ""))
 @pytest.mark.parametrize("dtype", CELL_DTYPES)
-def test_a_cell_is_eagers_value_and_dtype_or_a_refusal_that_names_the_line(built, function, shapes, dtype):
-    for sizes in _sizes(shapes):
-        _cell(function, shapes, built[function.__name__], sizes, dtype)
+@pytest.mark.parametrize("function", SHAPES, ids=lambda f: f.__name__)
+def test_a_cell_is_eagers_value_and_dtype_or_a_refusal_that_names_the_line(function, dtype):
+    assert (built(function).plan is None) == (function in REFUSED_AT_BUILD)
+    for sizes in _sizes(SHAPES[function]):
+        _cell(function, SHAPES[function], built(function), sizes, dtype)
 
 
-def test_honest_functions_are_mostly_values(built):
+def test_honest_functions_are_mostly_values():
     kinds = {"value": 0, "refused": 0, "fails as eager": 0}
     for function, shapes in TABLE_OF_FUNCTIONS:
         for dtype in CELL_DTYPES:
             for n in SIZES:
-                kinds[_cell(function, shapes, built[function.__name__], (n,) * len(shapes), dtype)] += 1
+                kinds[_cell(function, shapes, built(function), (n,) * len(shapes), dtype)] += 1
     assert len(TABLE_OF_FUNCTIONS) >= 40
     assert kinds["value"] > 2 * kinds["refused"], kinds
 
 
-def test_what_needs_a_size_as_a_python_number_is_refused_at_build_with_its_source_line(built):
-    refused = {function for function, _ in TABLE_OF_FUNCTIONS if built[function.__name__].plan is None}
-    assert refused == REFUSED_AT_BUILD
-    for function in refused:
-        first = inspect.getsourcelines(function)[1]
-        lines = range(first, first + len(inspect.getsource(function).splitlines()))
-        text = built[function.__name__].refusal
-        assert any(f"test_spec_table.py:{n}" in text for n in lines), text
+@pytest.mark.parametrize("function", REFUSED_AT_BUILD, ids=lambda f: f.__name__)
+def test_what_needs_a_size_as_a_python_number_is_refused_at_build_with_its_source_line(function):
+    first = inspect.getsourcelines(function)[1]
+    lines = range(first, first + len(inspect.getsource(function).splitlines()))
+    text = built(function).refusal
+    assert any(f"test_spec_table.py:{n}" in text for n in lines), text
