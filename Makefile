@@ -22,7 +22,7 @@ test: setup ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
