@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from fedq import fs
-from fedq.client.draft import Envelope, seal
+from fedq import fs, ids
+from fedq.client.draft import Draft, Envelope, seal
 from fedq.client.session import Client
 from fedq.device import gate as gates
 from fedq.device import serve as serving
@@ -319,14 +319,32 @@ def test_a_file_planted_at_a_replys_name_is_replaced(world):
     assert isinstance(world.came(X), RawTensor)
 
 
-def test_one_requesters_broken_folder_holds_up_no_other(world):
+def another(world):
+    """Another requester of the device, whom it serves first: its name, key and pair."""
     home = Home(world.config.devices / NAME, world.config)
     key = keys.Key.from_seed(b"b" * 32)
-    other = f"aaa-{key.fingerprint}"
-    home.trust(Requester(other, key.public.hex()))
-    theirs = home.pair(other).carrier.path("")
+    name = f"aaa-{key.fingerprint}"
+    home.trust(Requester(name, key.public.hex()))
+    pair = home.pair(name)
     home.close()
     world.restart()
+    return name, key, pair
+
+
+def test_a_reply_that_can_not_be_written_holds_up_no_other_requester(world):
+    name, key, pair = another(world)
+    draft = Draft(ids.new_id(), ids.new_id, actions=[Put(Y, "t0"), Get(Y, (Y,))], tensors={"t0": content(Y, 2)})
+    ((message, sent),) = seal(draft, Envelope(name, NAME, world.now, world.now + 9e5, key))
+    pair.carrier.put(pair.message_name(message.id), sent.chunks)
+    pair.carrier.path("out").rmdir()
+    pair.carrier.path("out").write_text("no folder")
+    world.put(X)
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
+
+
+def test_one_requesters_broken_folder_holds_up_no_other(world):
+    theirs = another(world)[2].carrier.path("")
     world.put(X)
     (theirs / "in").rmdir()
     (theirs / "in").write_text("no folder")
