@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test fuzz demo bench crash powerloss faults guards clean
+.PHONY: help setup test fuzz models demo bench crash powerloss faults guards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -28,8 +28,9 @@ fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of 
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
 	$(BIN)/python -m tests.plan.fuzz --calls 300
 
-models: setup ## every model of docs/models.md, built and compared with eager (minutes)
+models: setup ## every model of docs/models.md, built and compared with eager; 1 GB through a device
 	FEDQ_MODELS=1 $(BIN)/python -m pytest -n 2 tests/plan/test_models.py
+	FEDQ_LARGE=1 $(BIN)/python -m pytest tests/plan/test_dtypes.py -k gigabyte
 
 demo: setup ## devices with real data, plans run on them, results checked
 	@$(BIN)/python demo/run.py

@@ -624,6 +624,3 @@ class _Database(sqlite3.Connection):
         if "full" in str(error):
             return DiskFull(f"{self.path}: {error}", hint="free some space there, then try again")
         return Unreachable(f"{self.path}: {error}")
-
-
-sqlite = database

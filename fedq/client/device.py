@@ -1,8 +1,8 @@
 """Device: a requester's handle on one device's pair: find values, put messages together, send them.
 
 Nothing here waits; `fetch` does. A call outside ``with device.batch():`` is a message of its own,
-sent when the call returns; inside, all of it is one message, sent at its end or when a value is
-asked for, and never if the block raises.
+sent when the call returns; inside, all of it is one message (thousands of actions: several), sent
+at its end or when a value is asked for, and never if the block raises.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Outbox:
         self._durable = durable
         self.folder = path.parent
         self._spool = path.parent / "spool"
-        self._db = fs.sqlite(path, durable=durable)
+        self._db = fs.database(path, durable=durable)
         self._db.executescript(_SCHEMA)
         self._lock = threading.RLock()
         self._later: list[tuple[str, Sequence[tuple[Any, ...]]]] = []
