@@ -290,9 +290,13 @@ def _value_to_json(value: str | Number | Failure) -> Any:
         case Number():
             return {"n": number_to_json(value.value)}
         case Failure():
-            facts = {k: ids.as_text(v) if isinstance(v, str) else v for k, v in sorted(value.fields.items())}
+            facts = {k: _fact_to_json(v) for k, v in sorted(value.fields.items())}
             return {"e": [value.code, ids.as_text(value.text, most=MAX_TEXT), facts]}
     return {"t": value}
+
+
+def _fact_to_json(value: Any) -> Any:
+    return ids.as_text(value) if isinstance(value, str) else number_to_json(value)
 
 
 def reply_from_json(body: Mapping[str, Any]) -> Reply:
