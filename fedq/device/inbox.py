@@ -32,19 +32,22 @@ class Inbox:
         self._peer, self._device, self._poison = peer, device, poison
         self._skip: dict[str, tuple[int, ...]] = {}
         self._names: deque[str] = deque()
+        self._due = False
 
     @property
     def more(self) -> bool:
-        """Whether files of the last listing are left."""
-        return bool(self._names)
+        """Whether files of the last listing are left, or another is due."""
+        return self._due or bool(self._names)
 
-    def scan(self) -> None:
-        """List the folder, unless what was listed before is not worked off.
+    def scan(self, *, heard: bool) -> None:
+        """List the folder if something was heard of it, as soon as what was listed before is worked off.
 
         Ids begin with a time, as it happens; so what was sent first mostly comes first.
         """
-        if not self._names:
+        self._due |= heard
+        if self._due and not self._names:
             self._names.extend(sorted(self._peer.pair.carrier.list("in")))
+            self._due = False
 
     def take(self, most: int, most_bytes: int) -> list[Arrival]:
         """The next messages: so many, or as many bytes and one more."""

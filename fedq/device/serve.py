@@ -40,6 +40,8 @@ MAX_TAKEN = 100
 MAX_PUBLISHED = 50
 """Replies of one requester written in one step: each may cost an fsync or two."""
 MAX_TAKEN_BYTES = 64 << 20
+MAX_UNTIDY = 10
+"""Steps in which replies may come before all that can wait."""
 MANY_CALLS = 100
 """Before the answer to so many is recorded, their worker gets more: it need not wait for the journal."""
 LOOK_S = 1.0
@@ -77,9 +79,9 @@ class Served:
         self.peers: dict[str, Peer] = {}
         self._answers: list[Answered] = []
         self._publisher, self._beats = Publisher(home), Beats(home)
-        self._first = 0
+        self._first = self._untidy = 0
         self._looked_at = self._swept_at = 0.0
-        self._more = self._held_up = False
+        self._held_up = False
         self._ahead: BaseException | None = None
         self._poison: set[str] = set()
         self.time = Time(*self.journal.time())
@@ -121,8 +123,8 @@ class Served:
     @property
     def idle(self) -> bool:
         """Whether nothing is running or ready to run."""
-        peers = self.peers.values()
-        return not any(p.queue or p.running or p.touched or p.drops.due or p.publish for p in peers)
+        busy = (p.queue or p.running or p.touched or p.drops.due or p.publish for p in self.peers.values())
+        return not self._untidy and not any(busy)
 
     # -- a step
 
@@ -190,7 +192,7 @@ class Served:
 
     @property
     def _ready(self) -> bool:
-        return any(
+        return self._untidy > 0 or any(
             p.touched or p.drops.due or p.publish or (p.queue and not p.stalled and self._crew.may_start(p))
             for p in self.peers.values()
         )
@@ -216,27 +218,29 @@ class Served:
 
     # -- collect
 
+    @property
+    def _more(self) -> bool:
+        """Whether files are left that may be taken."""
+        return any(p.inbox.more and p.room for p in self.peers.values())
+
     def _collect(self, *, scan: bool) -> list[tuple[Peer, Arrival]]:
         """New messages, a share of each requester's: a flood of one is worked off in turns with the others'."""
         arrivals: list[tuple[Peer, Arrival]] = []
-        size, self._more = 0, False
+        size = 0
         peers = list(self.peers.values())
         for peer in peers[self._first :] + peers[: self._first]:
             with self._apart():
-                if scan and peer.room:
-                    peer.inbox.scan()
+                peer.inbox.scan(heard=scan)
                 share = MAX_TAKEN if len(peers) == 1 else max(5, MAX_TAKEN // len(peers))
                 new = peer.inbox.take(min(share, peer.room), MAX_TAKEN_BYTES - size)
                 arrivals += [(peer, arrival) for arrival in new]
                 size += sum(len(arrival.raw) for arrival in new)
-                self._more |= peer.inbox.more and peer.room > 0
         self._first = (self._first + 1) % max(1, len(peers))
         return arrivals
 
     # -- decide
 
     def _decide(self, arrivals: list[tuple[Peer, Arrival]], now: float) -> None:
-        self._publisher.note(self.time.high)
         for peer, arrival in arrivals:
             try:
                 self._take(peer, arrival, now)
@@ -253,6 +257,16 @@ class Served:
         self._start_all(self.peers.values(), now)
         for peer in self.peers.values():
             peer.settle()
+        if self._untidy > MAX_UNTIDY or not any(p.publish for p in self.peers.values()):
+            self._tidy(now)
+        else:
+            self._untidy += 1
+
+    def _tidy(self, now: float) -> None:
+        """What nobody waits for: note what is out, forget what is not needed any more."""
+        self._untidy = 0
+        self._publisher.note(self.time.high)
+        for peer in self.peers.values():
             peer.drop(now)
         if self._collector.due(now):
             self._collector.step(self.peers, now)

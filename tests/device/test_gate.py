@@ -12,6 +12,7 @@ from fedq import fs, ids
 from fedq.client import again, fetch, standing
 from fedq.client.pointers import PointerTensor
 from fedq.device.home import Home
+from fedq.device.serve import MAX_TAKEN
 from fedq.errors import AlreadyRunning, Conflict, DiskFull, UsageError
 from fedq.plan.codec import decode
 from fedq.queue.message import Cancel, Drop, Get, Put, Ref, Run, decode_reply
@@ -96,6 +97,18 @@ def test_a_flood_of_one_requester_does_not_keep_another_waiting(world):
     assert world.got(bob, value) == [7.0]
     assert len(world.files(world.alice, "in")) > 1000
     world.step()
+    assert world.files(world.alice, "in") == set()
+
+
+def test_what_is_heard_of_while_a_listing_is_worked_off_is_taken_without_another_word(world):
+    gate, served = world.gate, world.gate.served[NAME]
+    for n in range(MAX_TAKEN + 50):
+        world.put(world.alice, n)
+    gate.step(world.now, scan=True)
+    world.put(world.alice, 7)
+    gate.step(world.now, scan=True)  # hears of it, and has the rest of the first listing to do
+    while served.nap_s == 0:
+        gate.step(world.now, scan=False)
     assert world.files(world.alice, "in") == set()
 
 
