@@ -17,6 +17,7 @@ from fedq.client.draft import Draft
 from fedq.client.pending import Pending, merge
 from fedq.client.pointer_plans import PointerPlan
 from fedq.client.pointers import PointerTensor, raw_tensor
+from fedq.client.rest import Rest
 from fedq.errors import UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import MAX_TENSORS, RawTensor
 from fedq.plan.file import PlanFile
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fedq.client.session import Client
     from fedq.plan.plan import Plan
 
+MANY_ACTIONS = 1000
+"""A batch with more of them has Python's cycle collector rest until it is sent."""
 GET_AT_MOST = MAX_TENSORS - 96
 """Values of one reply: it is a file, too."""
 
@@ -60,12 +63,14 @@ class Device:
         self._sent: set[str] = set()
         self.pending = Pending()
         self._settled: list[Pending] = []
+        self._rest = Rest()
 
     def __repr__(self) -> str:
         return f"Device({self.name!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Device) and (self.client, self.name) == (other.client, other.name)
+        same = isinstance(other, Device) and (self.client, self.name) == (other.client, other.name)
+        return self is other or same
 
     def __hash__(self) -> int:
         return hash((id(self.client), self.name))
@@ -146,6 +151,7 @@ class Device:
                 self._send(self._draft)
         finally:
             self._draft = None
+            self._rest.end()
 
     def _send(self, draft: Draft) -> None:
         """Send it; if that fails before any of it was sent, the operations in it wait again."""
@@ -169,6 +175,8 @@ class Device:
     def drafting(self) -> Iterator[Draft]:
         """The batch's draft, or one that is sent at the end of this block."""
         if self._draft is not None:
+            if len(self._draft.actions) == MANY_ACTIONS:
+                self._rest.begin()
             yield self._draft
             return
         draft = self._new_draft()
@@ -197,7 +205,10 @@ class Device:
         if self._draft.token is not None:
             raise UsageError("a batch with a token is one message", hint="get values after its end")
         draft, self._draft = self._draft, self._new_draft()
-        self._send(draft)
+        try:
+            self._send(draft)
+        finally:
+            self._rest.end()
 
     def submit(
         self,

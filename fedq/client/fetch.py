@@ -93,17 +93,38 @@ def outcomes(
     asked = {device: device.ask(some) for device, some in wanted.items()}
     for device in wanted:
         device.flush()
-    arrived: dict[tuple[Device, str], Arrived | FedqError] = {}
-    found: list[Any] = []
-    for p in pointers:
-        key = p.device, asked[p.device][p.address]
-        if key not in arrived:
-            arrived[key] = _wait(*key, p.address, until, on_wait or log.warning, take)
-        came = arrived[key]
-        outcome = came if isinstance(came, FedqError) else came.outcome(p.device.name, p.address)
-        found.append(outcome if each is None or isinstance(outcome, FedqError) else each(outcome))
+    found: list[Any] = [None] * len(pointers)
+    for (device, reply), places in _by_reply(pointers, asked).items():
+        came = _wait(device, reply, pointers[places[0]].address, until, on_wait or log.warning, take)
+        _read_out(pointers, places, came, each, found)
     _forget(pointers, found, asked, take=take)
     return found
+
+
+@collector_rests()
+def _by_reply(
+    pointers: Sequence[PointerTensor], asked: dict[Device, dict[str, str]]
+) -> dict[tuple[Device, str], list[int]]:
+    """Which replies are to be waited for, and which of the pointers' values come in each."""
+    places: dict[tuple[Device, str], list[int]] = {}
+    for n, p in enumerate(pointers):
+        places.setdefault((p.device, asked[p.device][p.address]), []).append(n)
+    return places
+
+
+@collector_rests()
+def _read_out(
+    pointers: Sequence[PointerTensor],
+    places: Sequence[int],
+    came: Arrived | FedqError,
+    each: Callable[[RawTensor | Number], Any] | None,
+    found: list[Any],
+) -> None:
+    """What came in one reply, to the places of its values."""
+    for n in places:
+        p = pointers[n]
+        outcome = came if isinstance(came, FedqError) else came.outcome(p.device.name, p.address)
+        found[n] = outcome if each is None or isinstance(outcome, FedqError) else each(outcome)
 
 
 @collector_rests()

@@ -82,7 +82,7 @@ class History:
             fs.make_dir(self._folder)
             fs.replace(self._folder / f"{pair}-{reply}", [raw], durable=durable)
         row = (pair, reply, bytes(raw) if inline else None, code)
-        self._outbox.put_off("INSERT OR IGNORE INTO kept VALUES(?,?,?,?)", row)
+        self._outbox.put_off("INSERT OR IGNORE INTO kept VALUES(?,?,?,?)", row, next_commit=True)
         self._outbox.acknowledge(pair, reply)
         if code is None:
             self._outbox.answered(pair, reply)

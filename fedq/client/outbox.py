@@ -3,7 +3,8 @@
 Committed before a send: a message that stands here and was not put yet is put, with the same
 bytes, by the next client that starts. Rows belong to a pair, that is (queue root, device, its
 key): the same device name under another root, or made anew, is another device.
-What need not outlive a crash (put, taken) rides in the next commit.
+What need not outlive a crash (put, taken) is written while a reply is waited for, or rides in
+a later commit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ SPOOL_ABOVE_BYTES = 1 << 20
 """Messages larger than this wait beside the outbox as files, not in it."""
 REMEMBER_BYTES = 64 << 10
 """Messages up to this size are kept until their results came, so that they can be sent anew."""
+MANY = 100
+"""Rows that need not outlive a crash wait till there are so many, if nobody waits for a reply."""
+MANY_FOREIGN = 10_000
+"""Ids of others' values remembered per pair."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pairs(
@@ -57,7 +62,7 @@ CREATE TABLE IF NOT EXISTS runs(
   run TEXT, pair INTEGER, value TEXT, n INTEGER, PRIMARY KEY(run, n)) WITHOUT ROWID;
 """
 _KEPT = "EXISTS (SELECT 1 FROM kept k WHERE k.pair=r.pair AND k.reply=r.reply)"
-_FORGET_FILES = "UPDATE messages SET file=NULL WHERE put AND file IS NOT NULL AND pair=? AND id IN"
+_FORGET_FILES = "UPDATE messages SET file=NULL WHERE put AND file IS NOT NULL AND pair=? AND id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,29 @@ class Promised:
     message: str
     type: str | None
     state: str
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process knows of a pair without asking the file; of what other processes did, as of its start.
+
+    Attributes:
+        made: values promised here that were not taken away -> their message.
+        foreign: values that are not this requester's.
+        taken: values that the device is still to be told to drop -> their message, if known.
+        acks: replies that it is still to be told of; unsaid: those that the file does not hold.
+        read: replies that were taken away, which the file still knows.
+    """
+
+    taken: dict[str, str | None]
+    acks: set[str]
+    made: dict[str, str] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)
+    unsaid: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)
+
+
+_Statements = list[tuple[str, list[tuple[Any, ...]]]]
 
 
 class Outbox:
@@ -81,8 +109,9 @@ class Outbox:
         self._db = fs.database(path, durable=durable)
         self._db.executescript(_SCHEMA)
         self._lock = threading.RLock()
-        self._later: list[tuple[str, Sequence[tuple[Any, ...]]]] = []
-        self._over: dict[int, tuple[set[str], set[str]]] = {}
+        self._next: _Statements = []
+        self._sometime: _Statements = []
+        self._known: dict[int, _Known] = {}
         self._gone: deque[tuple[int, str]] = deque()
 
     def close(self) -> None:
@@ -94,11 +123,12 @@ class Outbox:
     def settle(self) -> None:
         """Record now what was put off; not fsynced, since nothing is lost with it."""
         with self._lock:
-            if not self._later:
+            unsaid = any(known.unsaid for known in self._known.values())
+            if not (self._next or self._sometime or unsaid):
                 return
             self._synchronous("NORMAL")
             try:
-                with self.transaction():
+                with self.transaction(everything=True):
                     pass
             finally:
                 self._synchronous("FULL")
@@ -108,20 +138,38 @@ class Outbox:
             self._db.execute(f"PRAGMA synchronous={level}")
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, durable when it ends; carries what was put off."""
+    def transaction(self, acked: Collection[str] = (), *, everything: bool = False) -> Iterator[sqlite3.Connection]:
+        """All or nothing, durable when it ends; carries what was put off to it.
+
+        Args:
+            acked: replies of which the device is told in this one.
+            everything: also what was put off to no certain time.
+        """
         with self._lock, _explained():
+            everything |= sum(len(rows) for _, rows in self._sometime) > MANY
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                for sql, rows in self._later:
+                for sql, rows in [*self._next, *(self._sometime if everything else ())]:
                     self._db.executemany(sql, rows)
+                unsaid = [(n, r) for n, known in self._known.items() for r in known.unsaid.difference(acked)]
+                if unsaid:
+                    self._db.executemany("INSERT OR IGNORE INTO acks VALUES(?,?)", unsaid)
                 yield self._db
                 self._db.execute("COMMIT")
-                self._later.clear()
+                self._written(everything)
             except BaseException:
                 if self._db.in_transaction:  # a full disk rolls back by itself
                     self._db.execute("ROLLBACK")
                 raise
+
+    def _written(self, everything: bool) -> None:
+        self._next.clear()
+        for known in self._known.values():
+            known.unsaid.clear()
+            if everything:
+                known.read.clear()
+        if everything:
+            self._sometime.clear()
 
     def all(self, sql: str, row: Sequence[Any]) -> list[Any]:
         with self._lock, _explained():
@@ -152,20 +200,22 @@ class Outbox:
             if part.size_bytes > SPOOL_ABOVE_BYTES:
                 fs.make_dir(self._spool)
                 fs.replace(self._spool / part.id, part.chunks, durable=self._durable)
-        with self.transaction() as db:
+        known = self._of(pair)
+        with self.transaction([r for part in parts for r in part.acks]) as db:
             try:
                 for part in parts:
-                    self._insert(db, pair, part)
+                    self._insert(db, pair, part, known)
                 if token:
                     db.execute("INSERT INTO tokens VALUES(?,?,?,?)", (pair, *token, parts[0].id))
             except sqlite3.IntegrityError:
                 raise Conflict(f"message or result ids of {parts[0].id} were promised before") from None
-        values, replies = self._is_over(pair)
         for part in parts:
-            values.difference_update(part.drops)
-            replies.difference_update(part.acks)
+            known.made.update(dict.fromkeys(part.values, part.id))
+            for value in part.drops:
+                known.taken.pop(value, None)
+            known.acks.difference_update(part.acks)
 
-    def _insert(self, db: sqlite3.Connection, pair: int, s: Sent) -> None:
+    def _insert(self, db: sqlite3.Connection, pair: int, s: Sent, known: _Known) -> None:
         file = None if s.size_bytes > SPOOL_ABOVE_BYTES else b"".join(s.chunks)
         db.execute("INSERT INTO messages VALUES(?,?,?,?,?,0,?)", (pair, s.id, s.digest, s.created, s.expires, file))
         if s.values:
@@ -183,21 +233,25 @@ class Outbox:
         if s.drops:
             db.executemany("UPDATE vals SET state='dropped' WHERE pair=? AND id=?", ((pair, v) for v in s.drops))
             db.executemany("DELETE FROM uses WHERE pair=? AND value=?", ((pair, v) for v in s.drops))
-        if s.acks:
-            db.executemany("DELETE FROM acks WHERE pair=? AND reply=?", ((pair, r) for r in s.acks))
+        if acks := [(pair, r) for r in s.acks if r not in known.unsaid]:
+            db.executemany("DELETE FROM acks WHERE pair=? AND reply=?", acks)
 
     def was_put(self, pair: int, id_: str, *, size_bytes: int) -> None:
-        """The message lies in the pair; recorded with the next commit."""
+        """The message lies in the pair; recorded some time."""
         if size_bytes > SPOOL_ABOVE_BYTES:
             with suppress(Unreachable):  # it was put all the same; what stays is swept
                 fs.delete(self._spool / id_)
         also = "" if size_bytes <= REMEMBER_BYTES else ", file=NULL"
         self.put_off(f"UPDATE messages SET put=1{also} WHERE pair=? AND id=?", (pair, id_))
 
-    def put_off(self, sql: str, *rows: tuple[Any, ...]) -> None:
-        """Do this with the next commit, once for each row."""
+    def put_off(self, sql: str, *rows: tuple[Any, ...], next_commit: bool = False) -> None:
+        """Do this when nobody waits for it, or with the next commit, once for each row."""
         with self._lock:
-            self._later.append((sql, rows))
+            statements = self._next if next_commit else self._sometime
+            if statements and statements[-1][0] == sql:
+                statements[-1][1].extend(rows)
+            else:
+                statements.append((sql, list(rows)))
 
     def interrupted(self, root: str, now: float) -> list[str]:
         """Devices below this root with messages that may not have been put."""
@@ -230,6 +284,9 @@ class Outbox:
                 db.execute("DELETE FROM messages WHERE pair=? AND id=?", (pair, part.id))
                 for table in ("vals", "replies", "uses", "plans"):
                     db.execute(f"DELETE FROM {table} WHERE pair=? AND message=?", (pair, part.id))
+        for part in parts:
+            for value in part.values:
+                self._of(pair).made.pop(value, None)
 
     def token(self, pair: int, token: str) -> tuple[str, str] | None:
         """What was asked under a token: digest of the content, message id."""
@@ -241,19 +298,33 @@ class Outbox:
     def promised(self, pair: int, prefix: str) -> list[Promised]:
         """Values this requester made whose id begins with the prefix; at most 20."""
         sql = "SELECT id, message, type, state FROM vals WHERE pair=? AND id>=? AND id<? LIMIT 20"
-        rows, (taken, _) = self.all(sql, (pair, prefix, prefix + "g")), self._is_over(pair)
+        rows, taken = self.all(sql, (pair, prefix, prefix + "g")), self._of(pair).taken
         return [Promised(i, m, t, "taken" if i in taken else state) for i, m, t, state in rows]
 
     def own(self, pair: int, ids: Collection[str]) -> set[str]:
         """Those of the ids that this requester made and did not take away."""
-        rows = self._among("SELECT id FROM vals WHERE state='' AND pair=? AND id IN", (pair,), ids)
-        return {row[0] for row in rows} - self._is_over(pair)[0]
+        known = self._of(pair)
+        found = {i for i in ids if i in known.made}
+        rest = [i for i in ids if i not in found and i not in known.taken]
+        rows = self._among("SELECT id FROM vals WHERE state='' AND pair=? AND id IN", (pair,), rest)
+        return found.union(row[0] for row in rows)
+
+    def used(self, pair: int, ids: Collection[str]) -> set[str]:
+        """Those of the ids that this requester made, as arguments: the owner's values are remembered not to be."""
+        known = self._of(pair)
+        new = [i for i in ids if i not in known.foreign]
+        found = self.own(pair, new)
+        if len(known.foreign) > MANY_FOREIGN:
+            known.foreign.clear()
+        known.foreign.update(i for i in new if i not in found and i not in known.taken)
+        return found
 
     def replies(self, pair: int, ids: Collection[str], now: float) -> dict[str, str]:
         """Values that were asked for -> reply id, while that message has not expired or the reply is here."""
         sql = "SELECT r.value, r.reply FROM replies r JOIN messages m ON m.pair=r.pair AND m.id=r.message"
         where = f"WHERE (m.expires > ? OR {_KEPT}) AND r.pair=? AND r.value IN"
-        return dict(self._among(f"{sql} {where}", (now, pair), ids))
+        read = self._of(pair).read
+        return {value: reply for value, reply in self._among(f"{sql} {where}", (now, pair), ids) if reply not in read}
 
     def ask_again(self, pair: int, ids: Collection[str]) -> None:
         """The replies to these values are of no use any more."""
@@ -283,11 +354,15 @@ class Outbox:
         """The requester has these; recorded with the next commit, dropped and acknowledged by a later message."""
         with self._lock:
             if values:
-                self._is_over(pair)[0].update(values)
+                known = self._of(pair)
+                made = {value: known.made.pop(value, None) for value in values}
+                known.taken.update(made)
                 taken = "UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''"
                 self.put_off(taken, *((pair, value) for value in values))
-                made = "SELECT message FROM vals INDEXED BY taken WHERE pair=? AND state='taken'"
-                self.put_off(f"{_FORGET_FILES} ({made})", (pair, pair))
+                self.put_off(f"{_FORGET_FILES}=?", *((pair, m) for m in set(made.values()) if m is not None))
+                others = [(pair, pair, value) for value, message in made.items() if message is None]
+                self.put_off(f"{_FORGET_FILES}=(SELECT message FROM vals WHERE pair=? AND id=?)", *others)
+            self._of(pair).read.update(replies)
             for reply in replies:
                 self.acknowledge(pair, reply)
                 self.put_off("DELETE FROM replies WHERE pair=? AND reply=?", (pair, reply))
@@ -295,21 +370,21 @@ class Outbox:
     def answered(self, pair: int, reply: str) -> None:
         """The bytes of the messages that asked for this reply are not needed any more."""
         asked = "SELECT message FROM replies INDEXED BY asked WHERE pair=? AND reply=?"
-        self.put_off(f"{_FORGET_FILES} ({asked})", (pair, pair, reply))
+        self.put_off(f"{_FORGET_FILES} IN ({asked})", (pair, pair, reply))
 
     def acknowledge(self, pair: int, reply: str) -> None:
         """A later message tells the device that this reply is here."""
         with self._lock:
-            self._is_over(pair)[1].add(reply)
-            self.put_off("INSERT OR IGNORE INTO acks VALUES(?,?)", (pair, reply))
+            known = self._of(pair)
+            known.acks.add(reply)
+            known.unsaid.add(reply)
 
-    def _is_over(self, pair: int) -> tuple[set[str], set[str]]:
-        """Values and replies that the device is still to be told to forget; what others let go of, as of the start."""
-        if pair not in self._over:
-            taken = self.all("SELECT id FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
+    def _of(self, pair: int) -> _Known:
+        if pair not in self._known:
+            taken = self.all("SELECT id, message FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
             acks = self.all("SELECT reply FROM acks WHERE pair=?", (pair,))
-            self._over[pair] = {row[0] for row in taken}, {row[0] for row in acks}
-        return self._over[pair]
+            self._known[pair] = _Known(dict(taken), {row[0] for row in acks})
+        return self._known[pair]
 
     @property
     def has_let_go(self) -> bool:
@@ -330,10 +405,13 @@ class Outbox:
     def to_forget(self, pair: int, limit: int) -> tuple[list[str], list[str], list[str]]:
         """Values to drop, the messages that must be done before, and replies to acknowledge."""
         with self._lock:
-            values, replies = (heapq.nsmallest(limit, some) for some in self._is_over(pair))
-        after = {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", (pair,), values)}
-        after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", (pair,), values)}
-        return values, sorted(after), replies
+            known = self._of(pair)
+            values, replies = (heapq.nsmallest(limit, some) for some in (known.taken, known.acks))
+        after = {known.taken[v] for v in values}
+        after |= {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", (pair,), values)}
+        unknown = [v for v in values if known.taken[v] is None]
+        after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", (pair,), unknown)}
+        return values, sorted(message for message in after if message is not None), replies
 
     # -- plans and runs
 

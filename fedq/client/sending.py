@@ -102,7 +102,7 @@ def _commit(device: Device, draft: Draft, parts: Sequence[Sent]) -> None:
     """Promise the messages; of the values they read, only this requester's own are ever dropped."""
     outbox, made = device.client.outbox, {id_ for part in parts for id_ in part.values}
     others = {id_ for part in parts for id_ in part.uses} - made
-    mine = made | (outbox.own(device.number, others) if others else set())
+    mine = made | outbox.used(device.number, others)
     for part in parts:
         part.uses &= mine
     outbox.commit(device.number, parts, token=None if draft.token is None else (draft.token, draft.content()))
