@@ -215,7 +215,8 @@ class Gate:
         for worker in workers:
             selector.register(worker.fileno(), selectors.EVENT_READ)
         nap_s = min((s.nap_s for s in self.served.values()), default=SCAN_S)
-        calls = (busy and nap_s and spin(lambda: selector.select(0))) or selector.select(nap_s)
+        patient = any(s.patient for s in self.served.values())
+        calls = (busy and nap_s and spin(lambda: selector.select(0))) or selector.select(0 if patient else nap_s)
         called = {key.fd for key, _ in calls}
         for worker in workers:
             selector.unregister(worker.fileno())

@@ -33,6 +33,8 @@ class Inbox:
         self._skip: dict[str, tuple[int, ...]] = {}
         self._names: deque[str] = deque()
         self._due = False
+        self.taken: list[str] = []
+        """Messages that are in the journal, and whose shared copies are still to be deleted."""
 
     @property
     def more(self) -> bool:
@@ -46,6 +48,7 @@ class Inbox:
         """
         self._due |= heard
         if self._due and not self._names:
+            self.clear()
             self._names.extend(sorted(self._peer.pair.carrier.list("in")))
             self._due = False
 
@@ -103,7 +106,13 @@ class Inbox:
         self._peer.refused[id_] = error.code
         log.warning("%s: file %s of %s is not taken: %s", self._device, name, self._peer.name, error)
 
-    def delete(self, id_: str) -> None:
+    def clear(self) -> None:
+        """Delete the shared copies of what was taken."""
+        while self.taken:
+            self._delete(self.taken[-1])
+            self.taken.pop()
+
+    def _delete(self, id_: str) -> None:
         """Delete a shared copy; where we may not, the journal knows the file and it is not read again."""
         name = f"{id_}{SUFFIX}"
         try:

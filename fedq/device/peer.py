@@ -1,7 +1,7 @@
 """One requester as a device sees it: its messages, calls, gets and drops, and where each stands.
 
 Everything here happens inside a transaction of the journal and changes no file of the share:
-what is to follow the commit is left in ``start``, ``publish``, ``delete_in``, ``delete``, ``forget``,
+what is to follow the commit is left in ``start``, ``publish``, ``inbox.taken``, ``delete``, ``forget``,
 ``unspool``.
 """
 
@@ -79,7 +79,6 @@ class Peer:
         self._count = itertools.count()
         self._time = 0.0
         self.publish: deque[Want] = deque()
-        self.delete_in: list[str] = []
         self.delete: list[str] = []
         self.forget: list[str] = []
         self.unspool: list[str] = []
@@ -133,6 +132,11 @@ class Peer:
     def room(self) -> int:
         """How many more messages may wait here; further files stay where they are for now."""
         return max(0, self.home.most_waiting - max(len(self.calls_left), len(self.wants)))
+
+    @property
+    def untidy(self) -> bool:
+        """Whether there is something to drop or to delete."""
+        return bool(self.drops.due or self.inbox.taken or self.delete or self.forget or self.unspool)
 
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
         if not self.journal.exists(self.name, verb.id):

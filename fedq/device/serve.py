@@ -1,9 +1,10 @@
 """One device being served: what arrives, what it means, what goes out.
 
-A step has three parts. *Collect* reads new files and workers' answers. *Decide* happens in one
+A step has four parts. *Collect* reads new files and workers' answers. *Decide* happens in one
 transaction of the journal: messages are recorded, results are stored, attempts are counted.
-*Act* follows the commit and may be done again after a crash: shared files are deleted, batches
-handed over, replies published.
+*Act* follows the commit and may be done again after a crash: batches are handed over, replies
+published. *Tidy* is what nobody waits for, when nothing else is to be done: values are dropped,
+shared files deleted.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MAX_PUBLISHED = 50
 """Replies of one requester written in one step: each may cost an fsync or two."""
 MAX_TAKEN_BYTES = 64 << 20
 MAX_UNTIDY = 10
-"""Steps in which replies may come before all that can wait."""
+"""Steps in which everything else may come before tidying."""
 MANY_CALLS = 100
 """Before the answer to so many is recorded, their worker gets more: it need not wait for the journal."""
 LOOK_S = 1.0
@@ -79,7 +80,7 @@ class Served:
         self.peers: dict[str, Peer] = {}
         self._answers: list[Answered] = []
         self._publisher, self._beats = Publisher(home), Beats(home)
-        self._first = self._untidy = 0
+        self._first = self._busy_steps = 0
         self._looked_at = self._swept_at = 0.0
         self._held_up = False
         self._ahead: BaseException | None = None
@@ -123,8 +124,7 @@ class Served:
     @property
     def idle(self) -> bool:
         """Whether nothing is running or ready to run."""
-        busy = (p.queue or p.running or p.touched or p.drops.due or p.publish for p in self.peers.values())
-        return not self._untidy and not any(busy)
+        return not self._untidy and not any(p.queue or p.running or p.touched or p.publish for p in self.peers.values())
 
     # -- a step
 
@@ -157,11 +157,13 @@ class Served:
         if idle := [a.peer for a in self._answers if len(a.calls) >= MANY_CALLS and isinstance(a.said, Answer)]:
             self._record(lambda: self._start_all(idle, now))
             self._hand_over()
-        if busy or self._look(now):
+        looked = self._look(now)
+        if busy or looked:
             self._record(lambda: self._decide(arrivals, now))
         self._act()
+        tidied = self._tidy(now, at_once=looked or not busy)
         self._sweep(now)
-        return busy
+        return busy or tidied
 
     def _record(self, decide: Callable[[], object]) -> None:
         """Decide, in one transaction; if it fails, what is in memory is ahead of the journal."""
@@ -192,8 +194,8 @@ class Served:
 
     @property
     def _ready(self) -> bool:
-        return self._untidy > 0 or any(
-            p.touched or p.drops.due or p.publish or (p.queue and not p.stalled and self._crew.may_start(p))
+        return any(
+            p.touched or p.publish or (p.queue and not p.stalled and self._crew.may_start(p))
             for p in self.peers.values()
         )
 
@@ -202,15 +204,20 @@ class Served:
         """How long a gate may wait before the next step, if nothing calls."""
         if self._held_up:
             return LOOK_S
-        return 0.0 if self._more or self._ready else SOON_S if self._beats.unsaid else LOOK_S
+        at_once = self._more or self._ready or (self._untidy and not self.patient)
+        return 0.0 if at_once else SOON_S if self._beats.unsaid else LOOK_S
+
+    @property
+    def patient(self) -> bool:
+        """Whether it would rather hear of a worker than tidy up."""
+        return self._untidy and not self._held_up and any(p.running for p in self.peers.values())
 
     def _look(self, now: float) -> bool:
         """Whether time has come for something, or something is to be noted."""
         if 0 <= now - self._looked_at < LOOK_S:
             return False
         self._looked_at = now
-        late = self._publisher.unnoted or any(p.late(now) for p in self.peers.values())
-        return late or self._collector.due(now) or self._must_note_time()
+        return any(p.late(now) for p in self.peers.values()) or self._collector.due(now) or self._must_note_time()
 
     def _must_note_time(self) -> bool:
         high, leapt = self._noted
@@ -257,26 +264,6 @@ class Served:
         self._start_all(self.peers.values(), now)
         for peer in self.peers.values():
             peer.settle()
-        if self._untidy > MAX_UNTIDY or not any(p.publish for p in self.peers.values()):
-            self._tidy(now)
-        else:
-            self._untidy += 1
-
-    def _tidy(self, now: float) -> None:
-        """What nobody waits for: note what is out, forget what is not needed any more."""
-        self._untidy = 0
-        self._publisher.note(self.time.high)
-        for peer in self.peers.values():
-            peer.drop(now)
-        if self._collector.due(now):
-            self._collector.step(self.peers, now)
-        if self._must_note_time():
-            self.journal.set_time(*self._believed)
-            self._noted = self._believed
-
-    @property
-    def _believed(self) -> tuple[float, float]:
-        return self.time.high, self.time.leapt
 
     def _take(self, peer: Peer, arrival: Arrival, now: float) -> None:
         """Record a message and enter it; one that can not be entered harms no other."""
@@ -295,7 +282,7 @@ class Served:
         )
         self.journal.take(taken)
         peer.enter(message, arrival.file, taken, now)
-        peer.delete_in.append(message.id)
+        peer.inbox.taken.append(message.id)
 
     def _again(self, peer: Peer, arrival: Arrival) -> None:
         """A message that came before: its replies are published again, if they are not out."""
@@ -306,7 +293,7 @@ class Served:
                 wanted = self.journal.reply(peer.name, verb.reply)
                 if taken is not None and wanted is not None and wanted.state == "published":
                     peer.want(wanted, taken)
-        peer.delete_in.append(arrival.message.id)
+        peer.inbox.taken.append(arrival.message.id)
 
     def _start_all(self, peers: Iterable[Peer], now: float) -> None:
         for peer in peers:
@@ -380,9 +367,45 @@ class Served:
         for _ in range(min(MAX_PUBLISHED, len(peer.publish))):
             self._publisher.publish(peer, peer.publish[0])
             peer.out(peer.publish.popleft())
-        while peer.delete_in:
-            peer.inbox.delete(peer.delete_in[-1])
-            peer.delete_in.pop()
+
+    # -- tidy
+
+    @property
+    def _untidy(self) -> bool:
+        return self._publisher.unnoted or any(p.untidy for p in self.peers.values())
+
+    def _tidy(self, now: float, *, at_once: bool) -> bool:
+        """Note what is out, forget what is not needed any more: when nothing else is to be done, or now and then."""
+        self._busy_steps += 1
+        if not at_once and self._busy_steps <= MAX_UNTIDY:
+            return False
+        untidy, self._busy_steps = self._untidy, 0
+        unnoted, drops = self._publisher.unnoted, any(p.drops.ready(now) for p in self.peers.values())
+        if unnoted or drops or self._collector.due(now) or self._must_note_time():
+            self._record(lambda: self._forget(now))
+        for peer in self.peers.values():
+            with self._apart():
+                self._clear(peer)
+        return untidy
+
+    def _forget(self, now: float) -> None:
+        """The part of it that is in the journal."""
+        self._publisher.note(self.time.high)
+        for peer in self.peers.values():
+            peer.drop(now)
+        if self._collector.due(now):
+            self._collector.step(self.peers, now)
+        if self._must_note_time():
+            self.journal.set_time(*self._believed)
+            self._noted = self._believed
+
+    @property
+    def _believed(self) -> tuple[float, float]:
+        return self.time.high, self.time.leapt
+
+    def _clear(self, peer: Peer) -> None:
+        """The part that is in files."""
+        peer.inbox.clear()
         while peer.delete:
             peer.pair.carrier.delete(f"out/{peer.delete[-1]}{SUFFIX}")
             peer.delete.pop()

@@ -25,6 +25,8 @@ from fedq.plan.graph import ITEMSIZE
 INLINE_BYTES = 1 << 20
 BODY_BYTES = 64 << 10
 """Bodies up to this size go through the socket: less than its buffer holds."""
+RECEIVE_BYTES = 64 << 10
+"""Taken from the socket at a time: memory for more is asked of the system at each call, 20 µs."""
 MAX_FDS = 200
 _FRAME = struct.Struct("<IIQ?")  # bytes of JSON, number of descriptors, bytes of tensors, body in the last descriptor
 
@@ -117,7 +119,7 @@ class Reader:
     def receive(self) -> bool:
         """Take in what is there (or wait, if the socket blocks); False when the other side ended."""
         space = socket.CMSG_LEN(MAX_FDS * array.array("i").itemsize)
-        data, ancillary, _, _ = self._sock.recvmsg(1 << 20, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+        data, ancillary, _, _ = self._sock.recvmsg(RECEIVE_BYTES, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
         for level, kind, raw in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._fds += array.array("i", raw[: len(raw) - len(raw) % 4])

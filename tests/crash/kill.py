@@ -21,9 +21,9 @@ PHASES = {
     },
     "device": {
         "_recover": "restart", "_rebuild": "restart", "__init__": "restart", "refresh": "restart",
-        "_collect": "take", "_take": "take", "_again": "take", "_delete_in": "take",
+        "_collect": "take", "_take": "take", "_again": "take", "clear": "take",
         "_start": "do", "_answered": "do", "settle": "do", "give_up": "do", "_record": "record",
-        "_publish": "publish", "_note_published": "publish", "_act_for": "collect", "drop": "collect",
+        "publish": "publish", "note": "publish", "_act_for": "publish", "drop": "collect", "_clear": "collect",
         "_sweep": "collect", "beat": "heartbeat", "write_catalogs": "catalog", "close": "end", "step": "take",
     },
 }  # fmt: skip
