@@ -364,6 +364,20 @@ def test_a_value_is_dropped_only_after_the_replies_that_need_it_are_out(world):
     assert isinstance(world.came(X), RawTensor)
 
 
+def test_a_value_outlives_the_time_in_which_its_reply_can_not_be_written(world):
+    def full(name, call, *args, **how):
+        raise OSError(errno.ENOSPC, "full")
+
+    world.put(X)
+    world.send(Drop((X,)))
+    fs.FAILPOINTS["put.unnamed"] = full
+    world.wait()
+    fs.FAILPOINTS.clear()
+    assert world.came(X) is None
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
+
+
 def test_a_get_of_what_was_dropped_is_answered_at_once(world):
     world.put(X)
     world.wait()
