@@ -31,6 +31,11 @@ def derive(domain: str, *parts: str | int) -> str:
     return digest(*(str(p).encode() for p in (domain, *parts)))[:32]
 
 
+def following(id_: str, count: int) -> str:
+    """The id so many places behind: a listing has such in their order."""
+    return f"{(int(id_, 16) + count) % (1 << 128):032x}"
+
+
 def derive_seed(seed: int, action: int) -> int:
     """The seed of one action: 63 bits of SHA-256(seed, action)."""
     return int(digest(b"seed", str(seed).encode(), str(action).encode())[:16], 16) >> 1

@@ -137,7 +137,7 @@ def seal(draft: Draft, envelope: Envelope) -> Iterator[tuple[Message, Sent]]:
         if half and (len(actions) > PART_ACTIONS or len(names) > MAX_TENSORS):
             waiting += [actions[half:], actions[:half]]
             continue
-        id_ = ids.derive("part", draft.id, count) if count else draft.id
+        id_ = ids.following(draft.id, count)
         made = message(id_, draft.token, actions, envelope)
         try:
             chunks = encode("message", message_to_json(made), {n: draft.tensors[n] for n in names}, envelope.key)

@@ -314,6 +314,9 @@ class Peer:
     def want(self, wanted: Wanted, taken: Taken) -> None:
         """Enter a get, or enter it again to have its reply published again."""
         fresh = self.journal.want(wanted)
+        others = [i for i in wanted.ids if i not in self.coming]
+        self.journal.look_up(self.name, others)
+        self.journal.look_up(OWNER, others)
         missing = {i for i in wanted.ids if i in self.coming or not self._stood(i)}
         if wanted.id not in self.wants:
             self.drops.opened(wanted.ids)
