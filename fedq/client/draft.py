@@ -34,7 +34,8 @@ class Sent:
         digest: of its bytes; chunks: the bytes.
         values: id -> type as text, if known.
         replies: value id -> reply id.
-        uses: values of this requester that it reads; they are not dropped before it is done.
+        uses: values of this requester that its calls read. Neither they nor those in ``replies`` are
+            dropped before it is done.
         drops, acks: values and replies it tells the device to forget.
     """
 
@@ -192,7 +193,6 @@ def _promise(sent: Sent, actions: Sequence[Verb], draft: Draft) -> None:
                         sent.uses.add(arg.id)
             case Get():
                 sent.replies.update(dict.fromkeys(verb.values, verb.reply))
-                sent.uses.update(verb.values)
             case Put():
                 tensor = draft.tensors[verb.tensor]
                 sent.values[verb.id] = str(Type(tensor.dtype, tensor.shape))

@@ -86,13 +86,14 @@ def outcomes(
     """
     until = None if timeout_s is None else time.monotonic() + timeout_s
     wanted: dict[Device, list[PointerTensor]] = {}
-    for p in pointers:
-        wanted.setdefault(p.device, []).append(p)
-    for device, some in wanted.items():
-        device.check_known(some)
-    asked = {device: device.ask(some) for device, some in wanted.items()}
-    for device in wanted:
-        device.flush()
+    with collector_rests():
+        for p in pointers:
+            wanted.setdefault(p.device, []).append(p)
+        for device, some in wanted.items():
+            device.check_known(some)
+        asked = {device: device.ask(some) for device, some in wanted.items()}
+        for device in wanted:
+            device.flush()
     found: list[Any] = [None] * len(pointers)
     for (device, reply), places in _by_reply(pointers, asked).items():
         came = _wait(device, reply, pointers[places[0]].address, until, on_wait or log.warning, take)

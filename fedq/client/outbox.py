@@ -81,6 +81,7 @@ class _Known:
 
     Attributes:
         made: values promised here that were not taken away -> their message.
+        asked: values that were asked for here and not taken away.
         foreign: values that are not this requester's.
         taken: values that the device is still to be told to drop -> their message, if known.
         acks: replies that it is still to be told of; unsaid: those that the file does not hold.
@@ -90,6 +91,7 @@ class _Known:
     taken: dict[str, str | None]
     acks: set[str]
     made: dict[str, str] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
     unsaid: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
@@ -211,6 +213,7 @@ class Outbox:
                 raise Conflict(f"message or result ids of {parts[0].id} were promised before") from None
         for part in parts:
             known.made.update(dict.fromkeys(part.values, part.id))
+            known.asked.update(part.replies)
             for value in part.drops:
                 known.taken.pop(value, None)
             known.acks.difference_update(part.acks)
@@ -323,8 +326,10 @@ class Outbox:
         """Values that were asked for -> reply id, while that message has not expired or the reply is here."""
         sql = "SELECT r.value, r.reply FROM replies r JOIN messages m ON m.pair=r.pair AND m.id=r.message"
         where = f"WHERE (m.expires > ? OR {_KEPT}) AND r.pair=? AND r.value IN"
-        read = self._of(pair).read
-        return {value: reply for value, reply in self._among(f"{sql} {where}", (now, pair), ids) if reply not in read}
+        known = self._of(pair)
+        ids = [i for i in ids if i in known.asked or i not in known.made]
+        rows = self._among(f"{sql} {where}", (now, pair), ids)
+        return {value: reply for value, reply in rows if reply not in known.read}
 
     def ask_again(self, pair: int, ids: Collection[str]) -> None:
         """The replies to these values are of no use any more."""
@@ -356,6 +361,7 @@ class Outbox:
             if values:
                 known = self._of(pair)
                 made = {value: known.made.pop(value, None) for value in values}
+                known.asked.difference_update(values)
                 known.taken.update(made)
                 taken = "UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''"
                 self.put_off(taken, *((pair, value) for value in values))
@@ -408,7 +414,9 @@ class Outbox:
             known = self._of(pair)
             values, replies = (heapq.nsmallest(limit, some) for some in (known.taken, known.acks))
         after = {known.taken[v] for v in values}
-        after |= {r[0] for r in self._among("SELECT message FROM uses WHERE pair=? AND value IN", (pair,), values)}
+        for table in ("uses", "replies"):
+            sql = f"SELECT message FROM {table} WHERE pair=? AND value IN"
+            after |= {r[0] for r in self._among(sql, (pair,), values)}
         unknown = [v for v in values if known.taken[v] is None]
         after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", (pair,), unknown)}
         return values, sorted(message for message in after if message is not None), replies

@@ -273,10 +273,11 @@ _JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_refus
 
 def _check_depth(value: Any, text: str) -> None:
     """BadFile if lists and dicts are nested too deep; a ``text`` with few brackets needs no look."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return
+    left = text.count("[") + text.count("{") - 1  # lists and dicts below the level, and what stands in texts
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
+    for depth in range(MAX_DEPTH):
+        if left <= MAX_DEPTH - 1 - depth:
+            return
         level = [
             child
             for v in level
@@ -285,4 +286,5 @@ def _check_depth(value: Any, text: str) -> None:
         ]
         if not level:
             return
+        left -= len(level)
     raise BadFile(f"malformed file: nested deeper than {MAX_DEPTH}")

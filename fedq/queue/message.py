@@ -50,6 +50,8 @@ __all__ = [
     "reply_from_json", "reply_tensors", "reply_to_json",
 ]  # fmt: skip
 
+_CALLS = (Run, Fold)
+
 MAX_TEXT = 1000
 """Characters of an error's text."""
 
@@ -84,13 +86,12 @@ def message_tensors(message: Message) -> set[str]:
     """The names of the tensors that travel with a message."""
     names: set[str] = set()
     for verb in message.actions:
-        match verb:
-            case Put():
-                names.add(verb.tensor)
-            case SendPlan():
-                names.update(verb.tensors)
-            case Run() | Fold():
-                names.update(a.name for a in verb.given if isinstance(a, Inline))
+        if isinstance(verb, _CALLS):
+            names.update([a.name for a in verb.given if type(a) is Inline])
+        elif isinstance(verb, Put):
+            names.add(verb.tensor)
+        elif isinstance(verb, SendPlan):
+            names.update(verb.tensors)
     return names
 
 
@@ -178,7 +179,7 @@ def message_from_json(body: Mapping[str, Any]) -> Message:
 
 def _check_promises(verbs: Sequence[Verb]) -> None:
     """Every id is promised once: of a value by a put, run or fold, of a reply by a get."""
-    values = [id_ for v in verbs if isinstance(v, Run | Fold) for id_ in v.results]
+    values = [id_ for v in verbs if isinstance(v, _CALLS) for id_ in v.results]
     values += [v.id for v in verbs if isinstance(v, Put)]
     replies = [v.reply for v in verbs if isinstance(v, Get)]
     need(len(set(values)) == len(values), "two actions promise the same value")
