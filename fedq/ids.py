@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 ID = re.compile(r"[0-9a-f]{32}")
 PLAN_ID = re.compile(r"[0-9a-f]{64}")
@@ -55,7 +56,13 @@ def is_id(text: object) -> bool:
 
 
 def is_plan_id(text: object) -> bool:
-    return isinstance(text, str) and PLAN_ID.fullmatch(text) is not None
+    return isinstance(text, str) and len(text) == 64 and _is_plan_id(text)
+
+
+@lru_cache(maxsize=1024)
+def _is_plan_id(text: str) -> bool:
+    """Thousands of runs name one plan."""
+    return PLAN_ID.fullmatch(text) is not None
 
 
 def is_name(text: object) -> bool:

@@ -69,8 +69,9 @@ class Device:
         return f"Device({self.name!r})"
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Device) and (self.client, self.name) == (other.client, other.name)
-        return self is other or same
+        if self is other:
+            return True
+        return isinstance(other, Device) and (self.client, self.name) == (other.client, other.name)
 
     def __hash__(self) -> int:
         return hash((id(self.client), self.name))
@@ -171,13 +172,18 @@ class Device:
             raise UsageError(f"{token[:40]!r} can not be a token", hint="use 1 to 300 printable characters")
         return Draft(ids.derive("message", token, c.root, self.name, c.name), c.new_id, token)
 
+    @property
+    def draft(self) -> Draft | None:
+        """The batch's draft, if there is a batch."""
+        if self._draft is not None and len(self._draft.actions) == MANY_ACTIONS:
+            self._rest.begin()
+        return self._draft
+
     @contextlib.contextmanager
     def drafting(self) -> Iterator[Draft]:
         """The batch's draft, or one that is sent at the end of this block."""
-        if self._draft is not None:
-            if len(self._draft.actions) == MANY_ACTIONS:
-                self._rest.begin()
-            yield self._draft
+        if self.draft is not None:
+            yield self.draft
             return
         draft = self._new_draft()
         yield draft

@@ -84,7 +84,8 @@ class _Known:
         asked: values that were asked for here and not taken away.
         foreign: values that are not this requester's.
         taken: values that the device is still to be told to drop -> their message, if known.
-        acks: replies that it is still to be told of; unsaid: those that the file does not hold.
+        acks: replies that it is still to be told of.
+        unsaid, untaken: those of ``acks`` and ``taken`` that the file does not know of.
         read: replies that were taken away, which the file still knows.
     """
 
@@ -94,6 +95,7 @@ class _Known:
     asked: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
     unsaid: set[str] = field(default_factory=set)
+    untaken: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
 
 
@@ -125,7 +127,7 @@ class Outbox:
     def settle(self) -> None:
         """Record now what was put off; not fsynced, since nothing is lost with it."""
         with self._lock:
-            unsaid = any(known.unsaid for known in self._known.values())
+            unsaid = any(known.unsaid or known.untaken for known in self._known.values())
             if not (self._next or self._sometime or unsaid):
                 return
             self._synchronous("NORMAL")
@@ -153,9 +155,7 @@ class Outbox:
             try:
                 for sql, rows in [*self._next, *(self._sometime if everything else ())]:
                     self._db.executemany(sql, rows)
-                unsaid = [(n, r) for n, known in self._known.items() for r in known.unsaid.difference(acked)]
-                if unsaid:
-                    self._db.executemany("INSERT OR IGNORE INTO acks VALUES(?,?)", unsaid)
+                self._write_known(acked, everything)
                 yield self._db
                 self._db.execute("COMMIT")
                 self._written(everything)
@@ -164,12 +164,21 @@ class Outbox:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def _write_known(self, acked: Collection[str], everything: bool) -> None:
+        for pair, known in self._known.items():
+            if unsaid := known.unsaid.difference(acked):
+                self._db.executemany("INSERT OR IGNORE INTO acks VALUES(?,?)", ((pair, reply) for reply in unsaid))
+            if everything and known.untaken:
+                taken = "UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''"
+                self._db.executemany(taken, ((pair, value) for value in known.untaken))
+
     def _written(self, everything: bool) -> None:
         self._next.clear()
         for known in self._known.values():
             known.unsaid.clear()
             if everything:
                 known.read.clear()
+                known.untaken.clear()
         if everything:
             self._sometime.clear()
 
@@ -216,6 +225,7 @@ class Outbox:
             known.asked.update(part.replies)
             for value in part.drops:
                 known.taken.pop(value, None)
+            known.untaken.difference_update(part.drops)
             known.acks.difference_update(part.acks)
 
     def _insert(self, db: sqlite3.Connection, pair: int, s: Sent, known: _Known) -> None:
@@ -363,8 +373,7 @@ class Outbox:
                 made = {value: known.made.pop(value, None) for value in values}
                 known.asked.difference_update(values)
                 known.taken.update(made)
-                taken = "UPDATE vals SET state='taken' WHERE pair=? AND id=? AND state=''"
-                self.put_off(taken, *((pair, value) for value in values))
+                known.untaken.update(values)
                 self.put_off(f"{_FORGET_FILES}=?", *((pair, m) for m in set(made.values()) if m is not None))
                 others = [(pair, pair, value) for value, message in made.items() if message is None]
                 self.put_off(f"{_FORGET_FILES}=(SELECT message FROM vals WHERE pair=? AND id=?)", *others)

@@ -16,6 +16,7 @@ from fedq.queue.message import Fold, Ref, Run, RunArg
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
+    from fedq.client.draft import Draft
     from fedq.plan.plan import Plan
 
 UNKNOWN = Type("?")
@@ -27,7 +28,7 @@ class PointerPlan:
 
     def __init__(self, device: Device, id_: str, graph: Graph, about: About) -> None:
         self.device, self.id, self.graph, self.about = device, id_, graph, about
-        self._checked: dict[tuple[Type, ...], tuple[Type, ...]] = {}
+        self._checked: dict[tuple[Type | None, ...], tuple[Type | None, ...]] = {}
 
     @property
     def name(self) -> str:
@@ -121,26 +122,29 @@ class PointerPlan:
         return self._call(args, loop, release)
 
     def _call(self, args: Sequence[Any], loop: Loop | None, release: bool) -> list[PointerTensor]:
-        if any(isinstance(a, PointerTensor) and a.address in a.device.pending.made for a in args):
+        waiting = self.device.pending.made
+        if waiting and any(isinstance(a, PointerTensor) and a.address in waiting for a in args):
             with self.device.batch():
                 self.device.settle()
-                return self._draft(args, loop, release)
-        return self._draft(args, loop, release)
-
-    def _draft(self, args: Sequence[Any], loop: Loop | None, release: bool) -> list[PointerTensor]:
+                return self._call(args, loop, release)
+        if (draft := self.device.draft) is not None:
+            return self._add(draft, args, loop, release)
         with self.device.drafting() as draft:
-            given, types = [], []
-            for n, arg in enumerate(args):
-                run_arg, type_ = self._argument(arg if isinstance(arg, PointerTensor) else self._as_given(arg, n))
-                given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
-                types.append(type_)
-            made = self._output_types(tuple(types)) if loop is None else self._folded_types(tuple(types), loop)
-            results = [PointerTensor(self.device, draft.new_id(), t, mine=draft.token is None) for t in made]
-            for p in results:
-                draft.types[p.address] = p.type
-            draft.actions.append(self._verb(tuple(given), loop, tuple([p.address for p in results])))
-            for p in results if release else ():
-                draft.ask([p.address])
+            return self._add(draft, args, loop, release)
+
+    def _add(self, draft: Draft, args: Sequence[Any], loop: Loop | None, release: bool) -> list[PointerTensor]:
+        given, types = [], []
+        for n, arg in enumerate(args):
+            run_arg, type_ = self._argument(arg if isinstance(arg, PointerTensor) else self._as_given(arg, n))
+            given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
+            types.append(type_)
+        made = self._output_types(tuple(types)) if loop is None else self._folded_types(tuple(types), loop)
+        results = [PointerTensor(self.device, draft.new_id(), t, mine=draft.token is None) for t in made]
+        for p in results:
+            draft.types[p.address] = p.type
+        draft.actions.append(self._verb(tuple(given), loop, tuple([p.address for p in results])))
+        for p in results if release else ():
+            draft.ask([p.address])
         return results
 
     def _verb(self, given: tuple[RunArg, ...], loop: Loop | None, results: tuple[str, ...]) -> Run | Fold:
@@ -162,7 +166,7 @@ class PointerPlan:
 
     def type_of(self, arg: Any) -> Type:
         """What an argument is, as far as is known here; UsageError for what can not be one."""
-        return self._argument(arg)[1]
+        return _if_known(self._argument(arg)[1])
 
     def _as_given(self, arg: Any, n: int) -> Any:
         """A number where the plan has a tensor without dimensions is that tensor."""
@@ -170,33 +174,35 @@ class PointerPlan:
             return _scalar(arg, self.graph.inputs[n]) or arg
         return arg
 
-    def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type]:
+    def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type | None]:
         if isinstance(arg, PointerTensor):
-            if arg.device != self.device:
+            if arg.device is not self.device and arg.device != self.device:
                 raise UsageError(
                     f"the plan is on {self.device.name}, argument {arg.address[:12]} on {arg.device.name}",
                     hint="send the plan there, or get the value and pass it as a tensor",
                 )
             arg.check_not_taken()
-            return Ref(arg.address), arg.type if arg.type and _known(arg.type) else UNKNOWN
+            return Ref(arg.address), arg.type
         if isinstance(arg, (bool, int, float)):
             return arg, Type(type(arg).__name__, None, arg)
         raw = raw_tensor(arg)
         return raw, Type(raw.dtype, raw.shape)
 
-    def _output_types(self, given: tuple[Type, ...]) -> tuple[Type | None, ...]:
+    def _output_types(self, types: tuple[Type | None, ...]) -> tuple[Type | None, ...]:
         """Check the arguments, unless the device must; what the results will be, where that is known."""
-        found = self._checked.get(given)
+        found: tuple[Type | None, ...] | None = self._checked.get(types)
         if found is None:
+            given = tuple(map(_if_known, types))
             if UNKNOWN in given and len(given) == len(self.graph.inputs):
                 return (None,) * len(self.graph.output_vars)
             spec.match(self.graph, given, about=self.about)
             found = spec.output_types(self.graph, given)
             if len(self._checked) < 1000:
-                self._checked[given] = found
+                self._checked[types] = found
         return found
 
-    def _folded_types(self, given: tuple[Type, ...], loop: Loop) -> tuple[Type | None, ...]:
+    def _folded_types(self, types: tuple[Type | None, ...], loop: Loop) -> tuple[Type | None, ...]:
+        given = tuple(map(_if_known, types))
         if UNKNOWN in given:
             return (None,) * len(self.graph.output_vars)
         return fold.fit(self.graph, loop, given, about=self.about).outputs
@@ -283,6 +289,7 @@ def _own(plan: PointerPlan, value: Any) -> Any:
     return value
 
 
-def _known(type_: Type) -> bool:
-    """Whether every size is a number."""
-    return type_.shape is None or all(isinstance(d, int) for d in type_.shape)
+def _if_known(type_: Type | None) -> Type:
+    """The type if every size is a number."""
+    known = type_ and (type_.shape is None or all(isinstance(d, int) for d in type_.shape))
+    return type_ if type_ and known else UNKNOWN

@@ -79,7 +79,8 @@ def _add_riders(device: Device, draft: Draft) -> None:
         calls = (verb for verb in draft.actions if isinstance(verb, Run | Fold))
         used = {a.id for call in calls for a in call.given if isinstance(a, Ref)}
         outbox.take_gone(keep=used | draft.types.keys())
-    values, after, replies = outbox.to_forget(device.number, FORGET_AT_MOST)
+    limit = max(FORGET_AT_MOST, min(len(draft.actions), 10 * FORGET_AT_MOST))  # or a device that is much used grows
+    values, after, replies = outbox.to_forget(device.number, limit)
     if values:
         draft.actions.append(Drop(tuple(values), tuple(after)))
     if replies:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fedq.plan.fold import Loop
@@ -32,6 +32,7 @@ class Call:
         words: names that arguments were given by, which is not allowed.
         missing: ids that have no content yet and are not in the worker's queue.
         loop: of a fold, how its arguments are gone through.
+        refs: ids of values among the arguments.
     """
 
     sender: str
@@ -47,10 +48,10 @@ class Call:
     missing: set[str] = field(default_factory=set)
     loop: Loop | None = None
     words: tuple[str, ...] = ()
+    refs: tuple[str, ...] = field(init=False)
 
-    @property
-    def refs(self) -> Iterator[str]:
-        return (a.id for a in self.args if isinstance(a, Ref))
+    def __post_init__(self) -> None:
+        self.refs = tuple([a.id for a in self.args if isinstance(a, Ref)])
 
 
 class Waiting:

@@ -248,9 +248,10 @@ class Journal:
     def add(self, values: Iterable[Value], *, message: str | None, now: float) -> None:
         """Record values whose ids are new, with the commit; an id that stands keeps its content."""
         for v in values:
-            if not self.exists(v.scope, v.id):
-                self._known[v.scope, v.id] = v
-                row = (v.scope, v.id, v.tag, str(v.type), v.release, message, now, v.data, _failure_text(v.failure))
+            key = v.scope, v.id
+            if self._known.get(key) is None and not self.exists(v.scope, v.id):
+                self._known[key] = v
+                row = (*key, v.tag, str(v.type), v.release, message, now, v.data, _failure_text(v.failure))
                 self._added.append(row)
 
     def _write_added(self) -> None:

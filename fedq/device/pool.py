@@ -68,9 +68,9 @@ class Held:
         return iter(list(self._sizes))
 
     def add(self, key: str, size_bytes: int) -> None:
-        self.forget(key)
-        self._sizes[key] = size_bytes + EACH_BYTES
-        self.total_bytes += size_bytes + EACH_BYTES
+        size_bytes += EACH_BYTES
+        self.total_bytes += size_bytes - self._sizes.pop(key, 0)
+        self._sizes[key] = size_bytes
 
     def forget(self, key: str) -> bool:
         """Whether it was held."""

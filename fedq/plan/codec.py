@@ -34,6 +34,7 @@ _TO_FILE = {
     "f8_e5m2": "F8_E5M2", "c64": "C64", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8",
     "u64": "U64", "u32": "U32", "u16": "U16", "u8": "U8", "bool": "BOOL",
 }  # fmt: skip
+_NO_NAME = re.compile(r"[/\\]|^~|^__.*__$")
 _FROM_FILE = {theirs: ours for ours, theirs in _TO_FILE.items()}
 
 Buffer = bytes | bytearray | memoryview
@@ -74,7 +75,8 @@ def encode(kind: str, body: Mapping[str, Any], tensors: Mapping[str, RawTensor],
     the file means nothing, the body names them.
     """
     for name in tensors:
-        need(is_tensor_name(name), f"a tensor can not be called {name!r}")
+        if not is_tensor_name(name):
+            raise BadFile(f"malformed file: a tensor can not be called {name!r}")
     entries, data, end = _lay_out(tensors)
     entries[SIGNATURE] = _signature_entry(end)
     text = canonical(body).decode()
@@ -162,7 +164,7 @@ def _is_signature(entry: Any, start: int) -> bool:
 def is_tensor_name(name: object) -> bool:
     """Whether a tensor that travels can be called so: printable, no ``/`` or ``\\``, and neither
     ``~...`` nor ``__...__``, which belong to the format."""
-    return ids.is_text(name) and not re.search(r"[/\\]|^~|^__.*__$", str(name))
+    return ids.is_text(name) and not _NO_NAME.search(str(name))
 
 
 def check_version(body: Mapping[str, Any]) -> None:

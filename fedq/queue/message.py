@@ -287,13 +287,12 @@ def reply_to_json(r: Reply) -> dict[str, Any]:
 
 
 def _value_to_json(value: str | Number | Failure) -> Any:
-    match value:
-        case Number():
-            return {"n": number_to_json(value.value)}
-        case Failure():
-            facts = {k: _fact_to_json(v) for k, v in sorted(value.fields.items())}
-            return {"e": [value.code, ids.as_text(value.text, most=MAX_TEXT), facts]}
-    return {"t": value}
+    if isinstance(value, str):
+        return {"t": value}
+    if isinstance(value, Number):
+        return {"n": number_to_json(value.value)}
+    facts = {k: _fact_to_json(v) for k, v in sorted(value.fields.items())}
+    return {"e": [value.code, ids.as_text(value.text, most=MAX_TEXT), facts]}
 
 
 def _fact_to_json(value: Any) -> Any:

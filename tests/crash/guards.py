@@ -119,7 +119,7 @@ GUARDS = (
           "calls = [c for c in calls if not made.issuperset(c.results)]",
           "calls = list(calls)", PROMISES),
     Guard("do: an id that has a content keeps it", JOURNAL,
-          "            if not self.exists(v.scope, v.id):", "            if True:", PROMISES),
+          "            if self._known.get(key) is None and not self.exists(v.scope, v.id):", "            if True:", PROMISES),
     Guard("do: memory that is ahead of the journal is built anew", SERVE,
           "            self._ahead = error\n", "            pass\n", PROMISES),
     Guard("do: a message that the gate stumbles over is put aside", SERVE,
