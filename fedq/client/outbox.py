@@ -423,9 +423,8 @@ class Outbox:
             known = self._of(pair)
             values, replies = (heapq.nsmallest(limit, some) for some in (known.taken, known.acks))
         after = {known.taken[v] for v in values}
-        for table in ("uses", "replies"):
-            sql = f"SELECT message FROM {table} WHERE pair=? AND value IN"
-            after |= {r[0] for r in self._among(sql, (pair,), values)}
+        both = "SELECT pair, value, message FROM uses UNION ALL SELECT pair, value, message FROM replies"
+        after |= {r[0] for r in self._among(f"SELECT message FROM ({both}) WHERE pair=? AND value IN", (pair,), values)}
         unknown = [v for v in values if known.taken[v] is None]
         after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", (pair,), unknown)}
         return values, sorted(message for message in after if message is not None), replies

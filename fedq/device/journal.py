@@ -138,6 +138,7 @@ class Journal:
         self._added: list[tuple[Any, ...]] = []
         self._until: dict[str, float] = {}
         self._uses: dict[tuple[str, str], float] = {}
+        self._cancels: dict[str, bool] = {}
         self._version = self._data_version()
 
     def close(self) -> None:
@@ -167,6 +168,7 @@ class Journal:
         self._dropped.clear()
         self._until.clear()
         self._uses.clear()
+        self._cancels.clear()
 
     def _data_version(self) -> int:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
@@ -344,13 +346,12 @@ class Journal:
 
     def add_drop(self, sender: str, message: str, ids: Iterable[str], after: Iterable[str]) -> int:
         """Record a drop still to do; its row. A message's drop is recorded once."""
-        row = (sender, message, " ".join(ids), " ".join(after))
-        found = self._db.execute(
-            "SELECT rowid FROM drops WHERE sender=? AND message=? AND ids=? AND after=?", row
-        ).fetchone()
-        return (
-            int(found[0]) if found else int(self._db.execute("INSERT INTO drops VALUES(?,?,?,?)", row).lastrowid or 0)
-        )
+        row, there = (sender, message, " ".join(ids), " ".join(after)), "sender=? AND message=? AND ids=? AND after=?"
+        sql = f"INSERT INTO drops SELECT ?,?,?,? WHERE NOT EXISTS (SELECT 1 FROM drops WHERE {there})"
+        made = self._db.execute(sql, (*row, *row))
+        if made.rowcount == 1:
+            return int(made.lastrowid or 0)
+        return int(self._db.execute(f"SELECT rowid FROM drops WHERE {there}", row).fetchone()[0])
 
     def drops(self) -> list[tuple[int, str, list[str], list[str], float]]:
         """Drops still to do: row, sender, ids, messages to wait for, and till when."""
@@ -363,12 +364,18 @@ class Journal:
 
     def cancel(self, sender: str, messages: Iterable[str], expires: float) -> None:
         """Messages that did not come yet are not to be done when they do."""
+        self._cancels.pop(sender, None)
         rows = ((sender, message, expires) for message in messages)
         self._db.executemany("INSERT OR IGNORE INTO cancels VALUES(?,?,?)", rows)
 
     def cancelled(self, sender: str, message: str) -> bool:
+        """Whether it was cancelled before it came; of most senders nothing ever was."""
+        if sender not in self._cancels:
+            found = self._db.execute("SELECT 1 FROM cancels WHERE sender=? LIMIT 1", (sender,)).fetchone()
+            self._cancels[sender] = found is not None
         row = (sender, message)
-        return self._db.execute("SELECT 1 FROM cancels WHERE sender=? AND message=?", row).fetchone() is not None
+        sql = "SELECT 1 FROM cancels WHERE sender=? AND message=?"
+        return self._cancels[sender] and self._db.execute(sql, row).fetchone() is not None
 
     # -- time, and what it takes away
 

@@ -340,19 +340,24 @@ class Plan(nn.Module):
     def compiled(self) -> Callable[..., Any]:
         """The function a device replays, with the state of now bound: sizes and dtypes are not checked."""
         call, graph, about = self._flat(), self.graph, self.about
-
-        def bound(*args: Any, **kwargs: Any) -> Any:
-            return call(*(params.bind(graph, args, kwargs, about=about) if kwargs or graph.params else args))
-
-        return bound
+        return (lambda *args, **kwargs: call(*params.bind(graph, args, kwargs, about=about))) if graph.params else call
 
     def _flat(self) -> Callable[..., Any]:
-        """Inputs in, outputs in their structure out."""
-        state, outputs = self.state_tensors(), self.graph.outputs
-        call = replay.compile(verify(self.graph)).fn
-        if isinstance(outputs, ir.Var):
-            return lambda *inputs: call(*inputs, *state)[0]
-        return lambda *inputs: ir.unflatten(outputs, iter(call(*inputs, *state)))
+        """Inputs in, perhaps some by name; outputs in their structure out. As few calls as can be: of small plans
+        they are what replaying costs."""
+        state, graph, about = self.state_tensors(), self.graph, self.about
+        call, outputs = replay.compile(verify(graph)).fn, graph.outputs
+
+        def one(*inputs: Any, **named: Any) -> Any:
+            if named or state:
+                return call(*(params.bind(graph, inputs, named, about=about) if named else inputs), *state)[0]
+            return call(*inputs)[0]
+
+        def several(*inputs: Any, **named: Any) -> Any:
+            given = params.bind(graph, inputs, named, about=about) if named else inputs
+            return ir.unflatten(outputs, iter(call(*given, *state)))
+
+        return one if isinstance(outputs, ir.Var) else several
 
     def copy(self) -> Plan:
         """Another plan like it, as it is now: training one leaves the other alone."""
