@@ -261,7 +261,7 @@ class Device:
         pointer = self._plans.setdefault(file.id, PointerPlan(self, file.id, file.graph, file.about))
         if file.id in self._sent:
             return pointer
-        if self.client.outbox.plan(self.number, file.id) is not None:
+        if self.client.history.plan(self.number, file.id) is not None:
             self._sent.add(file.id)
         else:
             with self.drafting() as draft:

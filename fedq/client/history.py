@@ -6,11 +6,12 @@ acknowledged, in the same commit, so that it can be read again when the device h
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedq import fs
+from fedq.client.draft import PlanRow
 from fedq.plan.codec import Buffer
 
 if TYPE_CHECKING:
@@ -114,6 +115,34 @@ class History:
         """The bytes of a message, while they are kept."""
         found = self._outbox.first("SELECT file FROM messages WHERE pair=? AND id=?", (pair, message))
         return bytes(found[0]) if found and found[0] is not None else None
+
+    # -- plans and runs
+
+    def plan(self, pair: int, id_: str) -> PlanRow | None:
+        rows = self._plans("p.id=?", (pair, id_))
+        return rows[0] if rows else None
+
+    def plans(self, pair: int, text: str) -> list[PlanRow]:
+        """Plans sent to a device with this name, or whose id begins so; the newest first."""
+        return self._plans("(p.name=? OR substr(p.id, 1, ?)=?)", (pair, text, max(len(text), 6), text))
+
+    def _plans(self, where: str, row: tuple[Any, ...]) -> list[PlanRow]:
+        sql = "SELECT p.id, p.name, p.graph, g.graph, p.about FROM plans p JOIN graphs g ON g.id=p.graph"
+        return [PlanRow(*r) for r in self._outbox.all(f"{sql} WHERE p.pair=? AND {where} ORDER BY p.rowid DESC", row)]
+
+    def add_run(self, run: str, results: Sequence[tuple[int, str]]) -> None:
+        """Name results at several pairs by one id; the same again is a no-op."""
+        rows = [(run, pair, value, n) for n, (pair, value) in enumerate(results)]
+        with self._outbox.transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO runs VALUES(?,?,?,?)", rows)
+
+    def run(self, prefix: str) -> Mapping[str, list[tuple[str, str, str]]]:
+        """Runs whose id begins with the prefix -> (root, device, value id) of each result."""
+        sql = "SELECT run, root, device, value FROM runs r JOIN pairs p ON p.n=pair WHERE run>=? AND run<? ORDER BY r.n"
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        for run, root, device, value in self._outbox.all(sql, (prefix, prefix + "g")):
+            found.setdefault(run, []).append((root, device, value))
+        return found
 
     # -- forgetting
 

@@ -53,7 +53,7 @@ def search(device: Device, texts: Sequence[str]) -> list[PointerTensor]:
 
 def plan(device: Device, ref: str) -> PointerPlan:
     """The one plan with this name or id that was sent there; UnknownPlan, Ambiguous."""
-    rows = device.client.outbox.plans(device.number, ref)
+    rows = device.client.history.plans(device.number, ref)
     if len(rows) > 1:
         raise Ambiguous(f"{ref!r} fits {len(rows)} plans on {device.name}: {', '.join(r.id for r in rows)}")
     for row in rows:

@@ -13,14 +13,15 @@ import heapq
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedq import fs
-from fedq.client.draft import PlanRow, Sent
+from fedq.client.draft import Sent
+from fedq.client.known import Known
 from fedq.errors import Conflict, DiskFull, Unreachable
 from fedq.plan.codec import Buffer
 
@@ -30,8 +31,6 @@ REMEMBER_BYTES = 64 << 10
 """Messages up to this size are kept until their results came, so that they can be sent anew."""
 MANY = 100
 """Rows that need not outlive a crash wait till there are so many, if nobody waits for a reply."""
-MANY_FOREIGN = 10_000
-"""Ids of others' values remembered per pair."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pairs(
@@ -75,30 +74,6 @@ class Promised:
     state: str
 
 
-@dataclass(slots=True)
-class _Known:
-    """What this process knows of a pair without asking the file; of what other processes did, as of its start.
-
-    Attributes:
-        made: values promised here that were not taken away -> their message.
-        asked: values that were asked for here and not taken away.
-        foreign: values that are not this requester's.
-        taken: values that the device is still to be told to drop -> their message, if known.
-        acks: replies that it is still to be told of.
-        unsaid, untaken: those of ``acks`` and ``taken`` that the file does not know of.
-        read: replies that were taken away, which the file still knows.
-    """
-
-    taken: dict[str, str | None]
-    acks: set[str]
-    made: dict[str, str] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
-    foreign: set[str] = field(default_factory=set)
-    unsaid: set[str] = field(default_factory=set)
-    untaken: set[str] = field(default_factory=set)
-    read: set[str] = field(default_factory=set)
-
-
 _Statements = list[tuple[str, list[tuple[Any, ...]]]]
 
 
@@ -115,7 +90,7 @@ class Outbox:
         self._lock = threading.RLock()
         self._next: _Statements = []
         self._sometime: _Statements = []
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, Known] = {}
         self._gone: deque[tuple[int, str]] = deque()
 
     def close(self) -> None:
@@ -175,10 +150,7 @@ class Outbox:
     def _written(self, everything: bool) -> None:
         self._next.clear()
         for known in self._known.values():
-            known.unsaid.clear()
-            if everything:
-                known.read.clear()
-                known.untaken.clear()
+            known.written(everything=everything)
         if everything:
             self._sometime.clear()
 
@@ -221,14 +193,9 @@ class Outbox:
             except sqlite3.IntegrityError:
                 raise Conflict(f"message or result ids of {parts[0].id} were promised before") from None
         for part in parts:
-            known.made.update(dict.fromkeys(part.values, part.id))
-            known.asked.update(part.replies)
-            for value in part.drops:
-                known.taken.pop(value, None)
-            known.untaken.difference_update(part.drops)
-            known.acks.difference_update(part.acks)
+            known.promised(part)
 
-    def _insert(self, db: sqlite3.Connection, pair: int, s: Sent, known: _Known) -> None:
+    def _insert(self, db: sqlite3.Connection, pair: int, s: Sent, known: Known) -> None:
         file = None if s.size_bytes > SPOOL_ABOVE_BYTES else b"".join(s.chunks)
         db.execute("INSERT INTO messages VALUES(?,?,?,?,?,0,?)", (pair, s.id, s.digest, s.created, s.expires, file))
         if s.values:
@@ -298,8 +265,7 @@ class Outbox:
                 for table in ("vals", "replies", "uses", "plans"):
                     db.execute(f"DELETE FROM {table} WHERE pair=? AND message=?", (pair, part.id))
         for part in parts:
-            for value in part.values:
-                self._of(pair).made.pop(value, None)
+            self._of(pair).taken_back(part)
 
     def token(self, pair: int, token: str) -> tuple[str, str] | None:
         """What was asked under a token: digest of the content, message id."""
@@ -327,9 +293,7 @@ class Outbox:
         known = self._of(pair)
         new = [i for i in ids if i not in known.foreign]
         found = self.own(pair, new)
-        if len(known.foreign) > MANY_FOREIGN:
-            known.foreign.clear()
-        known.foreign.update(i for i in new if i not in found and i not in known.taken)
+        known.note_foreign([i for i in new if i not in found and i not in known.taken])
         return found
 
     def replies(self, pair: int, ids: Collection[str], now: float) -> dict[str, str]:
@@ -369,11 +333,7 @@ class Outbox:
         """The requester has these; recorded with the next commit, dropped and acknowledged by a later message."""
         with self._lock:
             if values:
-                known = self._of(pair)
-                made = {value: known.made.pop(value, None) for value in values}
-                known.asked.difference_update(values)
-                known.taken.update(made)
-                known.untaken.update(values)
+                made = self._of(pair).take(values)
                 self.put_off(f"{_FORGET_FILES}=?", *((pair, m) for m in set(made.values()) if m is not None))
                 others = [(pair, pair, value) for value, message in made.items() if message is None]
                 self.put_off(f"{_FORGET_FILES}=(SELECT message FROM vals WHERE pair=? AND id=?)", *others)
@@ -390,15 +350,13 @@ class Outbox:
     def acknowledge(self, pair: int, reply: str) -> None:
         """A later message tells the device that this reply is here."""
         with self._lock:
-            known = self._of(pair)
-            known.acks.add(reply)
-            known.unsaid.add(reply)
+            self._of(pair).acknowledge(reply)
 
-    def _of(self, pair: int) -> _Known:
+    def _of(self, pair: int) -> Known:
         if pair not in self._known:
             taken = self.all("SELECT id, message FROM vals INDEXED BY taken WHERE pair=? AND state='taken'", (pair,))
             acks = self.all("SELECT reply FROM acks WHERE pair=?", (pair,))
-            self._known[pair] = _Known(dict(taken), {row[0] for row in acks})
+            self._known[pair] = Known(dict(taken), {row[0] for row in acks})
         return self._known[pair]
 
     @property
@@ -428,34 +386,6 @@ class Outbox:
         unknown = [v for v in values if known.taken[v] is None]
         after |= {r[0] for r in self._among("SELECT message FROM vals WHERE pair=? AND id IN", (pair,), unknown)}
         return values, sorted(message for message in after if message is not None), replies
-
-    # -- plans and runs
-
-    def plan(self, pair: int, id_: str) -> PlanRow | None:
-        rows = self._plans("p.id=?", (pair, id_))
-        return rows[0] if rows else None
-
-    def plans(self, pair: int, text: str) -> list[PlanRow]:
-        """Plans sent to a device with this name, or whose id begins so; the newest first."""
-        return self._plans("(p.name=? OR substr(p.id, 1, ?)=?)", (pair, text, max(len(text), 6), text))
-
-    def _plans(self, where: str, row: tuple[Any, ...]) -> list[PlanRow]:
-        sql = "SELECT p.id, p.name, p.graph, g.graph, p.about FROM plans p JOIN graphs g ON g.id=p.graph"
-        return [PlanRow(*r) for r in self.all(f"{sql} WHERE p.pair=? AND {where} ORDER BY p.rowid DESC", row)]
-
-    def add_run(self, run: str, results: Sequence[tuple[int, str]]) -> None:
-        """Name results at several pairs by one id; the same again is a no-op."""
-        rows = [(run, pair, value, n) for n, (pair, value) in enumerate(results)]
-        with self.transaction() as db:
-            db.executemany("INSERT OR REPLACE INTO runs VALUES(?,?,?,?)", rows)
-
-    def run(self, prefix: str) -> Mapping[str, list[tuple[str, str, str]]]:
-        """Runs whose id begins with the prefix -> (root, device, value id) of each result."""
-        sql = "SELECT run, root, device, value FROM runs r JOIN pairs p ON p.n=pair WHERE run>=? AND run<? ORDER BY r.n"
-        found: dict[str, list[tuple[str, str, str]]] = {}
-        for run, root, device, value in self.all(sql, (prefix, prefix + "g")):
-            found.setdefault(run, []).append((root, device, value))
-        return found
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class Protocol:
     @staticmethod
     def knows(id_: str, client: Client) -> bool:
         """Whether a protocol was started under this id."""
-        return bool(client.outbox.run(_steps_id(id_)))
+        return bool(client.history.run(_steps_id(id_)))
 
     @staticmethod
     def result(id_: str, client: Client | None = None) -> ProtocolResult:
@@ -128,7 +128,7 @@ class Protocol:
             from fedq.client.session import here
 
             client = here()
-        rows = client.outbox.run(_steps_id(id_)).get(_steps_id(id_), ())
+        rows = client.history.run(_steps_id(id_)).get(_steps_id(id_), ())
         if not rows or any(root != client.root for root, _, _ in rows):
             raise UnknownValue(f"no protocol run {id_!r} was started by you here")
         return ProtocolResult(id_, [client.device(name).plan(plan) for _, name, plan in rows])
@@ -184,7 +184,7 @@ class ProtocolResult:
         """Record the steps, so that another process can go on; devices of different clients have no such record."""
         first = self.hops[0][0].device.client
         if all(hop[0].device.client is first for hop in self.hops):
-            first.outbox.add_run(_steps_id(self.id), [(p.device.number, p.id) for hop in self.hops for p in hop])
+            first.history.add_run(_steps_id(self.id), [(p.device.number, p.id) for hop in self.hops for p in hop])
 
     def send(self, n: int, inputs: Sequence[Any]) -> None:
         """Send a hop: its plans run one after another in one message, and the last one's values are asked for.
@@ -205,7 +205,7 @@ class ProtocolResult:
         return next(n for n in range(len(self.hops) - 1, -1, -1) if n == 0 or self._rows(n))
 
     def _rows(self, n: int) -> Sequence[tuple[str, str, str]]:
-        return self.hops[n][0].device.client.outbox.run(self._hop_id(n)).get(self._hop_id(n), ())
+        return self.hops[n][0].device.client.history.run(self._hop_id(n)).get(self._hop_id(n), ())
 
     def _made(self, n: int) -> list[PointerTensor]:
         rows = self._rows(n)

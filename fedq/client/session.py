@@ -148,7 +148,7 @@ class Client:
     def name_run(self, results: Sequence[PointerTensor], run_id: str | None = None) -> str:
         """One id for results at several devices."""
         run_id = run_id or self.new_id()
-        self.outbox.add_run(run_id, [(p.device.number, p.id) for p in results])
+        self.history.add_run(run_id, [(p.device.number, p.id) for p in results])
         return run_id
 
     def run(self, ref: str) -> list[PointerTensor]:
@@ -157,7 +157,7 @@ class Client:
         Raises:
             UnknownValue: no run has this id. Ambiguous: several have.
         """
-        found = self.outbox.run(ref) if len(ref) >= 6 else {}
+        found = self.history.run(ref) if len(ref) >= 6 else {}
         if len(found) > 1:
             raise Ambiguous(f"{ref!r} fits the runs {', '.join(found)}")
         for rows in found.values():

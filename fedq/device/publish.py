@@ -93,6 +93,10 @@ class Publisher:
     def unnoted(self) -> bool:
         return bool(self._out)
 
+    def forget(self) -> None:
+        """What was not noted: it is published again, as it was."""
+        self._out = []
+
     def note(self, now: float) -> None:
         """Record what was published, in a transaction; lost in a crash, it is published again with the same bytes."""
         self._journal.set_published(self._out, now=now)

@@ -20,7 +20,6 @@ from fedq.device import batch as batches
 from fedq.device import restart
 from fedq.device.beat import SOON_S, Beats
 from fedq.device.calls import Call
-from fedq.device.collect import Collector
 from fedq.device.home import Home
 from fedq.device.intake import SUFFIX, Arrival
 from fedq.device.journal import Taken
@@ -28,6 +27,7 @@ from fedq.device.lanes import Crew, Lane
 from fedq.device.peer import Peer
 from fedq.device.pool import Answer, Died
 from fedq.device.publish import Publisher
+from fedq.device.tidy import Tidier
 from fedq.device.times import Time
 from fedq.errors import FedqError, Unreachable
 from fedq.queue.message import Get
@@ -41,14 +41,10 @@ MAX_TAKEN = 100
 MAX_PUBLISHED = 50
 """Replies of one requester written in one step: each may cost an fsync or two."""
 MAX_TAKEN_BYTES = 64 << 20
-MAX_UNTIDY = 10
-"""Steps in which everything else may come before tidying."""
 MANY_CALLS = 100
 """Before the answer to so many is recorded, their worker gets more: it need not wait for the journal."""
 LOOK_S = 1.0
 """How often time itself is looked at: what expired, what waited too long."""
-NOTE_TIME_S = 600.0
-"""How far the time in the journal may be behind."""
 SWEEP_S = 3600.0
 SWEEP_AGE_S = 24 * 3600.0
 """Temporary files that were not written to for so long are swept."""
@@ -80,14 +76,13 @@ class Served:
         self.peers: dict[str, Peer] = {}
         self._answers: list[Answered] = []
         self._publisher, self._beats = Publisher(home), Beats(home)
-        self._first = self._busy_steps = 0
+        self._first = 0
         self._looked_at = self._swept_at = 0.0
         self._held_up = False
         self._ahead: BaseException | None = None
         self._poison: set[str] = set()
         self.time = Time(*self.journal.time())
-        self._noted = self._believed
-        self._collector = Collector(home)
+        self._tidier = Tidier(home, self._publisher, self.time)
         self.trouble = ""
         """What holds it up: the code of an error."""
         self._trouble: FedqError | None = None
@@ -124,7 +119,8 @@ class Served:
     @property
     def idle(self) -> bool:
         """Whether nothing is running or ready to run."""
-        return not self._untidy and not any(p.queue or p.running or p.touched or p.publish for p in self.peers.values())
+        busy = (p.queue or p.running or p.touched or p.publish for p in self.peers.values())
+        return not self._tidier.untidy(self.peers) and not any(busy)
 
     # -- a step
 
@@ -161,7 +157,7 @@ class Served:
         if busy or looked:
             self._record(lambda: self._decide(arrivals, now))
         self._act()
-        tidied = self._tidy(now, at_once=looked or not busy)
+        tidied = self._tidier.turn(looked or not busy) and self._tidy(now)
         self._sweep(now)
         return busy or tidied
 
@@ -185,7 +181,8 @@ class Served:
         started = {(c.sender, c.message) for calls in ran for c in calls}
         for peer in self.peers.values():
             self._crew.leave(peer)
-        self.peers, self._publisher = {}, Publisher(self.home)
+        self.peers = {}
+        self._publisher.forget()
         self.refresh()
         self._recover(now)
         for call in (c for p in self.peers.values() for c in p.queue):
@@ -204,24 +201,21 @@ class Served:
         """How long a gate may wait before the next step, if nothing calls."""
         if self._held_up:
             return LOOK_S
-        at_once = self._more or self._ready or (self._untidy and not self.patient)
+        at_once = self._more or self._ready or (self._tidier.untidy(self.peers) and not self.patient)
         return 0.0 if at_once else SOON_S if self._beats.unsaid else LOOK_S
 
     @property
     def patient(self) -> bool:
         """Whether it would rather hear of a worker than tidy up."""
-        return self._untidy and not self._held_up and any(p.running for p in self.peers.values())
+        untidy = self._tidier.untidy(self.peers) and not self._held_up
+        return untidy and any(p.running for p in self.peers.values())
 
     def _look(self, now: float) -> bool:
         """Whether time has come for something, or something is to be noted."""
         if 0 <= now - self._looked_at < LOOK_S:
             return False
         self._looked_at = now
-        return any(p.late(now) for p in self.peers.values()) or self._collector.due(now) or self._must_note_time()
-
-    def _must_note_time(self) -> bool:
-        high, leapt = self._noted
-        return leapt != self.time.leapt or not 0 <= self.time.high - high < NOTE_TIME_S
+        return any(p.late(now) for p in self.peers.values()) or self._tidier.due(now)
 
     # -- collect
 
@@ -368,53 +362,15 @@ class Served:
             self._publisher.publish(peer, peer.publish[0])
             peer.out(peer.publish.popleft())
 
-    # -- tidy
-
-    @property
-    def _untidy(self) -> bool:
-        return self._publisher.unnoted or any(p.untidy for p in self.peers.values())
-
-    def _tidy(self, now: float, *, at_once: bool) -> bool:
-        """Note what is out, forget what is not needed any more: when nothing else is to be done, or now and then."""
-        self._busy_steps += 1
-        if not at_once and self._busy_steps <= MAX_UNTIDY:
-            return False
-        untidy, self._busy_steps = self._untidy, 0
-        unnoted, drops = self._publisher.unnoted, any(p.drops.ready(now) for p in self.peers.values())
-        if unnoted or drops or self._collector.due(now) or self._must_note_time():
-            self._record(lambda: self._forget(now))
+    def _tidy(self, now: float) -> bool:
+        """Do what nobody waits for; whether there was anything."""
+        untidy = self._tidier.untidy(self.peers)
+        if self._tidier.has_rows(self.peers, now):
+            self._record(lambda: self._tidier.record(self.peers, now))
         for peer in self.peers.values():
             with self._apart():
-                self._clear(peer)
+                self._tidier.delete_files(peer)
         return untidy
-
-    def _forget(self, now: float) -> None:
-        """The part of it that is in the journal."""
-        self._publisher.note(self.time.high)
-        for peer in self.peers.values():
-            peer.drop(now)
-        if self._collector.due(now):
-            self._collector.step(self.peers, now)
-        if self._must_note_time():
-            self.journal.set_time(*self._believed)
-            self._noted = self._believed
-
-    @property
-    def _believed(self) -> tuple[float, float]:
-        return self.time.high, self.time.leapt
-
-    def _clear(self, peer: Peer) -> None:
-        """The part that is in files."""
-        peer.inbox.clear()
-        while peer.delete:
-            peer.pair.carrier.delete(f"out/{peer.delete[-1]}{SUFFIX}")
-            peer.delete.pop()
-        if peer.forget:
-            self.home.store.forget(peer.name, tuple(peer.forget))
-            peer.forget.clear()
-        while peer.unspool:
-            fs.delete(self.home.spool(peer.name) / peer.unspool[-1])
-            peer.unspool.pop()
 
     def _recover(self, now: float) -> None:
         """Take up what was open when the last gate ended, however it ended."""

@@ -23,7 +23,7 @@ PHASES = {
         "_recover": "restart", "_rebuild": "restart", "__init__": "restart", "refresh": "restart",
         "_collect": "take", "_take": "take", "_again": "take", "clear": "take",
         "_start": "do", "_answered": "do", "settle": "do", "give_up": "do", "_record": "record",
-        "publish": "publish", "note": "publish", "_act_for": "publish", "drop": "collect", "_clear": "collect",
+        "publish": "publish", "note": "publish", "_act_for": "publish", "drop": "collect", "delete_files": "collect",
         "_sweep": "collect", "beat": "heartbeat", "write_catalogs": "catalog", "close": "end", "step": "take",
     },
 }  # fmt: skip
