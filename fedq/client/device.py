@@ -130,6 +130,8 @@ class Device:
     def batch(self, *, token: str | None = None) -> Iterator[Device]:
         """All that is done with this device in the block is one message; blocks may be nested.
 
+        From 1,000 calls on Python's cycle collector rests until they are sent.
+
         Args:
             token: a name for this very request. Doing the same under the same token gives the
                 same ids and sends nothing new, in any process.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from fedq.client.draft import Sent
 
-MANY_FOREIGN = 10_000
-"""Ids of others' values remembered."""
+MANY = 200_000
+"""Ids remembered of each kind: 50 MB. Of others the file is asked."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,11 @@ class Known:
 
     def promised(self, part: Sent) -> None:
         """A message stands in the file."""
+        if max(len(self.made), len(self.asked)) > MANY:
+            self.made.clear()
+            self.asked.clear()
         self.made.update(dict.fromkeys(part.values, part.id))
+        self.foreign.difference_update(part.values)
         self.asked.update(part.replies)
         for value in part.drops:
             self.taken.pop(value, None)
@@ -72,6 +76,6 @@ class Known:
 
     def note_foreign(self, ids: Collection[str]) -> None:
         """These are not this requester's."""
-        if len(self.foreign) > MANY_FOREIGN:
+        if len(self.foreign) > MANY:
             self.foreign.clear()
         self.foreign.update(ids)

@@ -154,3 +154,44 @@ def drop_all(box, taken, every):
             box.commit(pair, [sent(f"m{n}", drops=values)])
             dropped += values
     return dropped + box.to_forget(pair, 10)[0]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["make", "ask", "take", "ack", "use", "drop"]), st.sampled_from("abcd"))))
+def test_what_a_process_remembers_is_what_its_file_says(done):
+    with tempfile.TemporaryDirectory() as home:
+        path = Path(home, "outbox.sqlite")
+        box = Outbox(path, durable=False)
+        pair, made = box.pair("r", "device_1", "k"), set()
+        for n, (what, value) in enumerate(done):
+            if what == "make" and value not in made:
+                made.add(value)
+                box.commit(pair, [sent(f"m{n}", values={value: None})])
+            elif what == "ask":
+                box.commit(pair, [sent(f"m{n}", replies={value: f"r{n}"})])
+            elif what == "take":
+                replies = box.replies(pair, [value], 0.0).values()
+                box.take(pair, box.own(pair, [value]), replies)
+            elif what == "ack":
+                box.acknowledge(pair, f"r{value}")
+            elif what == "use" and box.used(pair, [value]):
+                box.commit(pair, [sent(f"m{n}", uses={value})])
+            elif what == "drop":
+                values, _, replies = box.to_forget(pair, 2)
+                box.commit(pair, [sent(f"m{n}", drops=values, acks=replies)])
+            assert_same(box, path, pair)
+        box.close()
+
+
+def assert_same(box, path, pair):
+    remembered, (_, after, _) = answers(box, pair), box.to_forget(pair, 10)
+    box.settle()
+    fresh = Outbox(path, durable=False)
+    assert remembered == answers(box, pair) == answers(fresh, pair)
+    then = box.to_forget(pair, 10)[1]
+    assert then == fresh.to_forget(pair, 10)[1] and set(then) <= set(after)  # who was answered is not waited for
+    fresh.close()
+
+
+def answers(box, pair):
+    values, _, replies = box.to_forget(pair, 10)
+    return [box.own(pair, "abcd"), box.used(pair, "abcd"), box.replies(pair, "abcd", 0.0), values, replies]
