@@ -29,7 +29,7 @@ SPOOL_ABOVE_BYTES = 1 << 20
 """Messages larger than this wait beside the outbox as files, not in it."""
 REMEMBER_BYTES = 64 << 10
 """Messages up to this size are kept until their results came, so that they can be sent anew."""
-MANY = 100
+MANY = 20
 """Rows that need not outlive a crash wait till there are so many, if nobody waits for a reply."""
 
 _SCHEMA = """

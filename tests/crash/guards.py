@@ -43,7 +43,7 @@ class Guard:
     check: tuple[str, ...]
 
 
-FS, SERVE, PEER, JOURNAL = "fedq/fs.py", "fedq/device/serve.py", "fedq/device/peer.py", "fedq/device/journal.py"
+FS, SERVE, PEER, JOURNAL = "fedq/fs/writing.py", "fedq/device/serve.py", "fedq/device/peer.py", "fedq/device/journal.py"
 PUBLISH, RESTART = "fedq/device/publish.py", "fedq/device/restart.py"
 OUTBOX, SENDING, SESSION = "fedq/client/outbox.py", "fedq/client/sending.py", "fedq/client/session.py"
 CARRIER = "fedq/queue/carrier.py"
@@ -52,13 +52,13 @@ GUARDS = (
     Guard("a file is fsynced before it has a name", FS,
           '        step(f"{what}.sync", os.fsync, file)', "        pass", STATES),
     Guard("put: the directory is fsynced before it returns", FS,
-          '            step("put.sync_folder", _sync, at)', "            pass", STATES),
+          '            step("put.sync_folder", sync, at)', "            pass", STATES),
     Guard("replace: the directory is fsynced before it returns", FS,
-          '            step("replace.sync_folder", _sync, at)', "            pass", STATES),
+          '            step("replace.sync_folder", sync, at)', "            pass", STATES),
     Guard("put: a name whose last fsync failed is taken back", FS,
           "                if _take_back(at, name):\n                    raise", "                raise", PROMISES),
     Guard("make_dir: the parent is fsynced", FS,
-          '        step("make_dir.sync_folder", _sync, at)', "        pass", STATES),
+          '        step("make_dir.sync_folder", sync, at)', "        pass", STATES),
     Guard("what is found under its name already is fsynced by who finds it", CARRIER,
           "                fs.flush(path)", "                pass", STATES),
     Guard("a file is written under no name, then linked", FS,
@@ -76,14 +76,14 @@ GUARDS = (
           '            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode, dir_fd=at)\n'
           '            _fill("replace", file, chunks, durable)\n            os.close(file)\n'
           "            os.unlink(temp, dir_fd=at)", tests("tests/test_fs.py")),
-    Guard("a write that wrote less goes on", FS,
+    Guard("a write that wrote less goes on", "fedq/fs/steps.py",
           "        rest = rest[written:]", "        return", tests("tests/test_fs.py")),
-    Guard("one gate per devices root, by a lock", FS,
+    Guard("one gate per devices root, by a lock", "fedq/fs/locks.py",
           'step("lock.flock", fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)', "pass", tests("tests/test_fs.py")),
     Guard("other bytes under a name that is taken are refused", CARRIER,
           "        if there is None or sha256([there]) != sha256(chunks):", "        if False:",
           tests("tests/queue/test_carrier.py")),
-    Guard("commits are fsynced (synchronous=FULL)", FS,
+    Guard("commits are fsynced (synchronous=FULL)", "fedq/fs/database.py",
           "'FULL' if durable else 'OFF'", "'OFF'", STATES),
     Guard("send: the outbox is committed before the put", SENDING,
           "    _commit(device, draft, [part])\n",

@@ -43,8 +43,9 @@ def small_limits() -> None:
     """Let small tensors take the ways that large ones take: spools, files, private copies."""
     from fedq.client import outbox
     from fedq.device import serve, store
+    from fedq.fs import reading
 
-    fs.IN_MEMORY_BYTES = 200_000
+    reading.IN_MEMORY_BYTES = 200_000
     outbox.SPOOL_ABOVE_BYTES = 100_000
     serve.SPOOL_BYTES = 150_000
     store.INLINE_BYTES = 3000

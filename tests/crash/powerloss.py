@@ -91,11 +91,13 @@ class Day:
         self.serve(gate)
         self.fetch(device, result, take=False)
         self.fetch(device, large, take=True)
+        client.outbox.settle()  # as whoever waits does; else all of this would be put again, and fsynced with it
         self.put_interrupted(device, 30_000)
         gate.close()
         client = Client(self.config, now=self.clock, new_id=self.new_id)
         device = client.device(NAME)
         middle = self.put(device, 30_000, token="nightly")
+        client.outbox.settle()  # as whoever waits does: with the next commit it lasts that it was put
         self.send(device, [Drop((result,))], {})
         gate = Gate(self.config, [NAME], worker=Steady, now=self.now)
         self.serve(gate)

@@ -1,0 +1,29 @@
+"""Every durable file operation, the clock and the lock; each step is a named failpoint.
+
+The only room that touches the disk. Whatever the disk says comes out as `Unreachable` or `DiskFull`
+with the absolute path, except FileExistsError of `put` and FileNotFoundError of `read`, which
+callers decide about.
+"""
+
+from fedq.fs.database import database
+from fedq.fs.locks import Lock, holder, lock
+from fedq.fs.reading import (
+    IN_MEMORY_BYTES,
+    append,
+    check_private,
+    descriptor,
+    fingerprint,
+    map_private,
+    names,
+    read,
+    tail,
+)
+from fedq.fs.steps import FAILPOINTS, AnyPath, Buffer, clock, failpoint, step, told
+from fedq.fs.writing import TEMP, delete, flush, is_shared, make_dir, put, replace, share, size_bytes, sweep
+
+__all__ = [
+    "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Lock", "append", "check_private", "clock",
+    "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder", "is_shared", "lock",
+    "make_dir", "map_private", "names", "put", "read", "replace", "share", "size_bytes", "step", "sweep", "tail",
+    "told",
+]  # fmt: skip
