@@ -151,7 +151,7 @@ GUARDS = (
           '    peer.delete += [i for i in out if (w := home.journal.reply(peer.name, i)) and w.state == "acked"]\n',
           "    del out\n", KILLS),
     Guard("collect: files of values that are no more go also after a crash", RESTART,
-          "    home.store.forget(peer.name, gone)\n", "", KILLS),
+          "    home.store.forget(peer.name, gone)\n", "", PROMISES),
     Guard("collect: temporary files are swept", FS,
           "        if name.startswith(TEMP) or (also is not None and also(name)):",
           "        if also is not None and also(name):", KILLS),

@@ -378,6 +378,26 @@ def test_a_value_outlives_the_time_in_which_its_reply_can_not_be_written(world):
     assert isinstance(world.came(X), RawTensor)
 
 
+def test_the_file_of_a_value_that_is_no_more_goes_also_when_the_gate_ended_just_then(world):
+    def ends(name, call, path, *args, **how):
+        if path.startswith(X):
+            raise KeyboardInterrupt
+        return call(path, *args, **how)
+
+    world.put(X, size=100_000)
+    world.wait()
+    kept = world.gate.served[NAME].home.store.path(world.client.name, X)
+    assert kept.exists()
+    world.send(Drop((X,)))
+    fs.FAILPOINTS["delete.unlink"] = ends
+    with pytest.raises(KeyboardInterrupt):
+        world.wait()
+    fs.FAILPOINTS.clear()
+    assert kept.exists()
+    world.open()
+    assert not kept.exists()
+
+
 def test_a_get_of_what_was_dropped_is_answered_at_once(world):
     world.put(X)
     world.wait()
