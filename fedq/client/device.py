@@ -177,7 +177,7 @@ class Device:
     @property
     def draft(self) -> Draft | None:
         """The batch's draft, if there is a batch."""
-        if self._draft is not None and len(self._draft.actions) == MANY_ACTIONS:
+        if self._draft is not None and len(self._draft.actions) >= MANY_ACTIONS:
             self._rest.begin()
         return self._draft
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+from contextlib import suppress
 
 import pytest
 
@@ -235,6 +237,33 @@ def test_what_was_taken_away_is_dropped_and_acknowledged_by_the_next_message(dev
     with pytest.raises(UnknownValue, match="taken away"):
         device.client.outcomes([out], 0)
     assert user.id and first.id and isinstance(drop, Drop)
+
+
+def test_a_device_that_is_much_used_lets_go_of_as_much_as_it_makes(device, side, x):
+    plan = device.send_plan(double_abs())
+    for _ in range(3):
+        with device.batch():
+            outs = [plan(x) for _ in range(6000)]
+        made = {p.address for p in outs}
+        side.take()
+        del outs
+    with device.batch():
+        _ = [plan(x) for _ in range(6000)]
+    dropped = [
+        v for message, _ in side.take() for verb in message.actions if isinstance(verb, Drop) for v in verb.values
+    ]
+    assert set(dropped) == made
+
+
+@pytest.mark.parametrize("ends", ["well", "in an error"])
+def test_the_collector_rests_in_a_large_batch_and_goes_on_after_it(device, side, x, ends):
+    plan = device.send_plan(double_abs())
+    with suppress(ZeroDivisionError), device.batch():
+        assert gc.isenabled()
+        _ = [plan.run([x], release=True) for _ in range(800)]
+        assert not gc.isenabled()
+        len(side.name) / (ends == "well")
+    assert gc.isenabled()
 
 
 def test_of_a_batch_of_several_messages_what_came_before_a_failure_is_sent_and_the_rest_is_not(device, side):
