@@ -405,7 +405,7 @@ def test_neither_gate_nor_worker_ever_holds_the_data(tmp_path, shuffle):
         held = []
         wait_until(lambda: held.append(sum(map(held_bytes, pids))) or out.exists())
         assert sums.get(timeout_s=60)[0] == rows
-        assert max(held) - before < rows * width * 4 // 4
+        assert max(held) - before < rows * width * 4 // 2
 
 
 def held_bytes(pid: int) -> int:
