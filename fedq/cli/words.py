@@ -17,7 +17,6 @@ TENSOR_SUFFIXES = (".safetensors", ".npy", ".npz", ".csv")
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1, None: 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_ID = re.compile(r"[0-9a-f]{6,32}")
 
 
 def duration(text: str) -> float:
@@ -55,11 +54,6 @@ def requester(name: str | None, public: str | None) -> tuple[str, str]:
     if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):
         raise UsageError(f"{name[:80]!r} is not the name of a requester", hint="letters, digits and '_'")
     return name, public
-
-
-def could_be_id(text: str) -> bool:
-    """Whether this can be an id or the beginning of one: 6 to 32 hex digits."""
-    return _ID.fullmatch(text) is not None
 
 
 def names(text: str) -> list[str]:

@@ -176,7 +176,7 @@ class PointerPlan:
 
     def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type | None]:
         if isinstance(arg, PointerTensor):
-            if arg.device is not self.device and arg.device != self.device:
+            if arg.device != self.device:
                 raise UsageError(
                     f"the plan is on {self.device.name}, argument {arg.address[:12]} on {arg.device.name}",
                     hint="send the plan there, or get the value and pass it as a tensor",
