@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,13 +172,24 @@ def _entry(graph: Graph) -> str:
     return "; ".join(f"v{n} = v{n}.contiguous()" for n in tensors) or "pass"
 
 
+def _loaded(name: str, *_: object) -> Any:
+    """The one builtin of compiled code: modules that are loaded already.
+
+    torch's C++ imports where it first meets a kind of number or error, and Python then asks the frame
+    that runs, which is the plan's. The text of a plan never imports, and nothing is loaded for it.
+    """
+    if name not in sys.modules:
+        raise ImportError(f"{name} is not loaded", name=name)
+    return sys.modules[name]
+
+
 class _Writer:
     """Writes the function; what can not stand in a text goes to ``scope``, its globals."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.types = graph.types
-        self.scope: dict[str, Any] = {"__builtins__": {}}
+        self.scope: dict[str, Any] = {"__builtins__": {"__import__": _loaded}}
         self.named: dict[Any, str] = {}
         self.nested: dict[int, str] = {}
         self.ends: list[int] = []
