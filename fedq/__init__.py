@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedq.checking import check as check
     from fedq.client.device import Device as Device
     from fedq.client.hook import TorchHook as TorchHook
     from fedq.client.plans import load as load
@@ -35,6 +36,7 @@ _FROM = {
     "State": "plan.plan",
     "TorchHook": "client.hook",
     "VirtualWorker": "local",
+    "check": "checking",
     "func2plan": "plan.plan",
     "gather": "client.pointers",
     "load": "client.plans",

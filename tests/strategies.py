@@ -47,7 +47,11 @@ numbers = st.booleans() | ints | st.floats(allow_nan=False)
 
 def _sizes(inner):
     bracketed = st.builds("({}{}{})".format, inner, st.sampled_from(["+", "-", "*", "//", "%"]), inner)
-    return bracketed | st.builds("{}{}{}".format, inner, st.sampled_from(["+", "*", "//"]), inner)
+    least = st.builds("{}({},{})".format, st.sampled_from(["min", "max"]), inner, inner)
+    reals = st.builds("{}({}{})".format, st.sampled_from(["floor", "ceil", "round", "trunc"]), inner, st.sampled_from(
+        ["*0.5", "/3", "*1.25+0.1", "/0.3"]
+    ))  # fmt: skip
+    return bracketed | least | reals | st.builds("{}{}{}".format, inner, st.sampled_from(["+", "*", "//"]), inner)
 
 
 size_texts = st.recursive(letters | st.integers(0, 99).map(str), _sizes, max_leaves=4)
@@ -97,7 +101,13 @@ def trees(leaf):
 
 _side = st.recursive(
     letters | st.integers(0, 99),
-    lambda s: st.tuples(st.sampled_from(["+", "-", "*", "//", "%"]), s, s),
+    lambda s: (
+        st.tuples(st.sampled_from(["+", "-", "*", "//", "%", "min", "max"]), s, s)
+        | st.tuples(
+            st.sampled_from(["floor", "ceil", "round", "trunc"]),
+            st.tuples(st.sampled_from(["*", "/", "+"]), s, st.sampled_from([0.5, 1.25, 3])),
+        )
+    ),
     max_leaves=4,
 )
 guards = st.tuples(st.sampled_from(["==", "!=", "<", "<="]), _side, _side)

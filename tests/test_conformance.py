@@ -17,6 +17,7 @@ import torch
 
 import fedq as fq
 from fedq import fs, ids
+from fedq.client.pointer_plans import PointerPlan
 from fedq.client.session import Client
 from fedq.device import daemon, gate
 from fedq.device.home import Home
@@ -25,7 +26,7 @@ from fedq.local import VirtualWorker, introduce
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
 from fedq.plan.tensors import to_raw
-from fedq.queue.message import Ref, Run
+from fedq.queue.message import Ref, Run, SendPlan
 from tests.rig import config_of, wait_until
 
 NOW = float(int(time.time()))
@@ -166,10 +167,14 @@ def test_what_depends_on_a_failed_call_tells_the_first_cause(subject):
         after.get(timeout_s=60)
 
 
-def test_an_op_that_is_not_allowed_is_refused_with_its_line(subject):
+def test_an_op_that_is_not_allowed_is_refused_when_sent_and_by_the_device_with_its_line(subject):
     read = Action("aten.from_file", ("/etc/passwd",), {}, (VECTOR,))
     plan = PlanFile(Graph((VECTOR,), (read,), Var(1), sizes={"n": 2}), {}, About("mean", ("mean.py:7",)))
-    out = subject.device.send_plan(plan)(subject.device.find("input_data"))
+    x = subject.device.find("input_data")
+    with pytest.raises(NotAllowed, match=r"aten.from_file"):
+        subject.device.send_plan(plan)
+    subject.device.submit([SendPlan(plan.id, plan.graph, (), plan.about)])
+    out = PointerPlan(subject.device, plan.id, plan.graph, plan.about)(x)
     subject.serve()
     with pytest.raises(NotAllowed, match=r"aten.from_file.*mean.py:7"):
         out.get(timeout_s=60)

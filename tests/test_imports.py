@@ -17,14 +17,14 @@ LAYERS = [
     {"queue"},
     {"trust"},
     {"device", "client"},
-    {"local", "learn"},
+    {"local", "checking", "learn"},
     {"cli"},
 ]
 """Imports go to the same room or downward. ``fedq/__init__`` is the door: it loads all of them lazily."""
 
 PLAN_WITH_TORCH = """
-trace preflight replay kernels plan tensors training held capture recorder recording settle sizes blame prove emit
-statistics control once loops variants nesting drawing
+trace rehearse preflight replay kernels plan tensors training held capture recorder recording settle sizes blame prove
+emit statistics control once loops variants nesting drawing
 """.split()
 WITH_TORCH = {
     *(f"fedq.plan.{m}" for m in PLAN_WITH_TORCH),

@@ -58,12 +58,26 @@ def save(path: str, plan: PlanFile, key: Key) -> None:
     fs.replace(Path(path).absolute(), encode_plan(plan, key))
 
 
-def plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None) -> Plan:
+def plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None, *, check: bool = False) -> Plan:
     """The built plan that ``name`` in a Python file is, or can be made of: a plan, a plan class, a module, a function.
 
     Args:
         shapes: of the inputs; builds it anew. None: it must be built in the file.
+        check: replay it in a fresh worker on what it was built on; on random numbers if that was shapes.
     """
+    if not check:
+        return _plan_in(path, name, shapes)
+    from fedq.checking import check as in_a_worker
+    from fedq.plan.plan import examples
+
+    with examples() as kept:
+        plan = _plan_in(path, name, shapes)
+    with _blaming(path):
+        in_a_worker(plan, *kept[plan])
+    return plan
+
+
+def _plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None) -> Plan:
     found = name_in(path, name)
     from fedq.plan.plan import Plan, func2plan  # torch, not before the file is known to run
 

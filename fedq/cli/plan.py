@@ -22,7 +22,7 @@ File = Annotated[str, typer.Argument(metavar="FILE", help="A plan file.")]
     app,
     examples=[
         "fedq build tour.py:double_abs -o double_abs.safetensors",
-        'fedq build tour.py:mean -o mean.safetensors --args-shape "(-1,30)"',
+        'fedq build tour.py:mean -o mean.safetensors --args-shape "(-1,30)" --check',
     ],
 )
 def build(
@@ -32,13 +32,16 @@ def build(
     args_shape: Annotated[
         str | None, typer.Option("--args-shape", metavar="SHAPES", help="Input shapes if not built there; -1 is free.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also replay it in a fresh worker, and demand what the function gives.")
+    ] = False,
 ) -> Shown:
     """Record a function as a plan file. Runs the Python file that it is in."""
     from fedq.cli import load, words
 
     load.check_suffix(out)
     path, name = words.file_and_name(source)
-    file = load.plan_in(path, name, words.shapes(args_shape) if args_shape else None).file()
+    file = load.plan_in(path, name, words.shapes(args_shape) if args_shape else None, check=check).file()
     load.save(out, file, call.key)
     count, label = len(file.graph.actions), file.about.name or name
     row = {"file": out, "name": label, "id": file.id, "actions": count}

@@ -22,6 +22,7 @@ from fedq.errors import UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import MAX_TENSORS, RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type
+from fedq.plan.verify import verify
 from fedq.queue.message import Message, Put, SendPlan, Verb
 from fedq.queue.pair import Catalog, open_pair
 from fedq.trust.keys import unseal
@@ -258,6 +259,7 @@ class Device:
 
         Raises:
             NotBuilt: it was not recorded yet.
+            NotAllowed: it is a file whose graph no device takes.
         """
         file = plan if isinstance(plan, PlanFile) else plan.file()
         pointer = self._plans.setdefault(file.id, PointerPlan(self, file.id, file.graph, file.about))
@@ -266,6 +268,8 @@ class Device:
         if self.client.history.plan(self.number, file.id) is not None:
             self._sent.add(file.id)
         else:
+            if isinstance(plan, PlanFile):
+                verify(file.graph)
             with self.drafting() as draft:
                 sent = [a.id for a in draft.actions if isinstance(a, SendPlan)]
                 if file.id not in sent:

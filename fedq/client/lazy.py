@@ -24,7 +24,6 @@ from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Graph, Type, unflatten
 from fedq.plan.tensors import DTYPES, to_raw
 from fedq.plan.trace import trace_as_is
-from fedq.plan.verify import verify
 
 _HERE = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 _VALUE_IS_THERE = "get the value with .get(), or choose with torch.where(condition, a, b)"
@@ -200,7 +199,6 @@ def _record(func: Callable[..., Any], frozen: Any, types: tuple[Type, ...]) -> _
 
     try:
         graph, _, constants = trace_as_is(call, types)
-        verify(graph)
     except CannotRecord as error:
         raise _explained(_call(name, types), error, known) from None
     if not all(graph.types[v.number].is_tensor for v in graph.output_vars):

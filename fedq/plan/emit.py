@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from fedq.plan.blame import Unrecordable, shown
 from fedq.plan.graph import Action, Arg, Graph, Subgraph, Tree, Type, Var, flatten
 from fedq.plan.recording import Body, Call, Size, Trace, Value
 from fedq.plan.settle import Places, Settled, bodies, made, used_symbols
-from fedq.plan.sizes import COMPARISONS, FLOAT_OPS, OPS, guard, text, tree
+from fedq.plan.sizes import COMPARISONS, FLOAT_OPS, OPS, guard, is_real, text, tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,8 @@ class _Emitter:
 
     def _check_outputs(self) -> None:
         known = set(self.places.values())
-        for leaf in flatten(self.trace.outputs):
-            value = self.trace.values[leaf.number] if isinstance(leaf, Var) else None
-            letters = {str(s) for d in (value and value.dims) or () for s in getattr(d, "free_symbols", ())}
-            if letters - known:
-                line = next((c.line for c in self.trace.calls if leaf.number in c.outs), "")
+        for dim, line in _output_sizes(self.trace):
+            if {str(s) for s in dim.free_symbols} - known:
                 raise Unrecordable(
                     f"the size of a result depends on data{f': {line}' if line else ''}{shown(line)}",
                     "return torch.where(mask, x, 0), or reduce what was picked, as x[mask].sum() does",
@@ -167,14 +164,13 @@ class _Emitter:
         return self._once(FLOAT_OPS[op][0], tuple(self._size(o, line) for o in operands), "float", line)
 
     def _tree(self, made: Any, line: str) -> Arg:
-        if isinstance(made, int):
+        if isinstance(made, (int, float)):
             return made
         if isinstance(made, str):
             return self._read(made, line)
         op, *operands = made
-        return self._once(
-            OPS[op], tuple(self._tree(o, line) for o in operands), "float" if op == "float" else "int", line
-        )
+        kind = "float" if is_real(made) else "int"
+        return self._once(OPS[op], tuple(self._tree(o, line) for o in operands), kind, line)
 
     def _read(self, name: str, line: str) -> Arg:
         where = self.sizes.get(name)
@@ -205,6 +201,24 @@ class _Emitter:
             case None:
                 return None
         return self.arg(out, "")
+
+
+def _output_sizes(trace: Trace) -> Iterator[tuple[Any, str]]:
+    """Sizes of results that are expressions, each with the line that makes it."""
+    for leaf in flatten(trace.outputs):
+        dims = trace.values[leaf.number].dims if isinstance(leaf, Var) else None
+        for dim in dims or ():
+            if getattr(dim, "free_symbols", None):
+                yield dim, next((c.line for c in trace.calls if leaf.number in c.outs), "")
+
+
+def unwritten_sizes(settled: Settled) -> Iterator[tuple[set[str], Unrecordable, str]]:
+    """Results of a size that a type cannot write: the letters in it, why, and the line."""
+    for dim, line in _output_sizes(settled.trace):
+        try:
+            text(tree(dim))
+        except Unrecordable as why:
+            yield {str(s) for s in dim.free_symbols}, why, line
 
 
 def _known(body: Body) -> set[Any]:

@@ -111,12 +111,16 @@ def show_guard(guard: Any) -> str:
     """``("<=", "n", 4)`` as ``n <= 4``."""
     if not isinstance(guard, tuple):
         return str(guard)
-    op, left, right = guard
-    return f"{_side(left, op in ('*', '//', '%'))} {op} {_side(right, op in ('*', '//', '%', '-'))}"
+    op, *operands = guard
+    if op.isalpha():
+        return f"{op}({', '.join(map(show_guard, operands))})"
+    left, right = operands
+    return f"{_side(left, op in ('*', '/', '//', '%'))} {op} {_side(right, op in ('*', '/', '//', '%', '-'))}"
 
 
 def _side(size: Any, bracket: bool) -> str:
-    return f"({show_guard(size)})" if bracket and isinstance(size, tuple) else show_guard(size)
+    bracket = bracket and isinstance(size, tuple) and not size[0].isalpha()
+    return f"({show_guard(size)})" if bracket else show_guard(size)
 
 
 def _call(action: Action) -> str:

@@ -41,7 +41,9 @@ _OP = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z0-9_]{1,100}){0,2}")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _VAR = re.compile(r"%(0|[1-9][0-9]{0,6})")
 _COMPARE = ("==", "!=", "<", "<=")
-_COMPUTE = ("+", "-", "*", "//", "%")
+_COMPUTE = ("+", "-", "*", "//", "%", "min", "max")
+_COMPUTE_REAL = ("+", "-", "*", "/", "//", "%")
+_ROUND = ("floor", "ceil", "round", "trunc")
 _NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
@@ -169,7 +171,18 @@ def _size_from_json(value: Any) -> Any:
             return value
         case [str(op), left, right] if op in _COMPUTE:
             return (op, _size_from_json(left), _size_from_json(right))
+        case [str(op), real] if op in _ROUND:
+            return (op, _real_from_json(real))
     raise BadFile("malformed file: a size in a guard")
+
+
+def _real_from_json(value: Any) -> Any:
+    match value:
+        case float():
+            return value
+        case [str(op), left, right] if op in _COMPUTE_REAL:
+            return (op, _real_from_json(left), _real_from_json(right))
+    return _size_from_json(value)
 
 
 def _action_from_json(row: Any) -> Action:

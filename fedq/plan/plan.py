@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from fedq import fs
 from fedq.errors import CannotRecord, NotBuilt, SpecMismatch, UsageError
@@ -30,6 +34,11 @@ from fedq.plan.spec import match
 from fedq.plan.verify import verify
 
 Shapes = Sequence[Sequence[int]]
+Example = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Arguments of a call, by position and by name."""
+_EXAMPLES: ContextVar[MutableMapping[Plan, Example] | None] = ContextVar("examples", default=None)
+_ANY = 5
+"""What a free size is in an example."""
 
 
 class Receiver(Protocol):
@@ -68,21 +77,57 @@ class Plan(nn.Module):
     def is_built(self) -> bool:
         return self._built is not None
 
-    def build(self, *args: Any, **kwargs: Any) -> Plan:
+    def build(self, *args: Any, check: bool = False, **kwargs: Any) -> Plan:
         """Record it on these examples: their sizes, dtypes and structure count, not their values.
 
         Args:
             args, kwargs: as the function takes them: tensors, numbers, and lists, tuples and
                 dicts of them. None and texts are part of the structure: they are fixed.
+            check: also replay it on these examples in a worker that is started for it, and demand
+                what the function gives. Takes about three seconds.
 
         Raises:
             CannotRecord: it does what a plan cannot hold; names the line and what to write instead.
         """
-        return self._build(*args, **kwargs)
+        return self._build(*args, **kwargs)._tried(lambda: (args, kwargs), check=check)
 
-    def build_shapes(self, args_shape: Shapes) -> Plan:
-        """Record it on float32 tensors of these shapes; -1 is any size, a number is tried as any size."""
-        return self._build(*(Type("f32", _shape(s)) for s in args_shape))
+    def build_shapes(self, args_shape: Shapes, *, check: bool = False) -> Plan:
+        """Record it on float32 tensors of these shapes; -1 is any size, a number is tried as any size.
+
+        Args:
+            check: as of `build`, on random numbers.
+        """
+        self._build(*(Type("f32", _shape(s)) for s in args_shape))
+        return self._tried(lambda: (_random(args_shape), {}), check=check)
+
+    def _tried(self, example: Callable[[], Example], *, check: bool) -> Plan:
+        """Check it on an example, or keep that for whoever collects them."""
+        kept = _EXAMPLES.get()
+        if kept is not None:
+            kept[self] = example()
+        if check:
+            import fedq  # the door: workers are above plans
+
+            fedq.check(self, *example())
+        return self
+
+    def eager(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, seed: int) -> Any:
+        """What its Python function gives, on copies of its arguments and state; random ops draw from ``seed``.
+
+        With updates, ``(result, {name: new value})``, as a replay.
+        """
+        function, state = self._function()
+        held = [t.detach().clone().requires_grad_(t.requires_grad) for _, t in state]
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (tuple(args), dict(kwargs)))
+        self._lent = True
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                out = function(held, *args, **kwargs)
+        finally:
+            self._lent = False
+        new = {name: t for (name, _), t in zip(state, held, strict=True)}
+        return (out, {name: new[name] for name in self.about.updates}) if self.about.updates else out
 
     @classmethod
     def from_exported(cls, program: torch.export.ExportedProgram) -> Plan:
@@ -401,6 +446,22 @@ def func2plan(
         return plan if args_shape is None else plan.build_shapes(args_shape)
 
     return make
+
+
+@contextmanager
+def examples() -> Iterator[MutableMapping[Plan, Example]]:
+    """What the plans that are built inside were built on."""
+    kept: MutableMapping[Plan, Example] = WeakKeyDictionary()
+    token = _EXAMPLES.set(kept)
+    try:
+        yield kept
+    finally:
+        _EXAMPLES.reset(token)
+
+
+def _random(shapes: Shapes) -> tuple[torch.Tensor, ...]:
+    with torch.random.fork_rng(devices=[]):
+        return tuple(torch.rand([_ANY if n == -1 else n for n in shape]) for shape in shapes)
 
 
 def from_file(file: PlanFile) -> Plan:

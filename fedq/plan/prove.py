@@ -20,6 +20,7 @@ import torch
 from fedq.errors import CannotRecord
 from fedq.plan.blame import Unrecordable, shown
 from fedq.plan.capture import Function, record
+from fedq.plan.emit import unwritten_sizes
 from fedq.plan.graph import Type, Var, flatten, show_guard
 from fedq.plan.once import once
 from fedq.plan.recording import Free, Guard, In, Trace
@@ -49,6 +50,7 @@ class Proved:
         guards: conditions on letters, as in `Graph.guards`.
         dtypes: other admitted dtypes, as in `Graph.dtypes`.
         refused: what is not admitted -> the line that is why.
+        example: the types it was recorded on, all sizes numbers.
     """
 
     settled: Settled
@@ -57,6 +59,7 @@ class Proved:
     guards: tuple[Any, ...]
     dtypes: tuple[tuple[str, ...], ...]
     refused: Mapping[str, str]
+    example: tuple[Type, ...] = ()
 
 
 def prove(
@@ -105,7 +108,10 @@ class _Prover:
         inputs = tuple(self._type(i, a) for i, a in enumerate(self.asked))
         guards = {_as_tree(g): g.line for g in self.guards}
         self.refused |= {show_guard(guard): line for guard, line in guards.items()}
-        return Proved(self.base, inputs, least, tuple(guards), dtypes, self.refused)
+        looks, none = self._looks(), dict[Place, str]()
+        example = (self._in_again(i, a, looks, none, "") for i, a in enumerate(self.asked))
+        types = tuple(Type(e.dtype, e.dims, e.value) for e in example)  # type: ignore[arg-type]
+        return Proved(self.base, inputs, least, tuple(guards), dtypes, self.refused, types)
 
     # -- which sizes are free
 
@@ -187,8 +193,13 @@ class _Prover:
                 hint = _TRANSFORMS if trace.transformed else _NUMBERS
                 raise _fixed(i, d, int(trace.solved[symbol]), trace.line_of(symbol), hint)
         self.guards = [g for g in self.base.guards if not self._disproved(g)]
+        for guard in filter(_fixes, self.guards):
+            name = next(iter(guard.expr.free_symbols)).name
+            for i, d in (at for at, n in places.items() if n == name and at not in optional):
+                raise _fixed(i, d, self._looks()[name], guard.line, _NUMBERS)
         guarded = {s.name for g in self.guards for s in g.expr.free_symbols}
-        bad = [at for at in optional if at not in places or self._meets_other(at)]
+        unwritten = self._unwritten(optional)
+        bad = [at for at in optional if at not in places or at in unwritten or self._meets_other(at)]
         bad = bad or self._likeliest([at for at in optional if places[at] in guarded])
         if bad:
             return bad
@@ -198,6 +209,21 @@ class _Prover:
         if isinstance(written, str):
             return self._likeliest(optional)
         return [at for at in optional if at[1] == -1 and not self._is_any_number(at)]
+
+    def _unwritten(self, optional: Sequence[Place]) -> list[Place]:
+        """Places of which a result has a size that a type cannot write.
+
+        Raises:
+            CannotRecord: all of them were asked to be free.
+        """
+        found: list[Place] = []
+        for letters, why, line in unwritten_sizes(self.base):
+            places = [at for at in optional if self.base.places.get(at) in letters]
+            if not places:
+                message = f"{why.message}: {line}{shown(line)}"
+                raise CannotRecord(message, hint=f"{why.hint}; or write the number in args_shape", line=line)
+            found += places
+        return found
 
     def _is_any_number(self, at: Place) -> bool:
         """Whether plain numbers give the same graph: symbols of numbers are no ``int`` to Python."""
@@ -426,6 +452,14 @@ class _Prover:
         return Type(asked.dtype, tuple(self.base.places.get((i, d), n) for d, n in enumerate(asked.shape)))
 
 
+def _fixes(guard: Guard) -> bool:
+    """Whether it is an equation that some small sizes of one letter solve, and no large ones."""
+    if not isinstance(guard.expr, sympy.Eq) or len(guard.expr.free_symbols) != 1:
+        return False
+    (symbol,) = guard.expr.free_symbols
+    return not any(put(guard.expr, {symbol: n}) for n in range(100, 300))
+
+
 def _mixtures(names: list[str], *, thorough: bool) -> Iterator[dict[str, int]]:
     """Several small sizes at once: all, where Python looks at sizes or there are two; else all equal ones."""
     if len(names) < 2:
@@ -457,7 +491,8 @@ def _as_tree(guard: Guard) -> Any:
 
 
 _NUMBERS = (
-    "write the number in args_shape, or do not use the size as a Python number (for, len(), int(), [...] * n): "
+    "write the number in args_shape, or do not use the size as a Python number (for, len(), [...] * n; int(n / 2), "
+    "where math.floor(n / 2) stays a size): "
     "ops on whole tensors, or scan, map and while_loop of torch._higher_order_ops, take any size"
 )
 _TRANSFORMS = (

@@ -24,6 +24,8 @@ from fedq.errors import CannotRecord
 from fedq.plan.blame import DEVICES, Line, Unrecordable, shown, user_line
 from fedq.plan.graph import Arg, Dtype, Format, Var
 from fedq.plan.recording import Call, Guard, Size, Trace, Value
+from fedq.plan.settle import at
+from fedq.plan.sizes import FLOAT_ORDER
 from fedq.plan.tensors import NAMES
 
 FORMATS = {
@@ -147,7 +149,17 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(out, torch.SymFloat):
             self.alive.append(out)
             self.made[id(out.node)] = (func.__name__, *args)
+        elif isinstance(out, torch.SymInt) and isinstance(args[0], torch.SymFloat):
+            self._check_order(self._size(args[0]))
         return out
+
+    def _check_order(self, size: Any) -> None:
+        """That a float made into a size is what its expression says: sympy puts terms in an order of its own."""
+        symbols = sorted(getattr(getattr(size, "expr", None), "free_symbols", ()), key=str)
+        for n in range(2, 40):
+            known = {s: sympy.Integer(n + i) for i, s in enumerate(symbols)}
+            if symbols and at(size, known) != float(size.expr.xreplace(known)):
+                raise Unrecordable(*FLOAT_ORDER)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -155,7 +167,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unrecordable(f"torch's {getattr(func, '__name__', func)} has no place in a plan")
         was, self.sizes.inside_op = self.sizes.inside_op, True
         try:
-            run = _RUN_AS.get(func, func) if self.pre_dispatch else func
+            run = RUN_AS.get(func, func) if self.pre_dispatch else func
             out = _apart(run(*args, **kwargs), func, args)
         finally:
             self.sizes.inside_op = was
@@ -271,9 +283,9 @@ def _detached(func: Any) -> Any:
     return run
 
 
-_RUN_AS = {getattr(torch.ops.aten, name).input: _rnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+RUN_AS = {getattr(torch.ops.aten, name).input: _rnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 for _name in ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"):
-    _RUN_AS[getattr(torch.ops.aten, _name).default] = _detached(getattr(torch.ops.aten, _name).default)
+    RUN_AS[getattr(torch.ops.aten, _name).default] = _detached(getattr(torch.ops.aten, _name).default)
 _HIDDEN_WRITES = (torch.ops.aten.batch_norm, torch.ops.aten.native_batch_norm, torch.ops.aten.instance_norm)
 _HIDDEN_STATE = (
     "it writes to its state (a parameter or buffer), and a plan has outputs, never hidden writes",

@@ -11,7 +11,7 @@ import builtins
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,10 @@ class Compiled:
 
 def compile(verified: Verified) -> Compiled:
     """The function of a graph; with variants, one that picks the graph by its inputs' sizes and dtypes."""
-    first = _compile_one(verified)
+    first = compile_one(verified)
     if not verified.variants:
         return first
-    parts = (first, *map(_compile_one, verified.variants))
+    parts = (first, *map(compile_one, verified.variants))
     ops = tuple(op for part in parts for op in part.ops)
     return Compiled(_choosing(verified.graph, parts), first.source, verified.random, ops, (), parts)
 
@@ -87,8 +87,9 @@ def _choosing(graph: Graph, parts: Sequence[Compiled]) -> Callable[..., tuple[An
     return replay
 
 
-def _compile_one(verified: Verified) -> Compiled:
-    writer = _Writer(verified.graph)
+def compile_one(verified: Verified, dry: Dry | None = None) -> Compiled:
+    """The function of a graph without its variants; ``dry``: what it calls in a dry run."""
+    writer = _Writer(verified.graph, dry)
     source = writer.text()
     inside = sum(len(body.actions) for _, body in bodies.nested(verified.graph))
     ops = (*(action.op for action in verified.graph.actions), *("" for _ in range(inside)))
@@ -120,17 +121,17 @@ def run(
         with torch.inference_mode():
             return (over or compiled.fn)(*inputs, *state)
     except Exception as error:
-        raise ActionFailed(*_blame(compiled, error)) from error
+        raise ActionFailed(*blame(compiled, error)) from error
     finally:
         if before is not None:
             torch.set_rng_state(before)
 
 
-def _blame(compiled: Compiled, error: Exception) -> tuple[int, str]:
+def blame(compiled: Compiled, error: Exception) -> tuple[int, str]:
     """The action whose call raised, by the line on which the call ends; -1 where none did."""
     first = 0
     for part in compiled.parts:
-        action, op = _blame(part, error)
+        action, op = blame(part, error)
         if action >= 0:
             return first + action, op
         first += len(part.ops)
@@ -183,17 +184,31 @@ def _loaded(name: str, *_: object) -> Any:
     return sys.modules[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Dry:
+    """What is called in place of kernels and of control flow where there are no values.
+
+    Attributes:
+        rules: as `loops.RULES`.
+        kernels: op -> callable, for the ops that have one of their own.
+    """
+
+    rules: Mapping[str, Callable[..., Callable[..., Any]]]
+    kernels: Mapping[str, Callable[..., Any]]
+
+
 class _Writer:
     """Writes the function; what can not stand in a text goes to ``scope``, its globals."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, dry: Dry | None = None) -> None:
         self.graph = graph
+        self.rules, self.kernels = (dry.rules, dry.kernels) if dry else (loops.RULES, {})
         self.types = graph.types
         self.scope: dict[str, Any] = {"__builtins__": {"__import__": _loaded}}
         self.named: dict[Any, str] = {}
         self.nested: dict[int, str] = {}
         self.ends: list[int] = []
-        self.bodies = [_function(body) for body in graph.graphs]
+        self.bodies = [_function(body, dry) for body in graph.graphs]
         self.uses: dict[int, list[int]] = {}
         for i, action in enumerate(graph.actions):
             for var in action.vars():
@@ -246,10 +261,10 @@ class _Writer:
         return names if _single(action) else f"[{names}]"
 
     def call(self, action: Action) -> str:
-        if action.op in loops.RULES:
+        if action.op in self.rules:
             called = [self.bodies[a.number] for a in action.args if isinstance(a, Subgraph)]
             rest = [self.arg(a) for a in action.args if not isinstance(a, Subgraph)]
-            return f"{self.constant(loops.RULES[action.op](*called))}({', '.join(rest)})"
+            return f"{self.constant(self.rules[action.op](*called))}({', '.join(rest)})"
         op = optable.find(action.op)
         assert op is not None
         keyword = {p.name: p for p in op.params}
@@ -258,6 +273,8 @@ class _Writer:
         if op.name == "sym.size" and len(action.args) == 2:
             return f"{args[0]}.shape[{args[1]}]"
         name = method(op)
+        if op.name in self.kernels:
+            return f"{self.constant(self.kernels[op.name])}({', '.join(args)})"
         if not all(keyword[k].keyword for k in named) or (name and not self.is_tensor(action.args[0])):
             op, name = dataclasses.replace(op, fast=""), None
         if name:
@@ -291,9 +308,9 @@ class _Writer:
         return self.named[key]
 
 
-def _function(graph: Graph) -> Callable[..., tuple[Any, ...]]:
+def _function(graph: Graph, dry: Dry | None) -> Callable[..., tuple[Any, ...]]:
     """A body as a function: of what it is given, to a tuple."""
-    writer = _Writer(graph)
+    writer = _Writer(graph, dry)
     return writer.function(writer.text())
 
 

@@ -178,6 +178,11 @@ def number(size: Any) -> Any:
     return float(size.expr) if cancelled else FLOAT_OPS[op][1](*operands)
 
 
+def at(size: Size, known: Mapping[Any, Any]) -> Any:
+    """A size where these symbols have these values: Python's arithmetic, in the order it was done."""
+    return number(_settle_arg(size, known))
+
+
 # -- comparison ------------------------------------------------------------------------------
 
 

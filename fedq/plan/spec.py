@@ -7,7 +7,9 @@ are evaluated as small trees of integers, never as code.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -157,33 +159,31 @@ _tree = lru_cache(maxsize=4096)(parse_size)
 
 
 def _size(dim: int | str, letters: Mapping[str, int]) -> int:
-    size = dim if isinstance(dim, int) else evaluate(_tree(dim), letters)
+    size: int = dim if isinstance(dim, int) else evaluate(_tree(dim), letters)
     if size < 0:
         raise SpecMismatch(f"a result would have size {dim} = {size} for {_sizes(letters)}")
     return size
 
 
-def evaluate(size: Any, letters: Mapping[str, int]) -> int:
+_COMPUTE: Mapping[str, Callable[..., Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
+    "/": operator.truediv, "min": min, "max": max, "floor": math.floor, "ceil": math.ceil, "round": round,
+    "trunc": math.trunc,
+}  # fmt: skip
+_DIVIDING = ("/", "//", "%")
+
+
+def evaluate(size: Any, letters: Mapping[str, int]) -> Any:
     """A tree of sizes as a number; SpecMismatch for division by zero, or beyond 64 bits."""
     if isinstance(size, int):
         return size
     if isinstance(size, str):
         return letters[size]
-    op, left, right = size
-    a, b = evaluate(left, letters), evaluate(right, letters)
-    match op:
-        case "+":
-            value = a + b
-        case "-":
-            value = a - b
-        case "*":
-            value = a * b
-        case _ if b == 0:
-            raise SpecMismatch(f"{show_guard(size)} divides by zero for {_sizes(letters)}")
-        case "//":
-            value = a // b
-        case _:
-            value = a % b
+    op, *operands = size
+    numbers = [operand if isinstance(operand, float) else evaluate(operand, letters) for operand in operands]
+    if op in _DIVIDING and numbers[1] == 0:
+        raise SpecMismatch(f"{show_guard(size)} divides by zero for {_sizes(letters)}")
+    value = _COMPUTE[op](*numbers)
     if not -_BOUND <= value < _BOUND:
         raise SpecMismatch(f"{show_guard(size)} is too large for {_sizes(letters)}")
     return value
@@ -192,4 +192,4 @@ def evaluate(size: Any, letters: Mapping[str, int]) -> int:
 def _holds(guard: Any, letters: Mapping[str, int]) -> bool:
     op, left, right = guard
     a, b = evaluate(left, letters), evaluate(right, letters)
-    return a == b if op == "==" else a != b if op == "!=" else a < b if op == "<" else a <= b
+    return bool(a == b if op == "==" else a != b if op == "!=" else a < b if op == "<" else a <= b)

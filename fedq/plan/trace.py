@@ -20,6 +20,7 @@ from fedq.plan.emit import emit
 from fedq.plan.graph import About, Graph, Type
 from fedq.plan.prove import Proved, prove
 from fedq.plan.recording import In
+from fedq.plan.rehearse import rehearse
 from fedq.plan.settle import settle
 
 Traced = tuple[Graph, About, tuple[torch.Tensor, ...]]
@@ -52,7 +53,8 @@ def trace(
     tensors = [tensor for _, tensor in state]
     names = [n for n, _ in state]
     with _seeds_untouched(lambda: prove(function, asked, tensors)):
-        first = _graph(prove(function, asked, tensors, as_written=as_written), names, name, params)
+        proved = prove(function, asked, tensors, as_written=as_written)
+        first, examples = _graph(proved, names, name, params), [proved.example]
         others: list[Traced] = []
         waiting = deque([(first[0], asked)])
         while waiting and len(others) < variants.MAX_VARIANTS:
@@ -62,8 +64,11 @@ def trace(
                 with contextlib.suppress(CannotRecord):
                     proved = prove(function, types, tensors, as_written=as_written, fixed=fixed)
                     others.append(_graph(proved, names, name, params))
+                    examples.append(proved.example)
                     waiting.append((others[-1][0], types))
-    return variants.joined(first, others[: variants.MAX_VARIANTS]) if others else first
+    made = variants.joined(first, others[: variants.MAX_VARIANTS]) if others else first
+    rehearse(made[0], made[1], examples)
+    return made
 
 
 def trace_as_is(function: Function, types: Sequence[Type]) -> Traced:
@@ -75,7 +80,9 @@ def trace_as_is(function: Function, types: Sequence[Type]) -> Traced:
     with cannot():
         inputs = [In(t.dtype, tuple(d for d in t.shape or () if isinstance(d, int)), None) for t in types]
         settled = settle(record(function, inputs))
-    return _graph(Proved(settled, tuple(types), {}, (), (), {}), [], "", ())
+    made = _graph(Proved(settled, tuple(types), {}, (), (), {}), [], "", ())
+    rehearse(made[0], made[1], [types])
+    return made
 
 
 def _graph(proved: Proved, state_names: list[str], name: str, params: Sequence[str]) -> Traced:

@@ -27,12 +27,18 @@ MAX_SIZE = 1 << 60
 """Sizes of dimensions and least sizes stay below this."""
 
 LETTER = re.compile(r"[a-z][a-z0-9]{0,15}")
-_TYPE = re.compile(r"([a-z0-9_]+)(?:\[([a-z0-9+*/()%,-]*)\]|=(.*))?", re.DOTALL)
+_TYPE = re.compile(r"([a-z0-9_]+)(?:\[([a-z0-9+*/()%,.-]*)\]|=(.*))?", re.DOTALL)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+_REAL = r"(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}"
 _OPERAND = rf"(?:{_NUMBER.pattern}|{LETTER.pattern}|@)"
 _FLAT = rf"{_OPERAND}(?:(?://|[-+*%]){_OPERAND})*"
-_IS_FLAT, _BRACKET = re.compile(_FLAT), re.compile(rf"\({_FLAT}\)")
-_TOKEN = re.compile(rf"{_NUMBER.pattern}|{LETTER.pattern}|//|[-+*%()]")
+_REAL_OPERAND = rf"(?:{_REAL}|{_OPERAND}|#)"
+_REAL_FLAT = rf"{_REAL_OPERAND}(?:(?://|[-+*/%]){_REAL_OPERAND})*"
+_IS_FLAT = re.compile(_FLAT)
+_BRACKET = re.compile(
+    rf"(?P<whole>(?:floor|ceil|round|trunc)\({_REAL_FLAT}\)|(?:min|max)\({_FLAT},{_FLAT}\)|\({_FLAT}\))|\({_REAL_FLAT}\)"
+)
+_TOKEN = re.compile(rf"{_REAL}|{_NUMBER.pattern}|{LETTER.pattern}|//|[-+*/%(),]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,8 @@ Arg = Any
 Tree = Any
 """A structure of outputs: Var | None | list | tuple | dict of the same."""
 Size = Any
-"""A size: int, letter, or ``(op, left, right)`` with op one of ``+ - * // %``."""
+"""A size: int, letter, ``(op, left, right)`` with op one of ``+ - * // % min max``, or ``(op, real)`` with op one of
+``floor ceil round trunc``. A real is a size, a float, or ``(op, left, right)`` of reals, where ``/`` is an op too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +126,26 @@ def _parse(text: str) -> Type:
     match = _TYPE.fullmatch(text)
     dtype, dims, value = match.groups() if match else ("", None, None)
     if dims is not None and dtype in ITEMSIZE:
-        return Type(dtype, tuple(_dim(d) for d in dims.split(",")) if dims else ())
+        return Type(dtype, tuple(_dim(d) for d in _split(dims)) if dims else ())
     if dims is None and dtype in NUMBERS:
         made = Type(dtype, None, None if value is None else _fixed(dtype, value))
         if str(made) == text:
             return made
     raise BadFile(f"{text[:60]!r} is not a type")
+
+
+def _split(dims: str) -> list[str]:
+    """Sizes apart; the commas of ``min(n,m)`` are their own."""
+    if "(" not in dims:
+        return dims.split(",")
+    made, depth = [""], 0
+    for c in dims:
+        depth += (c == "(") - (c == ")")
+        if c == "," and not depth:
+            made.append("")
+        else:
+            made[-1] += c
+    return made
 
 
 def _dim(text: str) -> int | str:
@@ -151,18 +172,24 @@ def is_int(value: object) -> bool:
 
 def is_size(text: str) -> bool:
     """Whether `parse_size` can read it; much faster, since types come in thousands from strangers."""
-    if len(text) > 200 or text.count("(") > 8 or "@" in text:
+    if len(text) > 200 or text.count("(") > 8 or "@" in text or "#" in text:
         return False
     flat = text
-    while "(" in flat and (shorter := _BRACKET.sub("@", flat)) != flat:
+    while "(" in flat and (shorter := _BRACKET.sub(_closed, flat)) != flat:
         flat = shorter
     return _IS_FLAT.fullmatch(flat) is not None
+
+
+def _closed(bracket: re.Match[str]) -> str:
+    """What stands for a bracket that was read: ``@`` for an integer, ``#`` for a real."""
+    return "@" if bracket["whole"] else "#"
 
 
 def parse_size(text: str) -> Size:
     """Read ``3``, ``n``, ``2*(n+1)//m`` as 3, ``"n"``, ``("//", ("*", 2, ("+", "n", 1)), "m")``.
 
-    ``* // %`` bind tighter than ``+ -``, and all go from left to right, rounding as Python does.
+    ``* / // %`` bind tighter than ``+ -``, and all go from left to right, rounding as Python does. ``min(n,m)`` is
+    ``("min", "n", "m")``, ``floor(n*1.5)`` is ``("floor", ("*", "n", 1.5))``; reals stand inside such a bracket only.
     """
     if not is_size(text):
         raise BadFile(f"{text[:60]!r} is not a size")
@@ -180,7 +207,7 @@ def _sum(token: str, rest: Iterator[str]) -> tuple[Size, str]:
 
 def _product(token: str, rest: Iterator[str]) -> tuple[Size, str]:
     left, token = _factor(token, rest)
-    while token in ("*", "//", "%"):
+    while token in ("*", "/", "//", "%"):
         right, after = _factor(next(rest), rest)
         left, token = (token, left, right), after
     return left, token
@@ -189,4 +216,13 @@ def _product(token: str, rest: Iterator[str]) -> tuple[Size, str]:
 def _factor(token: str, rest: Iterator[str]) -> tuple[Size, str]:
     if token == "(":
         return _sum(next(rest), rest)[0], next(rest)
-    return int(token) if token.isdecimal() else token, next(rest)
+    if token[0].isdigit():
+        return (float(token) if "." in token else int(token)), next(rest)
+    after = next(rest)
+    if after != "(":
+        return token, after
+    operands, closed = [], ","
+    while closed == ",":
+        operand, closed = _sum(next(rest), rest)
+        operands.append(operand)
+    return (token, *operands), next(rest)

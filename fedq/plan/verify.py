@@ -253,21 +253,28 @@ def _parsed(text: str) -> Any:
         raise NotAllowed(str(error), action=None, op=None) from None
 
 
+_COMPARISONS = ("==", "!=", "<", "<=")
+_ARITY = {
+    **dict.fromkeys(("+", "-", "*", "/", "//", "%", "min", "max"), 2),
+    **dict.fromkeys(("floor", "ceil", "round", "trunc"), 1),
+}
+
+
 def _letters(size: Any, *, compare: bool = False) -> set[str]:
-    """The letters of a guard or size; NotAllowed if it is malformed or nested too deep."""
+    """The letters of a guard (``compare``) or of a parsed size; NotAllowed if it is malformed or nested too deep."""
     found: set[str] = set()
     level = [size]
     for depth in range(MAX_DEPTH + 1):
         deeper: list[Any] = []
         for part in level:
             if isinstance(part, tuple):
-                ops = ("==", "!=", "<", "<=") if compare and not depth else ("+", "-", "*", "//", "%")
-                _need(len(part) == 3 and part[0] in ops, "a guard is malformed")
+                arity = dict.fromkeys(_COMPARISONS, 2) if compare and not depth else _ARITY
+                _need(arity.get(part[0]) == len(part) - 1, "a guard is malformed")
                 deeper += part[1:]
             elif isinstance(part, str):
                 found.add(part)
             else:
-                _need(type(part) is int and abs(part) < 1 << 64, "a guard is malformed")
+                _need(type(part) in (int, float) and abs(part) < 1 << 64, "a guard is malformed")
         if not deeper:
             return found
         level = deeper

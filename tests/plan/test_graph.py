@@ -73,7 +73,10 @@ def test_any_text_is_a_type_in_one_spelling_or_refused(text):
         "f32[9999999999999999999]", "f32[2]\n", "int[2]", "int=", "int=01", "int=3.0", "int=true", "int= 3", "int=1e2",
         "int=18446744073709551616", "float=1", "float=NaN", "float=1e999", "float=1.50", "bool=1", "bool=True",
         'str="\u00e9"', "str='a'", "f32=2", "F32[2]", "f32[" + "1," * 600 + "1]", "int=" + "9" * 900,
-        "f32[" + "(" * 9 + "n" + ")" * 9 + "]", "f32[" + "n+" * 150 + "n]", 'str="' + "a" * 1000 + '"',
+        "f32[" + "(" * 9 + "n" + ")" * 9 + "]", "f32[" + "n+" * 150 + "n]",
+        "f32[n/2]", "f32[0.5*n]", "f32[floor(n)", "f32[floor(n,m)]", "f32[min(n)]", "f32[(n/2)]", "f32[min(n,m/2)]",
+        "f32[n(2)]", "f32[floor(1.)]", "f32[floor(01.5)]", "f32[floor(#)]", "f32[sqrt(n)]", "f32[2floor(n)]",
+        'str="' + "a" * 1000 + '"',
     ],
 )  # fmt: skip
 def test_what_is_no_type_is_refused(text):
@@ -87,7 +90,9 @@ def test_unusual_fixed_numbers_have_a_spelling(text):
 
 
 LETTERS = st.fixed_dictionaries({k: st.integers(1, 50) for k in ("n", "m", "b", "h2", "t", "u0")})
-OPS = {
+CALLS = {"min": min, "max": max, "floor": math.floor, "ceil": math.ceil, "round": round, "trunc": math.trunc}
+OPS = CALLS | {
+    "/": operator.truediv,
     "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
@@ -95,17 +100,25 @@ OPS = {
 
 def value_of(size, letters):
     if isinstance(size, tuple):
-        return OPS[size[0]](value_of(size[1], letters), value_of(size[2], letters))
+        return OPS[size[0]](*(value_of(part, letters) for part in size[1:]))
     return letters.get(size, size)
 
 
 @given(size_texts, LETTERS)
 def test_a_size_means_what_python_means_by_it(text, letters):
     try:
-        expected = eval(text, {}, dict(letters))
+        expected = eval(text, CALLS, dict(letters))
     except ZeroDivisionError:
         return
     assert value_of(parse_size(text), letters) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["min(n,m)", "trunc(n*1.5)", "2*ceil((n-1)/3)+max(0,min(m,n-2))", "floor((n+0.5)*2)//m"]
+)
+def test_sizes_may_be_the_least_the_most_or_rounded(text):
+    assert is_size(text) and str(Type.parse(f"f32[{text},n]")) == f"f32[{text},n]"
+    assert value_of(parse_size(text), {"n": 7, "m": 3}) == eval(text, CALLS, {"n": 7, "m": 3})
 
 
 @given(st.text("n1m0()+-*/%@", max_size=12))
@@ -139,7 +152,7 @@ def test_a_printed_guard_means_what_the_guard_means(guard, letters):
         expected = value_of(guard, letters)
     except ZeroDivisionError:
         return
-    assert eval(show_guard(guard), {}, dict(letters)) == expected
+    assert eval(show_guard(guard), CALLS, dict(letters)) == expected
 
 
 @given(args(3, 2))
