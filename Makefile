@@ -5,10 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test fuzz models demo bench crash powerloss faults guards clean
+.PHONY: help setup test test-more fuzz models demo bench crash powerloss faults guards clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv with the versions of constraints.txt
 
@@ -24,12 +24,15 @@ test: setup ## lint, types and all tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+test-more: setup ## what takes longer: every model, every first call in a worker of its own
+	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal tests/test_fresh.py tests/plan/test_models.py
+
 fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
 	$(BIN)/python -m tests.plan.fuzz --calls 300
 
 models: setup ## every model of docs/models.md, built and compared with eager; 1 GB through a device
-	FEDQ_MODELS=1 $(BIN)/python -m pytest -n 2 tests/plan/test_models.py
+	FEDQ_MORE=1 $(BIN)/python -m pytest -n 2 tests/plan/test_models.py
 	FEDQ_LARGE=1 $(BIN)/python -m pytest tests/plan/test_dtypes.py -k gigabyte
 
 demo: setup ## devices with real data, plans run on them, results checked

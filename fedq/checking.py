@@ -17,6 +17,7 @@ from fedq.plan import params
 from fedq.plan.graph import flatten, graph_to_json
 
 if TYPE_CHECKING:
+    from fedq.plan.file import PlanFile
     from fedq.plan.plan import Plan
 
 DEADLINE_S = 600.0
@@ -36,7 +37,11 @@ def check(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
     seed = ids.derive_seed(0, 0)
     given = params.bind(plan.graph, args, kwargs, about=plan.about)
-    got = _replayed(plan, given, seed, torch.get_num_threads())
+    worker = ProcessWorker(threads=torch.get_num_threads(), deadline_s=DEADLINE_S)
+    try:
+        got = replayed(worker, plan.file(), given, seed=seed)
+    finally:
+        worker.close()
     want = flatten(plan.eager(args, kwargs, seed=seed))
     for i, (ours, theirs) in enumerate(zip(got, want, strict=True)):
         if (wrong := _difference(ours, theirs)) is not None:
@@ -46,42 +51,49 @@ def check(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def _replayed(plan: Plan, given: Sequence[Any], seed: int, threads: int) -> list[Any]:
-    """What a worker gives for these inputs."""
+def replayed(worker: ProcessWorker, plan: PlanFile, inputs: Sequence[Any], *, seed: int) -> list[Any]:
+    """What a worker gives for these inputs, flat.
+
+    Args:
+        inputs: tensors and numbers, as the graph takes them.
+
+    Raises:
+        CannotRecord: it failed; names the line.
+        WorkerDied: it ended.
+    """
     import torch
 
     from fedq.plan.tensors import from_raw, to_raw
 
-    state, inputs = plan.state_tensors(), [t for t in given if isinstance(t, torch.Tensor)]
-    numbers = iter(range(len(state), len(state) + len(inputs)))
-    give = [[f"x{i}", next(numbers)] for i, value in enumerate(given) if isinstance(value, torch.Tensor)]
-    args = [f"x{i}" if isinstance(value, torch.Tensor) else {"n": value} for i, value in enumerate(given)]
+    tensors = list(plan.state.values())
+    args, give = list[Any](), list[Any]()
+    for i, value in enumerate(inputs):
+        if isinstance(value, torch.Tensor):
+            give.append([f"x{i}", len(tensors)])
+            tensors.append(to_raw(value))
+        args.append(f"x{i}" if isinstance(value, torch.Tensor) else {"n": value})
     results = [f"r{i}" for i in range(len(plan.graph.output_vars))]
     head = {
-        "plans": [["p", graph_to_json(plan.graph), list(range(len(state))), list(plan.about.params)]],
+        "forget": [key for key, _ in give],
+        "plans": [[plan.id, graph_to_json(plan.graph), list(range(len(plan.state))), list(plan.about.params)]],
         "give": give,
-        "forget": [],
-        "calls": [["p", args, results, seed, None]],
+        "calls": [[plan.id, args, results, seed, None]],
     }
-    answer = _asked(head, [to_raw(t) for t in (*state, *inputs)], threads)
-    (row,) = answer.rows
+    said = _answer(worker, head, tensors)
+    if isinstance(said, Died):
+        raise WorkerDied(f"the worker that was to check the plan ended: {said.why}")
+    (row,) = said.rows
     if row[0] != "ok":
         action = row[3].get("action", -1)
         line = plan.about.line(action) if action >= 0 else ""
         raise CannotRecord(f"a worker failed on the example: {row[2]}{f': {line}' if line else ''}", line=line)
-    return [r["n"] if isinstance(r, dict) else from_raw(answer.tensors[r]) for r in row[1]]
+    return [r["n"] if isinstance(r, dict) else from_raw(said.tensors[r]) for r in row[1]]
 
 
-def _asked(head: Any, tensors: Sequence[Any], threads: int) -> Answer:
-    worker = ProcessWorker(threads=threads, deadline_s=DEADLINE_S)
-    try:
-        worker.start(head, tensors)
-        while (said := worker.poll()) is None:
-            select.select([worker], [], [], 1.0)
-    finally:
-        worker.close()
-    if isinstance(said, Died):
-        raise WorkerDied(f"the worker that was to check the plan ended: {said.why}")
+def _answer(worker: ProcessWorker, head: Any, tensors: Sequence[Any]) -> Answer | Died:
+    worker.start(head, tensors)
+    while (said := worker.poll()) is None:
+        select.select([worker], [], [], 1.0)
     return said
 
 

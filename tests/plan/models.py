@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fedq.plan.file import decode_plan, encode_plan
 from fedq.plan.graph import flatten
 from fedq.plan.plan import Plan, from_file
 from fedq.trust.keys import Key
+from tests import workers
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BATCHES = (1, 2, 5)
@@ -137,8 +139,13 @@ def row(name: str) -> str:
         except FedqError as error:
             return f"| {name} | refused: {str(error).splitlines()[0]} | | | |"
         raw = b"".join(encode_plan(plan.file(), Key.from_seed(bytes(32))))
-        loaded = from_file(decode_plan(decode(raw)))
-        equal = {_compare(module, loaded, *_arguments(model.batch(n))) for n in BATCHES}
+        file = decode_plan(decode(raw))
+        loaded = from_file(file)
+        equal = {
+            _compare(module, runs, *_arguments(model.batch(n)))
+            for n in BATCHES
+            for runs in (loaded, partial(workers.replayed, file))
+        }
     inputs = ", ".join(f"`{t}`" for t in plan.graph.inputs)
     how = "equal" if equal == {"equal"} else "close" if "no" not in equal else "no"
     return f"| {name} | {inputs} | {len(plan.actions)} | {parameters(module)} | {how} |"
@@ -152,7 +159,7 @@ def _arguments(given: dict[str, Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...]
     return ((), given) if isinstance(given, dict) else (given, {})
 
 
-def _compare(module: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _compare(module: nn.Module, plan: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     with torch.inference_mode():
         want, got = _leaves(module(*args, **kwargs)), _leaves(plan(*args, **kwargs))
     if len(want) == len(got) and all(map(torch.equal, want, got)):
@@ -172,8 +179,8 @@ def page() -> str:
     return f"""# Models that hold
 
 Random weights, small configurations, `eval()`; built with a batch of 3, written to a file, read back, and replayed
-with batches of {", ".join(map(str, BATCHES))}. *equal*: every output is `torch.equal` to eager's; *close*: `allclose`
-with rtol 1e-5, atol 1e-6. Letters are free sizes. Made by
+with batches of {", ".join(map(str, BATCHES))}, here and in a worker process. *equal*: every output is
+`torch.equal` to eager's; *close*: `allclose` with rtol 1e-5, atol 1e-6. Letters are free sizes. Made by
 `python -m tests.plan.models --write`; `make models` checks it.
 
 | model | inputs | actions | parameters | outputs |

@@ -9,7 +9,7 @@ import pytest
 from tests.plan import models
 
 FAST = ("nn.RNN", "nn.Conv1d", "nn.GroupNorm", "nn.TransformerEncoder")
-CHECKED = tuple(models.MODELS) if os.environ.get("FEDQ_MODELS") else FAST
+CHECKED = tuple(models.MODELS) if os.environ.get("FEDQ_MORE") else FAST
 
 
 @pytest.mark.parametrize("name", CHECKED)
