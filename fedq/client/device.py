@@ -2,7 +2,11 @@
 
 Nothing here waits; `fetch` does. A call outside ``with device.batch():`` is a message of its own,
 sent when the call returns; inside, all of it is one message (thousands of actions: several), sent
-at its end or when a value is asked for, and never if the block raises.
+at its end or when a value is waited for, and never if the block raises.
+
+A block with a token is the same each time it is done, in any process: its ids come from the token
+and the order of what it does, never from what this process knows or has in memory; each message of
+it is sent once; what it made and asked for stays, so that it comes again.
 """
 
 from __future__ import annotations
@@ -134,25 +138,42 @@ class Device:
         From 1,000 calls on Python's cycle collector rests until they are sent.
 
         Args:
-            token: a name for this very request. Doing the same under the same token gives the
-                same ids and sends nothing new, in any process.
+            token: a name for this very block. Doing the same under the same token gives the same
+                ids and values and sends nothing twice, in any process, wherever the one before was
+                cut off; also what is sent by waiting for a value inside it. So ``.get()`` in the
+                block, or of what it made, leaves the value there until its message expires.
 
         Raises:
             Conflict: something else was asked for under this token.
         """
-        if self._draft is not None:
-            if token is not None:
-                raise UsageError("a batch with a token can not stand inside another batch")
-            yield self
+        if self._draft is None:
+            with self._block(self._new_draft(token, lasting=token is not None)):
+                yield self
             return
         if token is not None:
-            self.settle()
-        self._draft, self._settled = self._new_draft(token), []
-        try:
+            raise UsageError("a batch with a token cannot stand inside another batch")
+        yield self
+
+    @contextlib.contextmanager
+    def once(self, token: str) -> Iterator[Device]:
+        """As `batch` with a token, to be sent once; what it makes can be taken away, and so may not come again."""
+        with self._block(self._new_draft(token)):
             yield self
+
+    @contextlib.contextmanager
+    def _block(self, draft: Draft) -> Iterator[None]:
+        if draft.token is not None:
             self.settle()
-            if self._draft.actions:
+        self._draft, self._settled = draft, []
+        try:
+            yield
+            self.settle()
+            if self._draft.asks or self._draft.actions:
                 self._send(self._draft)
+        except BaseException:
+            if draft.token is not None:
+                self.pending = Pending()  # the block done again makes them again, under the same ids
+            raise
         finally:
             self._draft = None
             self._rest.end()
@@ -163,17 +184,23 @@ class Device:
         try:
             sending.send(self, draft)
         except BaseException:
-            for pending in reversed(() if draft.begun else settled):
+            for pending in reversed(() if draft.begun or draft.token is not None else settled):
                 self.pending.put_back(pending)
             raise
 
-    def _new_draft(self, token: str | None = None) -> Draft:
+    def _new_draft(self, token: str | None = None, *, lasting: bool = False) -> Draft:
         c = self.client
         if token is None:
             return Draft(c.new_id(), c.new_id)
         if not ids.is_text(token):
-            raise UsageError(f"{token[:40]!r} can not be a token", hint="use 1 to 300 printable characters")
-        return Draft(ids.derive("message", token, c.root, self.name, c.name), c.new_id, token)
+            raise UsageError(f"{token[:40]!r} cannot be a token", hint="use 1 to 300 printable characters")
+        id_ = ids.derive("message", token, c.root, self.name, c.name)
+        return Draft(id_, c.new_id, token, block=id_, lasting=lasting)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether this is inside a block that can be done again: nothing that comes in it is taken away."""
+        return self._draft is not None and self._draft.lasting
 
     @property
     def draft(self) -> Draft | None:
@@ -202,21 +229,36 @@ class Device:
                 return
         waiting, self.pending = self.pending, Pending()
         self._settled.append(waiting)
+        if self._draft.token is not None:
+            self._draft.operations += waiting.steps
         for steps, outputs in waiting.parts():
             file, args = merge(steps, outputs)
+            self._draft.merged.update(outputs[:1])
             self.send_plan(file).run_as(args, outputs)
 
     def flush(self) -> None:
         """Send what waits: operations on pointers, and what the batch holds so far."""
         self.settle()
-        if self._draft is None or not self._draft.actions:
+        if self._draft is None or not (self._draft.actions or self._draft.operations):
             return
         if self._draft.token is not None:
-            raise UsageError("a batch with a token is one message", hint="get values after its end")
+            self._flush_once(self._draft)
+            return
         draft, self._draft = self._draft, self._new_draft()
         try:
             self._send(draft)
         finally:
+            self._rest.end()
+
+    def _flush_once(self, draft: Draft) -> None:
+        """The same at the same place of the block, always: plans alone wait, since they may be there already."""
+        if not draft.asks:
+            return
+        try:
+            self._send(draft)
+        finally:
+            if draft.begun:
+                self._draft = draft.following()
             self._rest.end()
 
     def submit(
@@ -295,11 +337,38 @@ class Device:
 
     def ask_plan(self, id_: str) -> str:
         """Ask for a plan, if it was not asked for; the reply that its file will be. Sent at once."""
-        reply = self._ask([id_])[id_]
+        replies = self._ask([id_])
         self.flush()
-        return reply
+        return self.asked_last(replies)[id_]
+
+    def asked_last(self, replies: dict[str, str]) -> dict[str, str]:
+        """Where values come that were asked for and sent: in a block with a token, under which reply they last were.
+
+        What a block asked for may be of no use any more when it is done again, since it was denied or
+        expired: then it is asked for again, in a message that is no part of the block.
+        """
+        if self._draft is None or self._draft.token is None:
+            return replies
+        last = self.client.outbox.replies(self.number, replies, self.client.now())
+        missing = [id_ for id_ in replies if id_ not in last]
+        if missing:
+            draft = self._new_draft()
+            for start in range(0, len(missing), GET_AT_MOST):
+                draft.ask(missing[start : start + GET_AT_MOST])
+            sending.send(self, draft)
+            last |= draft.replies
+        return last
+
+    def _ask_once(self, draft: Draft, wanted: Collection[str]) -> dict[str, str]:
+        """Ask for what this block did not ask for: what else this process knows is not the same in another."""
+        missing = [id_ for id_ in wanted if id_ not in draft.replies]
+        for start in range(0, len(missing), GET_AT_MOST):
+            draft.ask(missing[start : start + GET_AT_MOST])
+        return {id_: draft.replies[id_] for id_ in wanted}
 
     def _ask(self, wanted: Collection[str]) -> dict[str, str]:
+        if self._draft is not None and self._draft.token is not None:
+            return self._ask_once(self._draft, wanted)
         replies = self.client.outbox.replies(self.number, wanted, self.client.now())
         if self._draft is not None:
             replies |= self._draft.replies
@@ -327,8 +396,10 @@ class Device:
     def take(self, pointers: Sequence[PointerTensor], replies: Collection[str]) -> None:
         """These came: what this requester made is dropped by a later message, the rest only let go of."""
         outbox, came = self.client.outbox, [p.address for p in pointers]
-        own = outbox.own(self.number, came)
-        whole = [r for r in replies if outbox.asked_in(self.number, r) <= set(came)]
+        stay, kept = outbox.lasting(self.number, came, replies)
+        own = outbox.own(self.number, came) - stay
+        left = set(came) - stay
+        whole = [r for r in replies if r not in kept and outbox.asked_in(self.number, r) <= left]
         outbox.take(self.number, own, whole)
         for p in pointers:
             p.taken = p.address in own

@@ -9,8 +9,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fedq import fs, ids
+from fedq.client.content import Content, content
+from fedq.client.pending import Step
 from fedq.errors import BadFile
-from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, Signer, encode, sha256
+from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, Signer, encode
 from fedq.plan.graph import Type, about_to_json, canonical, graph_to_json
 from fedq.queue.message import Ack, Drop, Fold, Get, Inline, Message, Put, Ref, Run, SendPlan, Verb, message_to_json
 
@@ -62,19 +64,27 @@ class Draft:
 
     Attributes:
         id: of the message; everything else that is new gets its id from `new_id`.
-        token: the user's name for this very message; ids are then derived from it.
+        token: the user's name for this very block; ids are then derived from it.
+        block: the id of the block's first message; section: how many of its messages came before.
+        lasting: whether the block can be done again, so that what it made must stay.
         types: of the values promised here, where known.
-        replies: values asked for here -> reply id.
-        begun: whether a part of it was sent.
+        replies: values asked for here, and in sections before -> reply id.
+        operations: on pointers, that became calls here; merged: the first results of these calls.
+        begun: whether a part of it was sent, or promised.
     """
 
     id: str
     fresh: ids.NewId
     token: str | None = None
+    block: str = ""
+    section: int = 0
+    lasting: bool = False
     actions: list[Verb] = field(default_factory=list)
     tensors: dict[str, RawTensor] = field(default_factory=dict)
     types: dict[str, Type | None] = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
+    operations: list[Step] = field(default_factory=list)
+    merged: set[str] = field(default_factory=set)
     count: int = 0
     inlined: int = 0
     begun: bool = False
@@ -84,8 +94,19 @@ class Draft:
         self.count += 1
         return self.fresh() if self.token is None else ids.derive("result", self.id, self.count)
 
+    @property
+    def name(self) -> str:
+        """The token, and which of its block's messages this is: no token holds a line feed."""
+        return f"{self.token}\n{self.section}" if self.section else self.token or ""
+
+    def following(self) -> Draft:
+        """The next message of the same block: it begins where a value was waited for."""
+        section = self.section + 1
+        id_ = ids.derive("section", self.block, section)
+        return Draft(id_, self.fresh, self.token, self.block, section, self.lasting, replies=self.replies)
+
     def inline(self, raw: RawTensor) -> Inline:
-        """Take a tensor along. Its name says nothing of which plans are sent along, as `content` must not."""
+        """Take a tensor along."""
         name = f"t{self.inlined}"
         self.inlined += 1
         self.tensors[name] = raw
@@ -97,16 +118,19 @@ class Draft:
         self.actions.append(Get(reply, tuple(values)))
         self.replies.update(dict.fromkeys(values, reply))
 
-    def content(self) -> str:
-        """Digest of what is asked for: the same again under the same token is the same request.
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked for; that a plan must be sent first is no request by itself."""
+        return bool(self.operations) or not all(isinstance(a, SendPlan) for a in self.actions)
 
-        Whether a plan must be sent first is no part of it.
-        """
-        asked = tuple(a for a in self.actions if not isinstance(a, SendPlan))
-        rows = message_to_json(Message(self.id, "", "", 0.0, 0.0, 0, asked))["actions"]
-        tensors = (self.tensors[name] for a in asked for name in tensor_names(a))
-        parts = (f"{t.dtype}{list(t.shape)}".encode() + sha256([t.data]) for t in tensors)
-        return ids.digest(b"content", canonical(rows), *parts)
+    def content(self) -> Content:
+        """What is asked for: the same again under the same token is the same request."""
+        return content(self._written, self.tensors, self.operations)
+
+    @property
+    def _written(self) -> Iterator[Verb]:
+        """The actions, without those that operations became."""
+        return (a for a in self.actions if not (isinstance(a, Run) and a.results and a.results[0] in self.merged))
 
 
 PART_ACTIONS = 4000
@@ -130,7 +154,7 @@ def seal(draft: Draft, envelope: Envelope) -> Iterator[tuple[Message, Sent]]:
     Raises:
         BadFile: a single action is too large for any message.
     """
-    count, waiting = 0, [_gets_early(draft.actions)]
+    count, waiting, seed = 0, [_gets_early(draft.actions)], seed_of(draft.id)
     while waiting:
         actions = waiting.pop()
         names = [n for a in actions for n in tensor_names(a)] if draft.tensors else []
@@ -139,7 +163,7 @@ def seal(draft: Draft, envelope: Envelope) -> Iterator[tuple[Message, Sent]]:
             waiting += [actions[half:], actions[:half]]
             continue
         id_ = ids.following(draft.id, count)
-        made = message(id_, draft.token, actions, envelope)
+        made = message(id_, draft.token, actions, envelope, seed)
         try:
             chunks = encode("message", message_to_json(made), {n: draft.tensors[n] for n in names}, envelope.key)
         except BadFile:
@@ -165,8 +189,12 @@ def _gets_early(actions: Sequence[Verb]) -> tuple[Verb, ...]:
     return tuple(verb for _, verb in sorted(zip(places, actions, strict=True), key=lambda row: row[0]))
 
 
-def message(id_: str, token: str | None, actions: tuple[Verb, ...], e: Envelope) -> Message:
-    seed = int(ids.derive("seed", id_)[:15], 16)
+def seed_of(id_: str) -> int:
+    """The seed of a draft's messages, all of them: how it is cut, and what rides along, changes no call's."""
+    return int(ids.derive("seed", id_)[:15], 16)
+
+
+def message(id_: str, token: str | None, actions: tuple[Verb, ...], e: Envelope, seed: int) -> Message:
     return Message(id_, e.sender, e.to, e.created, e.expires, seed, actions, token)
 
 

@@ -94,12 +94,19 @@ def outcomes(
         asked = {device: device.ask(some) for device, some in wanted.items()}
         for device in wanted:
             device.flush()
+        asked = {device: device.asked_last(replies) for device, replies in asked.items()}
     found: list[Any] = [None] * len(pointers)
     for (device, reply), places in _by_reply(pointers, asked).items():
-        came = _wait(device, reply, pointers[places[0]].address, until, on_wait or log.warning, take)
+        keep = not take or _stays(device, reply, [pointers[n].address for n in places])
+        came = _wait(device, reply, pointers[places[0]].address, until, on_wait or log.warning, keep)
         _read_out(pointers, places, came, each, found)
     _forget(pointers, found, asked, take=take)
     return found
+
+
+def _stays(device: Device, reply: str, values: Sequence[str]) -> bool:
+    """Whether the reply must be there when a block is done again."""
+    return device.lasting or any(device.client.outbox.lasting(device.number, values, [reply]))
 
 
 @collector_rests()
@@ -142,12 +149,12 @@ def _forget(
             for reply in {replies[a] for a in again}:
                 device.client.outbox.acknowledge(device.number, reply)
             device.client.outbox.ask_again(device.number, again)
-        if take and not any(isinstance(o, FedqError) for o in found):
+        if take and not device.lasting and not any(isinstance(o, FedqError) for o in found):
             device.take([p for p, _ in mine], set(replies.values()))
 
 
 def _wait(
-    device: Device, reply: str, value: str, until: float | None, on_wait: OnWait, take: bool
+    device: Device, reply: str, value: str, until: float | None, on_wait: OnWait, keep: bool
 ) -> Arrived | FedqError:
     """One reply of one device, or why it did not come."""
     client, told, said = device.client, "", 0.0
@@ -155,7 +162,7 @@ def _wait(
     while True:
         if client.pump:
             client.pump()
-        if (came := _read(device, reply, value, keep=not take) or _kept(device, reply, value)) is not None:
+        if (came := _read(device, reply, value, keep=keep) or _kept(device, reply, value)) is not None:
             return came
         client.outbox.settle()
         left_s = SCAN_S if until is None else min(SCAN_S, until - time.monotonic())

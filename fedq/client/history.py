@@ -157,7 +157,7 @@ class History:
         before, fresh = now - grace_s, "SELECT 1 FROM messages m WHERE m.pair={0}.pair AND m.id={0}.message"
         with self._outbox.transaction() as db:
             gone = db.execute("DELETE FROM messages WHERE expires < ?", (before,)).rowcount
-            for table in ("vals", "replies", "uses", "tokens"):
+            for table in ("vals", "replies", "uses", "tokens", "repeats"):
                 db.execute(f"DELETE FROM {table} WHERE NOT EXISTS ({fresh.format(table)})")
             asked = "SELECT 1 FROM replies r WHERE r.pair=kept.pair AND r.reply=kept.reply"
             made = "SELECT 1 FROM vals v WHERE v.pair=runs.pair AND v.id=runs.value"

@@ -25,6 +25,8 @@ class Known:
         read: replies that were taken away, which the file still knows.
         made: values promised here that were not taken away -> their message.
         asked: values that were asked for here and not taken away.
+        asked_as: the replies to them, of messages of this process.
+        lasting: values made, and replies asked for, that are never taken away.
         foreign: values that are not this requester's.
     """
 
@@ -35,14 +37,19 @@ class Known:
     read: set[str] = field(default_factory=set)
     made: dict[str, str] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
+    asked_as: set[str] = field(default_factory=set)
+    lasting: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
 
-    def promised(self, part: Sent) -> None:
+    def promised(self, part: Sent, *, lasting: bool = False) -> None:
         """A message stands in the file."""
-        if max(len(self.made), len(self.asked)) > MANY:
-            self.made.clear()
-            self.asked.clear()
+        if max(len(self.made), len(self.asked), len(self.asked_as)) > MANY:
+            for some in (self.made, self.asked, self.asked_as, self.lasting):
+                some.clear()
+        if lasting:
+            self.lasting.update(part.values, part.replies.values())
         self.made.update(dict.fromkeys(part.values, part.id))
+        self.asked_as.update(part.replies.values())
         self.foreign.difference_update(part.values)
         self.asked.update(part.replies)
         for value in part.drops:

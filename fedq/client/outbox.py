@@ -55,6 +55,7 @@ CREATE TABLE IF NOT EXISTS plans(
   PRIMARY KEY(pair, id));
 CREATE TABLE IF NOT EXISTS tokens(
   pair INTEGER, token TEXT, content TEXT NOT NULL, message TEXT NOT NULL, PRIMARY KEY(pair, token));
+CREATE TABLE IF NOT EXISTS repeats(pair INTEGER, message TEXT, PRIMARY KEY(pair, message)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept(pair INTEGER, reply TEXT, file BLOB, code TEXT, PRIMARY KEY(pair, reply)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS collected(time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS runs(
@@ -173,8 +174,14 @@ class Outbox:
             found = self.first(where, row)
         return int(found[0])
 
-    def commit(self, pair: int, parts: Sequence[Sent], *, token: tuple[str, str] | None = None) -> None:
-        """Promise these messages; ``token``: the user's name for them and the digest of their content.
+    def commit(
+        self, pair: int, parts: Sequence[Sent], *, token: tuple[str, str, str] | None = None, lasting: bool = False
+    ) -> None:
+        """Promise these messages.
+
+        Args:
+            token: the user's name for them, their content as text, and the id of the first.
+            lasting: what they make and ask for is never taken away, since the same may be asked for again.
 
         Raises:
             Conflict: an id or the token stands already.
@@ -189,11 +196,14 @@ class Outbox:
                 for part in parts:
                     self._insert(db, pair, part, known)
                 if token:
-                    db.execute("INSERT INTO tokens VALUES(?,?,?,?)", (pair, *token, parts[0].id))
+                    db.execute("INSERT INTO tokens VALUES(?,?,?,?)", (pair, *token))
+                if lasting:
+                    db.executemany("INSERT INTO repeats VALUES(?,?)", [(pair, part.id) for part in parts])
             except sqlite3.IntegrityError:
-                raise Conflict(f"message or result ids of {parts[0].id} were promised before") from None
+                name = parts[0].id if parts else token
+                raise Conflict(f"message or result ids of {name} were promised before") from None
         for part in parts:
-            known.promised(part)
+            known.promised(part, lasting=lasting)
 
     def _insert(self, db: sqlite3.Connection, pair: int, s: Sent, known: Known) -> None:
         file = None if s.size_bytes > SPOOL_ABOVE_BYTES else b"".join(s.chunks)
@@ -267,10 +277,23 @@ class Outbox:
         for part in parts:
             self._of(pair).taken_back(part)
 
-    def token(self, pair: int, token: str) -> tuple[str, str] | None:
-        """What was asked under a token: digest of the content, message id."""
-        found = self.first("SELECT content, message FROM tokens WHERE pair=? AND token=?", (pair, token))
-        return (found[0], found[1]) if found else None
+    def token(self, pair: int, token: str) -> str | None:
+        """The content, as text, of what was asked under a token."""
+        found = self.first("SELECT content FROM tokens WHERE pair=? AND token=?", (pair, token))
+        return found and str(found[0])
+
+    def lasting(self, pair: int, values: Collection[str], replies: Collection[str]) -> tuple[set[str], set[str]]:
+        """Those of the values made, and of the replies asked for, in a block that may be done again: they stay."""
+        known = self._of(pair)
+        value = "SELECT v.id FROM vals v JOIN repeats t ON t.pair=v.pair AND t.message=v.message"
+        reply = "SELECT r.reply FROM replies r JOIN repeats t ON t.pair=r.pair AND t.message=r.message"
+        unsure = [v for v in values if v not in known.lasting and v not in known.made]
+        stay = known.lasting.intersection(values)
+        stay.update(row[0] for row in self._among(f"{value} WHERE v.pair=? AND v.id IN", (pair,), unsure))
+        kept = known.lasting.intersection(replies)
+        unsure = [r for r in replies if r not in known.lasting and r not in known.asked_as]
+        kept.update(row[0] for row in self._among(f"{reply} WHERE r.pair=? AND r.reply IN", (pair,), unsure))
+        return stay, kept
 
     # -- ids
 

@@ -192,7 +192,7 @@ class ProtocolResult:
         Doing it again with the same values sends nothing: the hop's ids come from the run's.
         """
         device, values = self.hops[n][0].device, list(inputs)
-        with device.batch(token=f"protocol {self.id} hop {n}"):
+        with device.once(f"protocol {self.id} hop {n}"):
             for k, plan in enumerate(self.hops[n], 1):
                 values = plan.run(values, release=k == len(self.hops[n]))
         device.client.name_run(values, self._hop_id(n))

@@ -65,12 +65,13 @@ def plan(
 def _read(device: Device, reply: str, id_: str) -> PlanFile | None:
     """The plan, if it is there; raises what the device says instead. Other files are not there for us."""
     name, outbox = device.pair.reply_name(reply), device.client.outbox
+    kept = device.client.history.kept(device.number, reply)
     try:
-        raw = memoryview(device.pair.carrier.get(name))
+        raw = memoryview(device.pair.carrier.get(name) if kept is None else kept)
         if _is_signed(KIND, raw, device.key):
             found = decode_plan(decode(raw))
             if found.id == id_:
-                outbox.take(device.number, (), [reply])
+                _let_go(device, reply, raw, kept=kept is not None)
                 return found
         elif _is_signed("reply", raw, device.key):
             said = decode_reply(decode(raw))
@@ -84,6 +85,16 @@ def _read(device: Device, reply: str, id_: str) -> PlanFile | None:
     except BadFile as error:
         log.warning("%s is not taken for a plan: %s", device.pair.carrier.path(name), error)
     return None
+
+
+def _let_go(device: Device, reply: str, raw: memoryview, *, kept: bool) -> None:
+    """The device is told that this came; of what a block asked for that may be done again, a copy stays here."""
+    client = device.client
+    if device.lasting or client.outbox.lasting(device.number, (), [reply])[1]:
+        if not kept:
+            client.history.keep(device.number, reply, raw, code=None, durable=client.config.durability == "full")
+    else:
+        client.outbox.take(device.number, (), [reply])
 
 
 class _Said(Exception):

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedq import fs
-from fedq.client.draft import Draft, Envelope, Sent, message, seal
+from fedq.client import content as contents
+from fedq.client.content import Content
+from fedq.client.draft import Draft, Envelope, Sent, message, seal, seed_of, tensor_names
 from fedq.client.rest import collector_rests
 from fedq.errors import Conflict
 from fedq.plan.codec import Buffer
-from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run
+from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run, SendPlan, Verb
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
@@ -37,8 +39,10 @@ def send(device: Device, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
     c.check_root()
     now = c.now()
     envelope = Envelope(c.name, device.name, now, now + expires_s, c.key)
-    if draft.token is not None:
+    if draft.asks and draft.token is not None:
         return _send_once(device, draft, envelope)
+    if draft.token is not None:
+        draft = _only_plans(draft, draft.actions)
     _add_riders(device, draft)
     sent = [_send_part(device, draft, *part) for part in seal(draft, envelope)]
     return sent[0]
@@ -57,19 +61,38 @@ def _send_part(device: Device, draft: Draft, made: Message, part: Sent) -> Messa
 
 def _send_once(device: Device, draft: Draft, envelope: Envelope) -> Message:
     """Send what has a token, all of it in one commit; the same again is finished, or found done."""
-    if not _was_asked(device, draft):
-        parts = [part for _, part in seal(draft, envelope)]
+    asked = draft.content()
+    if _was_asked(device, draft, asked):
+        finish(device)
+        _send_missing_plans(device, draft)
+    else:
+        parts = [part for _, part in seal(draft, envelope)] if draft.actions else []
         try:
-            _commit(device, draft, parts)
+            _commit(device, draft, parts, asked)
         except Conflict:
-            if not _was_asked(device, draft):
+            if not _was_asked(device, draft, asked):
                 raise  # else another process asked for the same at the same time
+            finish(device)
         else:
+            draft.begun = True
             for part in parts:
                 _put(device, part.id, part.chunks)
-            return message(draft.id, draft.token, tuple(draft.actions), envelope)
-    finish(device)
-    return message(draft.id, draft.token, tuple(draft.actions), envelope)
+    draft.begun = True
+    return message(draft.id, draft.token, tuple(draft.actions), envelope, seed_of(draft.id))
+
+
+def _send_missing_plans(device: Device, draft: Draft) -> None:
+    """A request that was made before is not sent again; a plan that the device let go of since is."""
+    plans = [a for a in draft.actions if isinstance(a, SendPlan)]
+    missing = [a for a in plans if device.client.history.plan(device.number, a.id) is None]
+    if missing:
+        send(device, _only_plans(draft, missing))
+
+
+def _only_plans(draft: Draft, plans: Sequence[Verb]) -> Draft:
+    """A message of its own for plans of a draft: whether one is there already is no part of a request."""
+    tensors = {name: draft.tensors[name] for a in plans for name in tensor_names(a)}
+    return Draft(draft.fresh(), draft.fresh, actions=list(plans), tensors=tensors)
 
 
 def _add_riders(device: Device, draft: Draft) -> None:
@@ -87,26 +110,40 @@ def _add_riders(device: Device, draft: Draft) -> None:
         draft.actions.append(Ack(tuple(replies)))
 
 
-def _was_asked(device: Device, draft: Draft) -> bool:
+def _was_asked(device: Device, draft: Draft, asked: Content) -> bool:
     """Whether the same was asked for under this token; Conflict if something else was."""
-    token = draft.token or ""
-    known = device.client.outbox.token(device.number, token)
-    if known is not None and known[0] != draft.content():
-        raise Conflict(
-            f"token {token!r} stands for another request to {device.name}",
-            hint="the same token means the same plan, arguments and options; use a new one",
-        )
-    return known is not None
+    known = device.client.outbox.token(device.number, draft.name)
+    if known is None:
+        return False
+    before = Content.parse(known)
+    if before.digest != asked.digest:
+        raise _conflict(device, draft, before, asked)
+    return True
 
 
-def _commit(device: Device, draft: Draft, parts: Sequence[Sent]) -> None:
+def _conflict(device: Device, draft: Draft, before: Content, asked: Content) -> Conflict:
+    history = device.client.history
+    rows = {id_: history.plan(device.number, id_) for id_ in contents.plans(before, asked)}
+    names = {a.id: a.about.name or "plan" for a in draft.actions if isinstance(a, SendPlan)}
+    names |= {id_: row.name or "plan" for id_, row in rows.items() if row is not None}
+    what, why = contents.difference(before, asked, names)
+    after = f", after {draft.section} of its values came" if draft.section else ""
+    return Conflict(
+        f"token {draft.token!r} stands for another request to {device.name}: {what}{after}",
+        hint=f"{f'{why}; ' if why else ''}the same token means the same block on the same values: "
+        f"ask for something else under another token, such as {f'{draft.token}-2'!r}",
+    )
+
+
+def _commit(device: Device, draft: Draft, parts: Sequence[Sent], asked: Content | None = None) -> None:
     """Promise the messages; of the values they read, only this requester's own are ever dropped."""
     outbox, made = device.client.outbox, {id_ for part in parts for id_ in part.values}
     others = {id_ for part in parts for id_ in part.uses} - made
     mine = made | outbox.used(device.number, others)
     for part in parts:
         part.uses &= mine
-    outbox.commit(device.number, parts, token=None if draft.token is None else (draft.token, draft.content()))
+    token = None if asked is None else (draft.name, str(asked), draft.id)
+    outbox.commit(device.number, parts, token=token, lasting=draft.lasting)
 
 
 def _put(device: Device, id_: str, chunks: Sequence[Buffer]) -> None:

@@ -1,0 +1,164 @@
+"""What a block under a token asks for, as text: to know it again, and to say in what another differs.
+
+Of it is all that the user wrote: calls, tensors, questions, operations on pointers. Not of it is how
+it travels: whether a plan rides along, how operations become plans (that depends on which pointers
+are still in use), the names of tensors in the file. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+from fedq import ids
+from fedq.client.pending import Step
+from fedq.plan.codec import RawTensor, sha256
+from fedq.plan.graph import canonical, graph_to_json
+from fedq.queue.message import Fold, Get, Inline, Message, Put, Run, RunArg, SendPlan, Verb, message_to_json
+
+MOST_STEPS, MOST_FACTS = 300, 40
+"""Only so much is remembered one by one; whether all of it is the same is always known."""
+_KINDS = {"put": "a tensor sent", "run": "a call", "fold": "a fold", "get": "a question", "op": "an operation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A request, as far as it must be the same to be the same request.
+
+    Attributes:
+        digest: of all of it.
+        steps: of each thing that was asked for, in words without blanks: its kind, then its facts.
+    """
+
+    digest: str
+    steps: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.digest, *map(" ".join, self.steps)])
+
+    @staticmethod
+    def parse(text: str) -> Content:
+        digest, *steps = text.split("\n")
+        return Content(digest, tuple(tuple(step.split(" ")) for step in steps))
+
+
+def content(verbs: Iterable[Verb], tensors: Mapping[str, RawTensor], operations: Iterable[Step]) -> Content:
+    """What these actions and operations ask for; ``tensors``: those that the actions name."""
+    asked = [_by_content(verb, tensors) for verb in verbs if not isinstance(verb, SendPlan)]
+    rows = message_to_json(Message("", "", "", 0.0, 0.0, 0, tuple(asked)))["actions"]
+    made = [_operation(step) for step in operations]
+    digest = ids.digest(b"content", canonical(rows), *(" ".join(step).encode() for step in made))
+    told = [_told(verb, row) for verb, row in zip(asked[:MOST_STEPS], rows, strict=False)] + made
+    return Content(digest, tuple(step[:MOST_FACTS] for step in told[:MOST_STEPS]))
+
+
+def _by_content(verb: Verb, tensors: Mapping[str, RawTensor]) -> Verb:
+    """The action with its tensors named by what they hold."""
+
+    def named(args: tuple[RunArg, ...]) -> tuple[RunArg, ...]:
+        return tuple(Inline(_digest(tensors[a.name])) if isinstance(a, Inline) else a for a in args)
+
+    match verb:
+        case Put():
+            return replace(verb, tensor=_digest(tensors[verb.tensor]))
+        case Run():
+            return replace(verb, args=named(verb.args))
+        case Fold():
+            return replace(verb, carry=named(verb.carry), data=named(verb.data), args=named(verb.args))
+    return verb
+
+
+def _digest(raw: RawTensor) -> str:
+    return ids.digest(f"{raw.dtype}{list(raw.shape)}".encode(), sha256([raw.data]))
+
+
+def _operation(step: Step) -> tuple[str, ...]:
+    """An operation: what it computes, then its arguments, then the ids of its results."""
+    given = (g if isinstance(g, str) else _digest(g) if isinstance(g, RawTensor) else g.address for g in step.given)
+    graph = ids.digest(canonical(graph_to_json(step.graph)))
+    return ("op", graph[:16], *(_short(g) for g in given), ids.digest(*(r.encode() for r in step.results))[:16])
+
+
+def _told(verb: Verb, row: list[object]) -> tuple[str, ...]:
+    match verb:
+        case Put():
+            return "put", _short(verb.tensor), _short(canonical([verb.tag, verb.note]))
+        case Run():
+            return "run", verb.plan, *map(_argument, verb.args)
+        case Fold():
+            options = _short(canonical([len(verb.carry), len(verb.data), row[4]]))
+            return "fold", verb.plan, *map(_argument, verb.given), options
+        case Get():
+            return "get", *map(_short, verb.values)
+    return str(row[0]), _short(canonical(row))
+
+
+def _argument(arg: RunArg) -> str:
+    return _short(repr(arg))
+
+
+def _short(fact: str | bytes) -> str:
+    return ids.digest(fact if isinstance(fact, bytes) else fact.encode())[:8]
+
+
+# -- in what two differ ----------------------------------------------------------------------
+
+
+def difference(before: Content, now: Content, names: Mapping[str, str]) -> tuple[str, str]:
+    """Where the two part: a sentence, and what may have changed there.
+
+    Args:
+        names: of plans, by their ids, where known.
+    """
+    for n, (old, new) in enumerate(zip_longest(before.steps, now.steps), 1):
+        if old != new:
+            return _parts_at(n, old, new, names)
+    return f"it differs after the first {len(now.steps)} steps, or in the ids of its results", ""
+
+
+def plans(*contents: Content) -> set[str]:
+    """The ids of plans that these call."""
+    return {step[1] for c in contents for step in c.steps if step[0] in ("run", "fold") and len(step) > 1}
+
+
+def _parts_at(
+    n: int, old: Sequence[str] | None, new: Sequence[str] | None, names: Mapping[str, str]
+) -> tuple[str, str]:
+    if old is None or new is None:
+        more, kind = ("now", new) if old is None else ("before", old)
+        return f"its step {n}, {_kind(kind)}, was asked for only {more}", ""
+    if old[0] != new[0]:
+        return f"its step {n} was {_kind(old)}, and is {_kind(new)} now", ""
+    if old[0] in ("run", "fold") and old[1] != new[1]:
+        then, there = (f"{names.get(s[1], 'plan')} {s[1][:12]}" for s in (old, new))
+        why = "" if names.get(old[1]) != names.get(new[1]) else "a plan whose parameters or code changed is another one"
+        return f"its step {n} called {then}, and calls {there} now", why
+    where = next(_facts(old[0], at) for at, pair in enumerate(zip_longest(old[1:], new[1:])) if pair[0] != pair[1])
+    return f"its step {n}, {_kind(old)}{_of(new, names)}, has {where} than before", ""
+
+
+def _kind(step: Sequence[str] | None) -> str:
+    return _KINDS.get(step[0], step[0]) if step else ""
+
+
+def _of(step: Sequence[str], names: Mapping[str, str]) -> str:
+    return f" of {names.get(step[1], 'plan')} {step[1][:12]}" if step[0] in ("run", "fold") else ""
+
+
+def _facts(kind: str, at: int) -> str:
+    """What the fact at this place is, as in "has another argument 0"."""
+    match kind, at:
+        case ("put", 0):
+            return "another content"
+        case ("put", _):
+            return "another tag or note"
+        case ("run", _):
+            return f"another argument {at - 1}"
+        case ("fold", _):
+            return f"another argument {at - 1} or other options"
+        case ("op", 0):
+            return "another operator, or other shapes, dtypes or numbers,"
+        case ("op", _):
+            return f"another argument {at - 1}"
+    return "another value"
