@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from fedq import ids
 from fedq.client.pending import Step
 from fedq.plan.codec import RawTensor, sha256
 from fedq.plan.graph import canonical, graph_to_json
-from fedq.queue.message import Fold, Get, Inline, Message, Put, Run, RunArg, SendPlan, Verb, message_to_json
+from fedq.queue.message import Fold, Get, Inline, Message, Put, Ref, Run, RunArg, SendPlan, Verb, message_to_json
+
+if TYPE_CHECKING:
+    from fedq.client.pointers import PointerTensor
 
 MOST_STEPS, MOST_FACTS = 300, 40
 """Only so much is remembered one by one; whether all of it is the same is always known."""
@@ -43,13 +47,17 @@ class Content:
         return Content(digest, tuple(tuple(step.split(" ")) for step in steps))
 
 
-def content(verbs: Iterable[Verb], tensors: Mapping[str, RawTensor], operations: Iterable[Step]) -> Content:
+def content(verbs: Iterable[Verb], tensors: Mapping[str, RawTensor], operations: Sequence[Step]) -> Content:
     """What these actions and operations ask for; ``tensors``: those that the actions name."""
     asked = [_by_content(verb, tensors) for verb in verbs if not isinstance(verb, SendPlan)]
     rows = message_to_json(Message("", "", "", 0.0, 0.0, 0, tuple(asked)))["actions"]
     made = [_operation(step) for step in operations]
-    digest = ids.digest(b"content", canonical(rows), *(" ".join(step).encode() for step in made))
-    told = [_told(verb, row) for verb, row in zip(asked[:MOST_STEPS], rows, strict=False)] + made
+    digest = ids.digest(b"content", canonical(rows), *(part for parts in made for part in parts))
+    told = [_told(verb, row) for verb, row in zip(asked[:MOST_STEPS], rows, strict=False)]
+    told += [
+        ("op", _short(graph), *map(_argument, map(_given, s.given)))
+        for s, (graph, *_) in zip(operations, made, strict=True)
+    ]
     return Content(digest, tuple(step[:MOST_FACTS] for step in told[:MOST_STEPS]))
 
 
@@ -73,29 +81,40 @@ def _digest(raw: RawTensor) -> str:
     return ids.digest(f"{raw.dtype}{list(raw.shape)}".encode(), sha256([raw.data]))
 
 
-def _operation(step: Step) -> tuple[str, ...]:
-    """An operation: what it computes, then its arguments, then the ids of its results."""
-    given = (g if isinstance(g, str) else _digest(g) if isinstance(g, RawTensor) else g.address for g in step.given)
-    graph = ids.digest(canonical(graph_to_json(step.graph)))
-    return ("op", graph[:16], *(_short(g) for g in given), ids.digest(*(r.encode() for r in step.results))[:16])
+def _operation(step: Step) -> tuple[bytes, ...]:
+    """An operation: what it computes, its arguments, the ids of its results."""
+    given = canonical([repr(_given(g)) for g in step.given])
+    return canonical(graph_to_json(step.graph)), given, canonical(list(step.results))
+
+
+def _given(given: PointerTensor | RawTensor | str) -> Ref | Inline:
+    if isinstance(given, RawTensor):
+        return Inline(_digest(given))
+    return Ref(given if isinstance(given, str) else given.address)
 
 
 def _told(verb: Verb, row: list[object]) -> tuple[str, ...]:
     match verb:
         case Put():
-            return "put", _short(verb.tensor), _short(canonical([verb.tag, verb.note]))
+            return "put", f"t{_short(verb.tensor)}", _short(canonical([verb.tag, verb.note]))
         case Run():
             return "run", verb.plan, *map(_argument, verb.args)
         case Fold():
             options = _short(canonical([len(verb.carry), len(verb.data), row[4]]))
-            return "fold", verb.plan, *map(_argument, verb.given), options
+            return "fold", verb.plan, *map(_argument, verb.given), f"options-{options}"
         case Get():
             return "get", *map(_short, verb.values)
     return str(row[0]), _short(canonical(row))
 
 
 def _argument(arg: RunArg) -> str:
-    return _short(repr(arg))
+    """A letter for what it is, then what tells it from others."""
+    match arg:
+        case Ref():
+            return f"v{_short(arg.id)}"
+        case Inline():
+            return f"t{_short(arg.name)}"
+    return f"n{_short(repr(arg))}"
 
 
 def _short(fact: str | bytes) -> str:
@@ -134,8 +153,9 @@ def _parts_at(
         then, there = (f"{names.get(s[1], 'plan')} {s[1][:12]}" for s in (old, new))
         why = "" if names.get(old[1]) != names.get(new[1]) else "a plan whose parameters or code changed is another one"
         return f"its step {n} called {then}, and calls {there} now", why
-    where = next(_facts(old[0], at) for at, pair in enumerate(zip_longest(old[1:], new[1:])) if pair[0] != pair[1])
-    return f"its step {n}, {_kind(old)}{_of(new, names)}, has {where} than before", ""
+    at = next(at for at, (a, b) in enumerate(zip_longest(old[1:], new[1:])) if a != b)
+    step, fact = f"its step {n}, {_kind(old)}{_of(new, names)}", (*new, *[""] * len(old))[at + 1]
+    return f"{step}, has {_facts(old[0], at, fact)} than before", _WHY.get(fact[:1], "")
 
 
 def _kind(step: Sequence[str] | None) -> str:
@@ -146,19 +166,26 @@ def _of(step: Sequence[str], names: Mapping[str, str]) -> str:
     return f" of {names.get(step[1], 'plan')} {step[1][:12]}" if step[0] in ("run", "fold") else ""
 
 
-def _facts(kind: str, at: int) -> str:
-    """What the fact at this place is, as in "has another argument 0"."""
+_WHY = {
+    "v": "a tag may name another value now, and what is sent outside the block is another value each time",
+    "t": "a tensor that is drawn or read anew is another one",
+}
+
+
+def _facts(kind: str, at: int, fact: str) -> str:
+    """What the fact at this place is, as in "has another value as argument 0"."""
+    what = {"v": "value", "t": "tensor", "n": "number"}.get(fact[:1], "value")
     match kind, at:
         case ("put", 0):
-            return "another content"
+            return "another tensor"
         case ("put", _):
             return "another tag or note"
-        case ("run", _):
-            return f"another argument {at - 1}"
-        case ("fold", _):
-            return f"another argument {at - 1} or other options"
+        case ("fold", _) if not fact.startswith(("v", "t", "n")):
+            return "other options"
+        case ("run" | "fold", _):
+            return f"another {what} as argument {at - 1}"
         case ("op", 0):
             return "another operator, or other shapes, dtypes or numbers,"
         case ("op", _):
-            return f"another argument {at - 1}"
-    return "another value"
+            return f"another {what} as argument {at - 1}"
+    return "another value asked for"

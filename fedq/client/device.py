@@ -146,13 +146,11 @@ class Device:
         Raises:
             Conflict: something else was asked for under this token.
         """
-        if self._draft is None:
-            with self._block(self._new_draft(token, lasting=token is not None)):
-                yield self
+        if self._draft is not None and token is None:
+            yield self
             return
-        if token is not None:
-            raise UsageError("a batch with a token cannot stand inside another batch")
-        yield self
+        with self._block(self._new_draft(token, lasting=token is not None)):
+            yield self
 
     @contextlib.contextmanager
     def once(self, token: str) -> Iterator[Device]:
@@ -162,6 +160,8 @@ class Device:
 
     @contextlib.contextmanager
     def _block(self, draft: Draft) -> Iterator[None]:
+        if self._draft is not None:
+            raise UsageError("a batch with a token cannot stand inside another batch")
         if draft.token is not None:
             self.settle()
         self._draft, self._settled = draft, []

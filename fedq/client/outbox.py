@@ -29,6 +29,8 @@ SPOOL_ABOVE_BYTES = 1 << 20
 """Messages larger than this wait beside the outbox as files, not in it."""
 REMEMBER_BYTES = 64 << 10
 """Messages up to this size are kept until their results came, so that they can be sent anew."""
+SIGNATURE_BYTES = 64
+"""The end of a message; its digest is made of them."""
 MANY = 20
 """Rows that need not outlive a crash wait till there are so many, if nobody waits for a reply."""
 
@@ -189,7 +191,7 @@ class Outbox:
         for part in parts:
             if part.size_bytes > SPOOL_ABOVE_BYTES:
                 fs.make_dir(self._spool)
-                fs.replace(self._spool / part.id, part.chunks, durable=self._durable)
+                fs.replace(self._spooled(part.id, part.digest), part.chunks, durable=self._durable)
         known = self._of(pair)
         with self.transaction([r for part in parts for r in part.acks]) as db:
             try:
@@ -201,6 +203,8 @@ class Outbox:
                     db.executemany("INSERT INTO repeats VALUES(?,?)", [(pair, part.id) for part in parts])
             except sqlite3.IntegrityError:
                 name = parts[0].id if parts else token
+                for part in parts:
+                    fs.delete(self._spooled(part.id, part.digest))
                 raise Conflict(f"message or result ids of {name} were promised before") from None
         for part in parts:
             known.promised(part, lasting=lasting)
@@ -226,11 +230,16 @@ class Outbox:
         if acks := [(pair, r) for r in s.acks if r not in known.unsaid]:
             db.executemany("DELETE FROM acks WHERE pair=? AND reply=?", acks)
 
-    def was_put(self, pair: int, id_: str, *, size_bytes: int) -> None:
-        """The message lies in the pair; recorded some time."""
+    def _spooled(self, id_: str, digest: str) -> Path:
+        """Where a large message waits: another process that asks for the same at the same time has its own there."""
+        return self._spool / f"{id_}-{digest[:16]}"
+
+    def was_put(self, pair: int, id_: str, chunks: Sequence[Buffer] = ()) -> None:
+        """The message lies in the pair; recorded some time. ``chunks``: its bytes, if it may be spooled."""
+        size_bytes = fs.size_bytes(chunks)
         if size_bytes > SPOOL_ABOVE_BYTES:
             with suppress(Unreachable):  # it was put all the same; what stays is swept
-                fs.delete(self._spool / id_)
+                fs.delete(self._spooled(id_, bytes(chunks[-1][-SIGNATURE_BYTES:]).hex()))
         also = "" if size_bytes <= REMEMBER_BYTES else ", file=NULL"
         self.put_off(f"UPDATE messages SET put=1{also} WHERE pair=? AND id=?", (pair, id_))
 
@@ -251,18 +260,22 @@ class Outbox:
     def unput(self, pair: int, now: float) -> list[tuple[str, Buffer]]:
         """Messages, oldest first, that may not have been put: id and bytes."""
         self.settle()
-        sql = "SELECT id, file FROM messages INDEXED BY unput WHERE pair=? AND NOT put AND expires>? ORDER BY rowid"
+        where = "INDEXED BY unput WHERE pair=? AND NOT put AND expires>? ORDER BY rowid"
         found = []
-        for id_, file in self.all(sql, (pair, now)):
+        for id_, digest, file in self.all(f"SELECT id, digest, file FROM messages {where}", (pair, now)):
             try:
-                found.append((id_, file if file is not None else fs.read(self._spool / id_, limit_bytes=1 << 40)))
+                spooled = self._spooled(id_, digest)
+                found.append((id_, file if file is not None else fs.read(spooled, limit_bytes=1 << 40)))
             except FileNotFoundError:  # spooled, put, and deleted just before the end
-                self.was_put(pair, id_, size_bytes=0)
+                self.was_put(pair, id_)
         return found
 
     def sweep(self, *, before: float) -> int:
         """Delete files that a crash left beside the outbox, last written before a time; how many."""
-        unput = {r[0] for r in self.all("SELECT id FROM messages WHERE NOT put AND file IS NULL", ())}
+        unput = {
+            self._spooled(*row).name
+            for row in self.all("SELECT id, digest FROM messages WHERE NOT put AND file IS NULL", ())
+        }
         swept = fs.sweep(self.folder, before=before) + fs.sweep(self.folder / "replies", before=before)
         return swept + fs.sweep(self._spool, before=before, also=lambda name: name not in unput)
 
@@ -270,7 +283,7 @@ class Outbox:
         """Take back promises: their messages could not be put."""
         with self.transaction() as db:
             for part in parts:
-                fs.delete(self._spool / part.id)
+                fs.delete(self._spooled(part.id, part.digest))
                 db.execute("DELETE FROM messages WHERE pair=? AND id=?", (pair, part.id))
                 for table in ("vals", "replies", "uses", "plans"):
                     db.execute(f"DELETE FROM {table} WHERE pair=? AND message=?", (pair, part.id))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedq import fs
 from fedq.client import content as contents
 from fedq.client.content import Content
 from fedq.client.draft import Draft, Envelope, Sent, message, seal, seed_of, tensor_names
@@ -148,7 +147,7 @@ def _commit(device: Device, draft: Draft, parts: Sequence[Sent], asked: Content 
 
 def _put(device: Device, id_: str, chunks: Sequence[Buffer]) -> None:
     device.pair.carrier.put(device.pair.message_name(id_), chunks)
-    device.client.outbox.was_put(device.number, id_, size_bytes=fs.size_bytes(chunks))
+    device.client.outbox.was_put(device.number, id_, chunks)
 
 
 def finish(device: Device) -> None:

@@ -90,14 +90,14 @@ GUARDS = (
           "    _put(device, part.id, part.chunks)\n    _commit(device, draft, [part])\n", KILLS),
     Guard("send: a message counts as put after it was put", SENDING,
           "    device.pair.carrier.put(device.pair.message_name(id_), chunks)\n"
-          "    device.client.outbox.was_put(device.number, id_, size_bytes=fs.size_bytes(chunks))",
-          "    device.client.outbox.was_put(device.number, id_, size_bytes=fs.size_bytes(chunks))\n"
+          "    device.client.outbox.was_put(device.number, id_, chunks)",
+          "    device.client.outbox.was_put(device.number, id_, chunks)\n"
           "    device.client.outbox.settle()\n"
           "    device.pair.carrier.put(device.pair.message_name(id_), chunks)", KILLS),
     Guard("send: what a crash cut off is finished at the next start", SESSION,
           "        self._finish_all()\n", "", KILLS),
     Guard("send: large messages are spooled before the commit that names them", OUTBOX,
-          "                fs.replace(self._spool / part.id, part.chunks, durable=self._durable)",
+          "                fs.replace(self._spooled(part.id, part.digest), part.chunks, durable=self._durable)",
           "                pass", KILLS),
     Guard("take: the shared copy is deleted after the commit", SERVE,
           "        self.journal.take(taken)\n",

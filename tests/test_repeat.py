@@ -1,0 +1,121 @@
+"""A block with a token, done again by another process: the same ids and values, nothing sent twice.
+
+Requester and device are real processes. A twin of the folder, same root and keys, does each block
+without a kill: what the killed one and its successor give must be the same. FEDQ_KILLS=1 kills at
+every line and every durable step.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedq.device import daemon, gate
+from tests.repeat import Runner
+from tests.rig import Rig, client_of, config_of
+
+EVERY = os.environ.get("FEDQ_KILLS") == "1"
+LINES, STEPS = (1, 1) if EVERY else (5, 31)
+
+
+class Town:
+    """One folder with its daemon, and the processes that ask it."""
+
+    def __init__(self, root: Path) -> None:
+        self.config = config_of(root)
+        gate.mark(self.config, "device_1", up=True)
+        daemon.start(self.config)
+        self.run = Runner(root)
+        self.sent = 0
+
+    def __call__(self, token: str) -> tuple[dict[str, Any], int]:
+        """What a process says that does the block to its end, and how many messages there are more since."""
+        came = self.run(token)
+        assert "error" not in came, came["error"]
+        before, self.sent = self.sent, came["messages"]
+        return came, self.sent - before
+
+    def close(self) -> None:
+        self.run.close()
+        daemon.stop(self.config)
+
+
+@pytest.fixture(scope="module")
+def towns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Town, Town]]:
+    """A folder and its twin; in the twin the plans were sent before, on their own."""
+    here, twin = (tmp_path_factory.mktemp("repeat") / name for name in ("here", "twin"))
+    here.mkdir()
+    (here / "fedq.toml").write_text('durability = "none"\n')
+    with Rig(here, data={"x": torch.tensor([-1.0, 2.0]), "rows": torch.arange(7.0)}):
+        pass
+    shutil.copytree(here, twin)
+    made = Town(here), Town(twin)
+    yield made
+    for town in made:
+        town.close()
+
+
+def test_another_process_gives_the_same_and_sends_nothing(towns):
+    here, _ = towns
+    first, sent = here("again")
+    assert sent > 3
+    for _ in range(2):
+        again, sent = here("again")
+        assert (again["said"], sent) == (first["said"], 0)
+
+
+def test_a_call_draws_the_same_whether_or_not_its_plan_rides_along(towns):
+    here, twin = towns
+    twin.run.send_plans()
+    assert here("rides")[0]["said"] == twin("rides")[0]["said"]
+
+
+def test_a_block_killed_at_any_line_and_step_ends_as_one_that_was_not(towns):
+    here, twin = towns
+    whole, _ = here("whole")
+    twin("whole")
+    for kind, most, every in (("line", whole["lines"], LINES), ("step", whole["steps"], STEPS)):
+        for n in range(1, most + 1, every):
+            token = f"{kind} {n}"
+            killed = here.run(token, (kind, n))
+            assert killed["code"] == -9 or kind == "step", killed
+            ended, expected = here(token), twin(token)
+            assert (ended[0]["said"], ended[1]) == (expected[0]["said"], expected[1]), token
+
+
+def test_a_block_killed_again_and_again_ends_as_one_that_was_not(towns):
+    here, twin = towns
+    for n in (3, 9, 14, 19, 24):
+        assert here.run("often", ("line", n))["code"] == -9
+        assert here.run("often", ("step", 5 * n))["code"] in (-9, 0)
+    assert here("often")[0]["said"] == twin("often")[0]["said"]
+
+
+def test_two_processes_that_do_the_same_at_the_same_time_send_it_once(towns):
+    here, twin = towns
+    other = Runner(here.config.home.parent)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda run: run("together"), (here.run, other)))
+    other.close()
+    expected, _ = twin("together")
+    assert [one.get("said", one) for one in both] == [expected["said"]] * 2
+    assert here("together")[0]["said"] == expected["said"]
+
+
+def test_what_was_told_of_an_earlier_block_can_be_taken_by_its_id_and_still_comes_again(towns):
+    here, _ = towns
+    first, _ = here("told")
+    client = client_of(here.config.home.parent)
+    device = client.device("device_1")
+    for id_ in first["said"]["ids"]:
+        device.find(id_).get(timeout_s=60)
+    device.send(torch.ones(1))  # carries what was taken away, if anything was
+    client.close()
+    assert here("told")[0]["said"] == first["said"]
