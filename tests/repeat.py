@@ -6,9 +6,12 @@ is imported once, and no run knows of another but by the requester's home, the s
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,9 +62,15 @@ def plans() -> dict[str, Any]:
 
     import fedq as fq
 
-    noisy = fq.func2plan()(lambda t: t + torch.rand_like(t)).build(torch.ones(2))
-    step = fq.func2plan()(lambda c, rows: c * 0.5 + rows.sum()).build(torch.zeros(()), torch.ones(2))
-    return {"noisy": noisy, "step": step}
+    @fq.func2plan()
+    def noisy(t: torch.Tensor) -> torch.Tensor:
+        return t + torch.rand_like(t)
+
+    @fq.func2plan(args_shape=[(), (-1,)])
+    def step(c: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return c * 0.5 + rows.sum()
+
+    return {"noisy": noisy.build(torch.ones(2)), "step": step}
 
 
 class Kill:
@@ -112,10 +121,37 @@ def run(root: Path, built: dict[str, Any], token: str, at: list[Any] | None) -> 
     kill.begin()
     client = client_of(root)
     block(client.device("device_1"), built, token, lambda name, value: said.update({name: plain(value)}))
-    messages = client.outbox.first("SELECT count(*) FROM messages", ())[0]
     client.close()
     kill.end()
-    return {"said": said, "lines": kill.lines, "steps": kill.steps, "messages": messages}
+    return {"said": said, "lines": kill.lines, "steps": kill.steps, "messages": messages(root)}
+
+
+def command(root: Path, words: list[str], at: list[Any] | None) -> dict[str, Any]:
+    """The life of a process that a shell starts: one command; all of the shell's files lie in the root."""
+    os.chdir(root)
+    os.environ |= {"FEDQ_HOME": str(root / "home"), "FEDQ_USER": "alice"}
+    from fedq.cli.app import app
+    from fedq.cli.call import guarded
+
+    kill, out, err = Kill(at), io.StringIO(), io.StringIO()
+    kill.begin()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = guarded(app, words)
+    kill.end()
+    said = {"out": out.getvalue(), "err": err.getvalue(), "code": code}
+    return {"said": said, "steps": kill.steps, "messages": messages(root)}
+
+
+def messages(root: Path) -> int:
+    """How many messages were ever promised."""
+    with contextlib.closing(sqlite3.connect(root / "home" / "outbox.sqlite")) as db:
+        return int(db.execute("SELECT count(*) FROM messages").fetchone()[0])
+
+
+def one(root: Path, built: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    if "words" in asked:
+        return command(root, asked["words"], asked["kill"])
+    return run(root, built, asked["token"], asked["kill"]) if asked["token"] else send_plans(root, built)
 
 
 def send_plans(root: Path, built: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +193,7 @@ def main(root: Path) -> None:
         if (pid := os.fork()) == 0:
             os.close(read)
             try:
-                found = run(root, built, asked["token"], asked["kill"]) if asked["token"] else send_plans(root, built)
+                found = one(root, built, asked)
             except BaseException as error:
                 found = {"error": f"{type(error).__name__}: {error}"}
             os.write(write, json.dumps(found).encode())
@@ -179,8 +215,15 @@ class Runner:
 
     def __call__(self, token: str, kill: tuple[str, int] | None = None) -> dict[str, Any]:
         """What a process of its own said that did the block; ``kill``: ``line`` or ``step``, and which."""
+        return self._ask({"token": token, "kill": kill})
+
+    def command(self, *words: str, kill: tuple[str, int] | None = None) -> dict[str, Any]:
+        """What a command of the shell's said."""
+        return self._ask({"words": words, "kill": kill})
+
+    def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps({"token": token, "kill": kill}) + "\n")
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         return dict(json.loads(self._process.stdout.readline()))
 

@@ -14,15 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fedq.device import daemon, gate
-from tests.repeat import Runner
+from fedq.plan import arrays
+from fedq.plan.codec import RawTensor
+from fedq.plan.file import encode_plan
+from fedq.trust.keys import Key
+from tests.repeat import Runner, plans
 from tests.rig import Rig, client_of, config_of
 
 EVERY = os.environ.get("FEDQ_KILLS") == "1"
-LINES, STEPS = (1, 1) if EVERY else (5, 31)
+LINES, STEPS = (1, 1) if EVERY else (7, 47)
 
 
 class Town:
@@ -30,14 +35,21 @@ class Town:
 
     def __init__(self, root: Path) -> None:
         self.config = config_of(root)
-        gate.mark(self.config, "device_1", up=True)
+        for name in ("device_1", "device_2"):
+            gate.mark(self.config, name, up=True)
         daemon.start(self.config)
         self.run = Runner(root)
         self.sent = 0
 
     def __call__(self, token: str) -> tuple[dict[str, Any], int]:
         """What a process says that does the block to its end, and how many messages there are more since."""
-        came = self.run(token)
+        return self._counted(self.run(token))
+
+    def command(self, *words: str) -> tuple[dict[str, Any], int]:
+        """The same of a command."""
+        return self._counted(self.run.command(*words))
+
+    def _counted(self, came: dict[str, Any]) -> tuple[dict[str, Any], int]:
         assert "error" not in came, came["error"]
         before, self.sent = self.sent, came["messages"]
         return came, self.sent - before
@@ -53,8 +65,13 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Town, Town
     here, twin = (tmp_path_factory.mktemp("repeat") / name for name in ("here", "twin"))
     here.mkdir()
     (here / "fedq.toml").write_text('durability = "none"\n')
-    with Rig(here, data={"x": torch.tensor([-1.0, 2.0]), "rows": torch.arange(7.0)}):
-        pass
+    data = {"x": torch.tensor([-1.0, 2.0]), "rows": torch.arange(7.0)}
+    for name in ("device_1", "device_2"):
+        with Rig(here, data=data, name=name):
+            pass
+    for name, plan in plans().items():
+        key = Key.from_seed(b"k" * 32)
+        (here / f"{name}.safetensors").write_bytes(b"".join(encode_plan(plan.file(), key)))
     shutil.copytree(here, twin)
     made = Town(here), Town(twin)
     yield made
@@ -119,3 +136,31 @@ def test_what_was_told_of_an_earlier_block_can_be_taken_by_its_id_and_still_come
     device.send(torch.ones(1))  # carries what was taken away, if anything was
     client.close()
     assert here("told")[0]["said"] == first["said"]
+
+
+COMMANDS = {
+    "run": ("run", "noisy.safetensors", "x", "--on", "device_1,device_2", "--wait", "--timeout", "1min"),
+    "fold": ("fold", "step.safetensors", "--carry", "zero.npy", "--data", "device_1:rows", "--batch-size", "3",
+             "--epochs", "2", "--shuffle", "--wait", "--timeout", "1min"),
+    "one": ("run", "noisy", "device_1:x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_at_any_step_ends_as_one_that_was_not(towns, name):
+    here, twin = towns
+    for town in towns:
+        arrays.write(str(town.config.home.parent / "zero.npy"), {"zero": RawTensor("f32", (), bytes(4))})
+        town.run.send_plans()
+    (first, _), _ = (town.command(*COMMANDS[name], "--token", name) for town in towns)
+    for n in range(1, first["steps"] + 1, 1 if EVERY else 25):
+        words = (*COMMANDS[name], "--token", f"{name} {n}", *(["-o", f"{name}{n}.npz"] if name == "run" else []))
+        here.run.command(*words, kill=("step", n))
+        ended, expected = here.command(*words), twin.command(*words)
+        assert ended[0]["said"]["code"] == 0, ended
+        assert (ended[0]["said"]["out"], ended[1]) == (expected[0]["said"]["out"], expected[1]), words
+        again, sent = here.command(*words)
+        assert (again["said"]["out"], sent) == (ended[0]["said"]["out"], 0)
+        if name == "run":
+            files = [dict(np.load(town.config.home.parent / words[-1])) for town in towns]
+            assert str(files[0]) == str(files[1]) and len(files[0]) == 2
