@@ -44,6 +44,7 @@ bench: setup ## measure replay, round trips, calls a second, sizes
 crash: setup ## kill -9 at every step: 100,000 times in memory, 1,000 with real workers (CRASH_DIR=a journalled disk: 2,000 there)
 	$(BIN)/python -m tests.crash --kills 100000 --lanes 4
 	$(BIN)/python -m tests.crash --kills 1000 --lanes 2 --worker
+	FEDQ_KILLS=1 $(BIN)/python -m pytest tests/test_repeat.py
 	$(if $(CRASH_DIR),$(BIN)/python -m tests.crash --kills 2000 --lanes 2 --where $(CRASH_DIR))
 
 powerloss: setup ## every state a power cut can leave, by a model; and, as root, real cuts of ext4 and xfs

@@ -37,9 +37,9 @@ def following(id_: str, count: int) -> str:
     return f"{(int(id_, 16) + count) % (1 << 128):032x}"
 
 
-def derive_seed(seed: int, *parts: str | int) -> int:
-    """The seed of a part: 63 bits of SHA-256(seed, part). Of a message it is that of a call, by its first result."""
-    return int(digest(*(str(p).encode() for p in ("seed", seed, *parts)))[:16], 16) >> 1
+def derive_seed(seed: int, part: str | int) -> int:
+    """The seed of a part: 63 bits of SHA-256(seed, part); of a call by its first result, of an epoch by its number."""
+    return int(digest(b"seed", str(seed).encode(), str(part).encode())[:16], 16) >> 1
 
 
 def digest(*parts: bytes) -> str:

@@ -165,5 +165,9 @@ def read_sealed(kind, raw):
     return sig[:32].hex(), body
 
 
-def action_seed(seed, number):
-    return int(digest(b"seed", str(seed).encode(), str(number).encode())[:16], 16) >> 1
+def seed_of(seed, part):
+    return int(digest(b"seed", str(seed).encode(), str(part).encode())[:16], 16) >> 1
+
+
+def call_seed(seed, results):
+    return seed_of(seed, results[0] if results else "")

@@ -216,8 +216,9 @@ def test_a_reader_made_from_the_page_reads_sealed_files():
 
 
 def test_a_reader_made_from_the_page_derives_the_same_seeds():
-    for number in range(5):
-        assert second_reader.action_seed(81207, number) == ids.derive_seed(81207, number)
+    for part in ("0197a3c4" * 4, "", 0, 7):
+        assert second_reader.seed_of(81207, part) == ids.derive_seed(81207, part)
+    assert second_reader.call_seed(81207, ["0197a3c4" * 4, "f" * 32]) == ids.derive_seed(81207, "0197a3c4" * 4)
 
 
 def test_the_second_reader_knows_nothing_of_fedq():

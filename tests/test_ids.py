@@ -32,9 +32,9 @@ def test_a_digest_is_sha256_of_length_prefixed_parts():
 
 
 @given(st.integers(0, (1 << 63) - 1), st.integers(0, 10_000))
-def test_the_seed_of_an_action_fits_torch_and_is_always_the_same(seed, action):
-    assert 0 <= ids.derive_seed(seed, action) < 1 << 63
-    assert ids.derive_seed(seed, action) == ids.derive_seed(seed, action) != ids.derive_seed(seed, action + 1)
+def test_the_seed_of_a_part_fits_torch_and_is_always_the_same(seed, part):
+    assert 0 <= ids.derive_seed(seed, part) < 1 << 63
+    assert ids.derive_seed(seed, part) == ids.derive_seed(seed, str(part)) != ids.derive_seed(seed, part + 1)
 
 
 @pytest.mark.parametrize(

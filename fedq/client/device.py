@@ -321,6 +321,11 @@ class Device:
                     draft.actions.append(SendPlan(file.id, file.graph, tuple(state), file.about))
         return pointer
 
+    def forget_plan(self, id_: str) -> None:
+        """The device says that a plan is not there, whatever was noted here: it is sent again when it is needed."""
+        self._sent.discard(id_)
+        self.client.history.forget_plan(self.number, id_)
+
     def ask(self, values: Iterable[PointerTensor]) -> dict[str, str]:
         """Ask for these values, those that were not asked for before, with one action.
 

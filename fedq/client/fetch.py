@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedq import errors
 from fedq.client.rest import collector_rests
-from fedq.errors import BadFile, BadSignature, FedqError, TimedOut, WaitingForApproval
+from fedq.errors import BadFile, BadSignature, FedqError, TimedOut, UnknownPlan, WaitingForApproval
 from fedq.plan.codec import Buffer, RawTensor, decode
 from fedq.queue import pair as pairs
 from fedq.queue.message import Failure, Number, Reply, decode_reply
@@ -149,6 +149,8 @@ def _forget(
             for reply in {replies[a] for a in again}:
                 device.client.outbox.acknowledge(device.number, reply)
             device.client.outbox.ask_again(device.number, again)
+        for o in (o for _, o in mine if isinstance(o, UnknownPlan)):
+            device.forget_plan(str(o.fields.get("id", "")))
         if take and not device.lasting and not any(isinstance(o, FedqError) for o in found):
             device.take([p for p, _ in mine], set(replies.values()))
 

@@ -171,6 +171,10 @@ class History:
                 fs.delete(self._folder / name)
         return gone
 
+    def forget_plan(self, pair: int, id_: str) -> None:
+        with self._outbox.transaction() as db:
+            db.execute("DELETE FROM plans WHERE pair=? AND id=?", (pair, id_))
+
     def forget_plans(self, pair: int, there: Collection[str], now: float) -> None:
         """Plans that the device does not have any more, by its catalog, are sent again when they are needed."""
         sql = "SELECT p.id FROM plans p LEFT JOIN messages m ON m.pair=p.pair AND m.id=p.message WHERE p.pair=?"

@@ -77,7 +77,7 @@ class PointerTensor:
         return DTYPES.get(self.type.dtype) if self.type else None
 
     def get(self, timeout_s: float | None = None) -> Value:
-        """The tensor or number; taken away from the device if this requester made it.
+        """The tensor or number; taken away from the device if this requester made it, but not in a block with a token.
 
         Raises:
             TimedOut, WaitingForApproval: it did not come in time; says why.

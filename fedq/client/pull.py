@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedq.client import fetch
-from fedq.errors import Ambiguous, BadFile, FedqError, from_code
+from fedq.errors import Ambiguous, BadFile, FedqError, UnknownPlan, from_code
 from fedq.plan.codec import decode
 from fedq.plan.file import KIND, PlanFile, decode_plan
 from fedq.queue import pair as pairs
@@ -77,6 +77,8 @@ def _read(device: Device, reply: str, id_: str) -> PlanFile | None:
             said = decode_reply(decode(raw))
             if isinstance(why := said.values.get(reply), Failure) and (said.id, said.to) == (reply, device.client.name):
                 outbox.ask_again(device.number, [id_])
+                if why.code == UnknownPlan.code:
+                    device.forget_plan(id_)
                 raise _Said(fetch.as_error(why, device.name))
     except FileNotFoundError:
         return None

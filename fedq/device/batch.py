@@ -100,7 +100,7 @@ def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
             return found
         args.append(found)
     _load(held, batch, call.plan, plan[0])
-    seed = ids.derive_seed(call.seed, *call.results[:1]) if plan[1].random or call.loop else 0
+    seed = ids.derive_seed(call.seed, call.results[0] if call.results else "") if plan[1].random or call.loop else 0
     batch.calls.append(call)
     batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], seed, folds.to_json(call.loop)])
     return None

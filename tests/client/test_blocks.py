@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -9,11 +11,12 @@ import fedq as fq
 from fedq import ids
 from fedq.client.draft import Draft, Envelope, seal
 from fedq.client.session import Client
-from fedq.errors import Conflict, Denied, FedqError, UnknownValue, UsageError, WaitingForApproval
+from fedq.errors import Conflict, Denied, FedqError, UnknownPlan, UnknownValue, UsageError, WaitingForApproval
 from fedq.local import VirtualWorker
 from fedq.plan.codec import decode
 from fedq.queue.message import Drop, Run, SendPlan, decode_message
 from fedq.trust.keys import Key
+from tests import second_reader
 
 X = torch.tensor([-1.0, 2.0])
 
@@ -109,6 +112,19 @@ def test_a_block_that_ended_in_an_error_can_be_done_again_in_the_same_process(wo
     sent = messages(worker)
     assert night(wrong=False).get(20).tolist() == [0, 6]
     assert messages(worker)[: len(sent)] == sent and len(messages(worker)) == len(sent) + 2
+
+
+def test_what_a_call_draws_is_told_by_the_messages_seed_and_its_first_result(worker):
+    plan = noisy(4)
+    with worker.batch():
+        outs = [worker.send_plan(plan)(torch.ones(4)) for _ in range(2)]
+    (name,) = worker.pair.carrier.list("in")
+    seed = decode_message(decode(memoryview(worker.pair.carrier.get(f"in/{name}")))).seed
+    for out in outs:
+        with torch.random.fork_rng():
+            torch.manual_seed(second_reader.call_seed(seed, [out.address]))
+            drawn = 1 + torch.rand(4)
+        assert torch.equal(out.get(20), drawn)
 
 
 @pytest.mark.parametrize("count", [10, 4000, 9000])
@@ -214,6 +230,26 @@ def test_a_plan_that_the_device_let_go_of_since_is_sent_again_and_the_request_is
         db.execute("DELETE FROM plans")
     first, second = night(device)
     assert first.tolist() == [-2, 4] and second.get(20).tolist() == [-4, 8]
+
+
+def test_a_plan_that_never_came_to_the_device_is_sent_again_once_it_said_so(tmp_path):
+    now = [time.time()]
+    device = VirtualWorker("device_1", {"x": X}, root=tmp_path / "late", clock=lambda: now[0])
+    plan, said = doubled(), []
+    plan.send(device)
+    for name in device.pair.carrier.list("in"):
+        device.pair.carrier.delete(f"in/{name}")
+    for token in ("first", "first", "second"):
+        with device.batch(token=token):
+            out = plan.send(device)(device.find("x"))
+        device.step()
+        now[0] += 7200
+        try:
+            said.append(out.get(20).tolist())
+        except UnknownPlan:
+            said.append("unknown")
+    assert said == ["unknown", "unknown", [-2, 4]]
+    device.client.close()
 
 
 def test_what_was_held_or_denied_is_waited_for_again(tmp_path, again, worker):
