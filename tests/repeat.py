@@ -74,7 +74,7 @@ def plans() -> dict[str, Any]:
 
 
 class Kill:
-    """Ends this process at a line of the block, or before a durable step; counts them all the same."""
+    """Ends this process at a line of the block, before a durable step, or after some seconds; counts both."""
 
     def __init__(self, at: list[Any] | None) -> None:
         self.kind, self.at = at or ["", 0]
@@ -83,6 +83,8 @@ class Kill:
     def begin(self) -> None:
         from fedq import fs
 
+        if self.kind == "time":
+            signal.setitimer(signal.ITIMER_REAL, self.at)  # nobody handles its signal: it ends the process
         fs.FAILPOINTS["*"] = self.step
         sys.settrace(self.call)
 

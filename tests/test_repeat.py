@@ -160,7 +160,7 @@ def test_a_command_killed_at_any_step_ends_as_one_that_was_not(towns, name):
         assert ended[0]["said"]["code"] == 0, ended
         assert (ended[0]["said"]["out"], ended[1]) == (expected[0]["said"]["out"], expected[1]), words
         again, sent = here.command(*words)
-        assert (again["said"]["out"], sent) == (ended[0]["said"]["out"], 0)
+        assert (again["said"]["out"], sent) == (ended[0]["said"]["out"], 0), again
         if name == "run":
             files = [dict(np.load(town.config.home.parent / words[-1])) for town in towns]
             assert str(files[0]) == str(files[1]) and len(files[0]) == 2
