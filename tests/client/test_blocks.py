@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import fedq as fq
 from fedq import ids
 from fedq.client.draft import Draft, Envelope, seal
 from fedq.client.session import Client
-from fedq.errors import Conflict, Denied, FedqError, UnknownPlan, UnknownValue, UsageError, WaitingForApproval
+from fedq.errors import Conflict, Denied, FedqError, TimedOut, UnknownPlan, UnknownValue, UsageError, WaitingForApproval
 from fedq.local import VirtualWorker
 from fedq.plan.codec import decode
 from fedq.queue.message import Drop, Run, SendPlan, decode_message
@@ -257,10 +258,12 @@ def test_what_was_held_or_denied_is_waited_for_again(tmp_path, again, worker):
     addresses = []
 
     def night():
-        with device.batch(token="nightly"):
-            out = doubled().send(device)(device.find("x"))
-            addresses.append(out.address)
-            return out.get(0.2)
+        """Done again until the device has come to it."""
+        while True:
+            with suppress(TimedOut), device.batch(token="nightly"):
+                out = doubled().send(device)(device.find("x"))
+                addresses.append(out.address)
+                return out.get(0.2)
 
     with pytest.raises(WaitingForApproval):
         night()
