@@ -171,6 +171,12 @@ class Failed(FedqError):
     exit_code = 8
 
 
+class NotFinite(Failed):
+    """A number became inf or nan, and the computation was to stop there; names the step."""
+
+    code = "not_finite"
+
+
 class WorkerDied(Failed):
     """The worker process ended in the middle of it, three times."""
 

@@ -131,7 +131,8 @@ def _beat(home: Home, requester: str) -> Heartbeat:
 def state(config: Config, name: str) -> dict[str, Any]:
     """A device as ``device ls`` shows it; counts are over all its requesters."""
     home = Home(config.devices / name, config)
-    values, held, waiting = len(home.values()), len(home.held()), home.journal.count_open() + _not_taken(home)
+    values, waiting = len(home.values()), home.journal.count_open() + _not_taken(home)
+    held = len(home.held()) + len(home.stopped())
     failed = len(home.journal.failed())
     beats = _beats(home)
     last = max((b.time for b in beats), default=None)
@@ -187,7 +188,7 @@ def _elsewhere(device: Device) -> dict[str, Any]:
 
 
 def failed(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Messages that ended their workers too often, the oldest first."""
+    """Messages that ended their workers too often, or ran when the gate ended too often; the oldest first."""
     rows = []
     for name in names:
         home = Home(config.devices / name, config)
@@ -195,6 +196,11 @@ def failed(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
             file = str(home.failed(sender) / f"{id_}.safetensors")
             rows.append(
                 {"device": name, "time": time_, "requester": sender, "message": id_, "reason": reason, "file": file}
+            )
+        for sender, id_, action, time_ in home.stopped():
+            reason = f"action {action}: held: the gate ended five times while it ran; fedq device resume {name} {id_}"
+            rows.append(
+                {"device": name, "time": time_, "requester": sender, "message": id_, "reason": reason, "file": ""}
             )
         home.close()
     return sorted(rows, key=lambda row: float(row["time"]))

@@ -157,13 +157,26 @@ def status(
     return Shown(rows, show.status(rows))
 
 
+@command(app, examples=["fedq device resume device_1", "fedq device resume device_1 0197a3c4"])
+def resume(
+    call: Call,
+    name: Name,
+    message: Annotated[
+        str, typer.Argument(metavar="MESSAGE", help="Only this one; 6 or more digits of its id will do.")
+    ] = "",
+) -> Shown:
+    """Let calls go on that are held. The process that serves devices ended five times while they ran."""
+    rows = [{"device": name, "requester": who, "message": id_} for who, id_ in call.home(name).resume(message)]
+    return Shown(rows, "\n".join(f"{name}  message {r['message']} of {r['requester']} goes on" for r in rows))
+
+
 @command(app, examples=["fedq device log", "fedq device log device_1 -n 200", "fedq device log --failed"])
 def log(
     call: Call,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only lines about this device.")] = None,
     lines: Annotated[int, typer.Option("-n", help="At most so many lines, the newest.", min=1)] = 50,
     failed: Annotated[
-        bool, typer.Option("--failed", help="Only messages that ended their workers, and where they are kept.")
+        bool, typer.Option("--failed", help="Only messages that failed or are held, and where they are kept.")
     ] = False,
 ) -> Shown:
     """Print the log of the process that serves devices."""

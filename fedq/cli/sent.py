@@ -39,7 +39,7 @@ def ls(
 
 @command(app, examples=["fedq cancel device_1:0197a3c4", "fedq cancel 5d41402a    # all of a run"])
 def cancel(call: Call, refs: Refs) -> Shown:
-    """Ask that a result not be computed. Cancels the whole message that makes it; what runs goes on."""
+    """Ask that a result not be computed. Cancels the whole message that makes it; ends what runs."""
     from fedq.cli import ask
     from fedq.client import again
 

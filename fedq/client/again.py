@@ -21,7 +21,7 @@ DONE = ("taken", "dropped", "fetched", "failed", "answered", "expired", "refused
 
 
 def cancel(pointers: Sequence[PointerTensor]) -> dict[str, list[str]]:
-    """Ask the devices not to do the messages that make these; what is running goes on.
+    """Ask the devices not to do the messages that make these; what is running ends, what is done stays done.
 
     Returns:
         device -> messages.

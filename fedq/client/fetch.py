@@ -35,6 +35,7 @@ STEPS_S = 5.0
 """How often who waits is told how far a fold is."""
 SILENT_S = 30.0
 """A device that was not heard of for so long is not running, whatever it said last."""
+HELD = "held: the device's daemon ended five times while it ran; it goes on when its owner says so"
 ASK_AGAIN = ("denied", "missing_value")
 """Failures that may be over when the value is asked for again."""
 
@@ -233,7 +234,8 @@ def _late(device: Device, reply: str, value: str) -> FedqError:
     why, code, id_ = reason(device, reply, value)
     error = errors.from_code(code, f"{id_} did not come from {device.name}: {why}", device=device.name, id=id_)
     if isinstance(error, WaitingForApproval):
-        error.hint = f"fedq approve {device.name}:{id_}"
+        stopped = f"fedq cancel {device.name}:{id_}, or its owner says: fedq device resume {device.name}"
+        error.hint = stopped if why == HELD else f"fedq approve {device.name}:{id_}"
     return error
 
 
@@ -252,6 +254,8 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
         if message in makers:
             return f"{device.name} does not take the message ({code})", code, value
     for id_, release in beat.held:
+        if id_ in coming and release == pairs.STOPPED:
+            return HELD, WaitingForApproval.code, id_
         if id_ in coming:
             return f"it waits for the owner's approval (release: {release})", WaitingForApproval.code, id_
     if beat.trouble and beat.state == "up":

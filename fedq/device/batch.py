@@ -14,11 +14,12 @@ from fedq import ids
 from fedq.device import fold as folds
 from fedq.device.calls import Call
 from fedq.device.journal import NOTHING, Value
+from fedq.device.kinds import HINTS, KINDS, checked
 from fedq.device.wire import Sendable
 from fedq.errors import BadFile
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Type, graph_to_json
-from fedq.queue.message import Failure, Inline, Ref, RunArg
+from fedq.queue.message import MAX_TEXT, Failure, Inline, Ref, RunArg
 from fedq.trust import policy
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from fedq.device.pool import Held
 
 ATTEMPTS = 3
+"""A call is given up when its worker ended so often while it ran."""
+CODES = ("failed", "missing_value", "spec_mismatch", "not_allowed", "not_finite", "cannot_record", "bad_file", "usage")
+"""What a worker may answer."""
 MAX_CALLS = 1000
 MAX_HELD_BYTES = 1 << 30
 """What a worker may keep of values it was given or made, before the oldest are forgotten."""
@@ -51,14 +55,14 @@ class Batch:
 def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
     """Take calls from the queue into a batch; those that cannot run get their failure.
 
-    A call that was started before goes alone, so that if it ends the worker again, it is known
-    which one did; so does a fold, for whose end nobody else should wait. A call whose argument is
+    A call in whose time something ended before goes alone, so that if it happens again, it is known
+    which one did it; so does a fold, for whose end nobody else should wait. A call whose argument is
     being made by another worker stays in the queue.
     """
     batch, inside, later, held = Batch(), set[str](), list[Call](), lane.worker.held
     while peer.queue and len(batch.calls) < min(most, MAX_CALLS) and len(later) < MAX_CALLS:
         call = peer.queue[0]
-        alone = call.attempts or call.loop
+        alone = call.ends.workers or call.ends.gates or call.loop
         if alone and batch.calls:
             break
         peer.queue.popleft()
@@ -80,10 +84,8 @@ def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
 
 
 def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
-    if call.attempts >= ATTEMPTS:
-        return Failure(
-            "worker_died", f"the device ended {ATTEMPTS} times while it did this", {"attempts": call.attempts}
-        )
+    if call.ends.workers >= ATTEMPTS:
+        return _worn_out(call)
     plan = peer.plan(call.plan)
     if plan is None or isinstance(plan, Failure):
         return plan or Failure("unknown_plan", f"plan {call.plan[:12]} is not on the device", {"id": call.plan})
@@ -104,6 +106,22 @@ def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
     batch.calls.append(call)
     batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], seed, folds.to_json(call.loop)])
     return None
+
+
+def _worn_out(call: Call) -> Failure:
+    """A call that ended its worker too often: what ended it last, and what to do."""
+    ends = call.ends
+    kind, _, by = ends.kind.partition(" ")
+    text = f"the device's worker ended {ends.workers} times while it did this"
+    said = f"{KINDS.get(kind, '')}{f' by {by}' if by else ''}"
+    facts = {"attempts": ends.workers, "kind": kind or "other"} | ({"signal": by} if by else {})
+    return Failure("worker_died", f"{text}: {said}" if said else text, _hinted(facts))
+
+
+def _hinted(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with the hint of their kind, unless they have one."""
+    hint = HINTS.get(facts.get("kind", ""))
+    return {"hint": hint, **facts} if hint else facts
 
 
 def key_of(scope: str, id_: str) -> str:
@@ -192,7 +210,7 @@ def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], held:
         rules = _rules(peer, call)
         return [_value(peer, *it, tensors, held) for it in zip(call.results, row[1], rules, strict=True)]
     code, text, fields = row[1:4] if row[0] == "e" else ("failed", "the worker's answer fits no result", {})
-    failure = _explain(peer, call, code, text, dict(fields))
+    failure = _explain(peer, call, code, text, fields)
     return [Value(peer.name, r, None, NOTHING, "open", None, failure) for r in call.results]
 
 
@@ -218,8 +236,36 @@ def _rules(peer: Peer, call: Call) -> list[str]:
     return [policy.strictest(rules[n] for n in reach if n < len(rules)) for reach in reaches]
 
 
+def well_formed(row: Any, tensors: int) -> bool:
+    """Whether this is a row as a worker sends it: results that are there, or a failure in words."""
+    match row:
+        case ["ok", list(made)]:
+            return all(_is_made(m, tensors) for m in made)
+        case ["e", str(), str(), dict(), str()] | ["e", str(), str(), dict()]:
+            return True
+    return False
+
+
+def _is_made(made: Any, tensors: int) -> bool:
+    if isinstance(made, dict):
+        return made.keys() == {"n"} and type(made["n"]) in (bool, int, float)
+    return type(made) is int and 0 <= made < tensors
+
+
+def _facts(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those facts of a worker that may travel: numbers, an op's name, a hint of ours, a kind of the list."""
+    numbers = {k: fields[k] for k in ("action", "input", "step", "steps") if type(fields.get(k)) is int}
+    texts = {k: t for k in ("op", "hint") if isinstance(t := fields.get(k), str) and ids.is_text(t, most=MAX_TEXT)}
+    return {**numbers, **texts, **({"kind": checked(fields["kind"])} if "kind" in fields else {})}
+
+
 def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any]) -> Failure:
-    """A failure a person can act on: which plan, which action, which line; or which argument failed first."""
+    """A failure a person can act on: which plan, which action, which line; or which argument failed first.
+
+    What a worker says is not believed: its code is one of those that a replay has, its facts are
+    of known kinds, and of an action that failed the words are the gate's own.
+    """
+    code, fields = code if code in CODES else "failed", _facts(fields)
     for arg in call.args:
         if isinstance(arg, Ref) and (value := peer.value(arg.id)) and value.failure:
             return _inherited(value.failure, arg.id)
@@ -230,7 +276,8 @@ def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any
         line = about.line(action) if isinstance(action, int) else ""
         if line:
             fields["line"] = line
-        where = f"action {action} {fields.get('op', '')}{f' ({line})' if line else ''} failed"
         step = f" in step {fields['step']} of {fields['steps']}" if {"step", "steps"} <= fields.keys() else ""
-        text = f"plan {name!r}: {where if isinstance(action, int) else text}{step}"
-    return Failure(code, text, fields)
+        words = f": {KINDS[fields['kind']]}" if fields.get("kind", "other") != "other" else ""
+        failed = f"action {action} {fields.get('op', '')} failed{step}{words}" + (f"   {line}" if line else "")
+        text = f"plan {name!r}: {failed if isinstance(action, int) else text + step}"
+    return Failure(code, text, _hinted(fields))

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedq.device.home import Home
 from fedq.device.peer import Peer, running
-from fedq.queue.pair import Heartbeat
+from fedq.queue.pair import STOPPED, Heartbeat
 
 BEAT_S = 5.0
 PROGRESS_S = 1.0
@@ -56,5 +56,6 @@ def _but_progress(tell: tuple[Any, ...] | None) -> Any:
 def _standing(peer: Peer) -> tuple[Any, ...]:
     """What waits, runs, is held and was refused; for the heartbeat."""
     waiting = running(itertools.chain(peer.queue, peer.waiting.calls()), TOLD)
-    held = tuple(itertools.islice((row for rows in peer.held.values() for row in rows), TOLD))
+    stopped = ((result, STOPPED) for call in peer.stopped() for result in call.results)
+    held = tuple(itertools.islice(itertools.chain((r for rows in peer.held.values() for r in rows), stopped), TOLD))
     return waiting, running(peer.running, TOLD), held, tuple(itertools.islice(peer.refused.items(), TOLD))

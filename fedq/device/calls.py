@@ -19,6 +19,28 @@ PATIENCE_S = 3600.0
 """How long an argument is waited for that no known message promises."""
 
 
+GATE_ENDS = 5
+"""A call is held when the gate ended so often while it ran."""
+
+
+@dataclass(slots=True)
+class Ends:
+    """What ended while a call ran.
+
+    Attributes:
+        workers: how often its worker ended, or was ended past its deadline.
+        gates: how often the gate ended; `GATE_ENDS` of them hold the call.
+        time: when that was last, seconds since 1970.
+        kind, why: of the last worker's end: a word of `kinds.KINDS`, and for the owner.
+    """
+
+    workers: int = 0
+    gates: int = 0
+    time: float = 0.0
+    kind: str = ""
+    why: str = ""
+
+
 @dataclass(slots=True)
 class Call:
     """One ``run`` or ``fold`` of a message.
@@ -28,7 +50,7 @@ class Call:
         plan, args, results: as in the message; of a fold, carry and data come first in ``args``.
         seed: the message's.
         received, expires: seconds since 1970, device's clock and sender's word.
-        attempts: how often the message was started before.
+        ends: what ended while it ran, and how often.
         words: names that arguments were given by, which is not allowed.
         missing: ids that have no content yet and are not in the worker's queue.
         loop: of a fold, how its arguments are gone through.
@@ -44,7 +66,7 @@ class Call:
     seed: int
     received: float
     expires: float
-    attempts: int = 0
+    ends: Ends = field(default_factory=Ends)
     missing: set[str] = field(default_factory=set)
     loop: Loop | None = None
     words: tuple[str, ...] = ()
@@ -52,6 +74,16 @@ class Call:
 
     def __post_init__(self) -> None:
         self.refs = tuple([a.id for a in self.args if isinstance(a, Ref)])
+
+    @property
+    def held(self) -> bool:
+        """Whether it runs only when the device's owner says so."""
+        return self.ends.gates >= GATE_ENDS
+
+    @property
+    def word(self) -> str:
+        """What it misses while it is held: its owner's word, as if that were a value."""
+        return f"word/{self.message}/{self.action}"
 
 
 class Waiting:
@@ -155,7 +187,12 @@ class Waiting:
             self._look_at(call, min(call.expires, call.received + PATIENCE_S))
 
     def hopeless(self, call: Call, now: float) -> bool:
-        """Whether nothing will come: expired, or its missing ids stayed unpromised for an hour."""
+        """Whether nothing will come: expired, or its missing ids stayed unpromised for an hour.
+
+        One that is held waits for a word, as long as it has a meaning.
+        """
+        if call.held:
+            return now > call.expires
         if now <= min(call.expires, call.received + PATIENCE_S):
             return False
         return now > call.expires or not all(id_ in self._makers for id_ in call.missing)

@@ -264,6 +264,29 @@ class Home:
         self.poke()
         return fits[:1]
 
+    def stopped(self) -> list[tuple[str, str, int, float]]:
+        """(requester, message, action, when last) of calls that are held: the gate ended five times while they ran."""
+        return [(*key, ends.time) for key, ends in self.journal.stopped().items()]
+
+    def resume(self, prefix: str = "") -> list[tuple[str, str]]:
+        """Let held calls go on: all, or those of the message named by its id or a prefix of 6 and more digits.
+
+        Returns:
+            (requester, message) of what goes on.
+        """
+        there = list(dict.fromkeys((sender, message) for sender, message, _, _ in self.stopped()))
+        fits = [key for key in there if key[1].startswith(prefix)] if not 0 < len(prefix) < 6 else []
+        if not fits:
+            held = ", ".join(message for _, message in there) or "nothing"
+            raise UnknownValue(f"{self.name} holds no message {prefix!r} that was running when it ended (held: {held})")
+        if prefix and len(fits) > 1:
+            raise Ambiguous(f"{prefix!r} fits {', '.join(message for _, message in fits)}", hint="give more digits")
+        with self.journal.transaction():
+            for key in fits:
+                self.journal.resume(*key)
+        self.poke()
+        return fits
+
     # -- what others may see
 
     def write_catalogs(self, only: Iterable[str] | None = None) -> None:

@@ -8,13 +8,14 @@ kept over crashes: callers group what must appear together in ``with journal.tra
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedq import fs
+from fedq.device.calls import GATE_ENDS, Ends
 from fedq.errors import FedqError
 from fedq.plan.graph import Type
 from fedq.queue.message import Failure
@@ -54,6 +55,11 @@ CREATE INDEX IF NOT EXISTS replies_of ON replies(sender, message);
 CREATE INDEX IF NOT EXISTS unacknowledged ON replies(sender) WHERE state = 'published';
 CREATE TABLE IF NOT EXISTS uses(
   scope TEXT, plan TEXT, until REAL NOT NULL, PRIMARY KEY(scope, plan)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS started(batch INTEGER PRIMARY KEY, sender TEXT NOT NULL, calls TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ends(
+  sender TEXT, message TEXT, action INTEGER, workers INTEGER NOT NULL DEFAULT 0, gates INTEGER NOT NULL DEFAULT 0,
+  time REAL NOT NULL DEFAULT 0, kind TEXT NOT NULL DEFAULT '', why TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY(sender, message, action)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failed(
   sender TEXT, id TEXT, time REAL NOT NULL, reason TEXT NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgotten(sender TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
@@ -95,7 +101,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A message as recorded. ``file`` is None when its bytes are in the spool."""
+    """A message as recorded. ``file`` is None when its bytes are in the spool; ``attempts`` is not used any more."""
 
     sender: str
     id: str
@@ -208,11 +214,52 @@ class Journal:
         """These messages are finished; their bytes are forgotten, their ids and digests stay."""
         self._db.executemany("UPDATE messages SET state='done', file=NULL WHERE sender=? AND id=?", keys)
 
-    def attempts(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """How often each message was started without an end; written before it starts."""
-        self._db.executemany(
-            "UPDATE messages SET attempts=? WHERE sender=? AND id=?", ((n, *key) for key, n in counts.items())
-        )
+    # -- attempts
+
+    def start(self, sender: str, calls: Iterable[tuple[str, int]]) -> int:
+        """Calls, (message, action), are about to be handed to a worker; the number of the batch.
+
+        Written before they start: what is found here after a restart, the gate's end interrupted.
+        """
+        row = self._db.execute("INSERT INTO started(sender, calls) VALUES(?,?)", (sender, _calls_text(calls)))
+        return int(row.lastrowid or 0)
+
+    def ended(self, batches: Iterable[int]) -> None:
+        """These batches came to an end, with or without answers."""
+        self._db.executemany("DELETE FROM started WHERE batch=?", ((n,) for n in batches))
+
+    def charge_gate(self, now: float) -> None:
+        """The gate ended while these were running: count that, for each call; `forget_started` is to follow."""
+        rows = self._db.execute("SELECT sender, calls FROM started").fetchall()
+        calls = [(sender, *call, now) for sender, text in rows for call in _calls(text)]
+        sql = "INSERT INTO ends(sender, message, action, gates, time) VALUES(?,?,?,1,?) "
+        self._db.executemany(sql + "ON CONFLICT DO UPDATE SET gates=gates+1, time=excluded.time", calls)
+
+    def forget_started(self) -> None:
+        """Nothing is running any more."""
+        self._db.execute("DELETE FROM started")
+
+    def set_ends(self, sender: str, message: str, action: int, ends: Ends) -> None:
+        row = (sender, message, action, ends.workers, ends.gates, ends.time, ends.kind, ends.why)
+        self._db.execute("INSERT OR REPLACE INTO ends VALUES(?,?,?,?,?,?,?,?)", row)
+
+    def ends(self) -> dict[tuple[str, str, int], Ends]:
+        """By (sender, message, action), of calls in whose time something ended."""
+        return {tuple(row[:3]): Ends(*row[3:]) for row in self._db.execute("SELECT * FROM ends ORDER BY time")}
+
+    def forget_ends(self, sender: str, message: str, action: int | None = None) -> None:
+        """Of a call that is done; without an action, of all calls of a message."""
+        sql = "DELETE FROM ends WHERE sender=? AND message=? AND ifnull(? = action, 1)"
+        self._db.execute(sql, (sender, message, action))
+
+    def stopped(self) -> dict[tuple[str, str, int], Ends]:
+        """Calls that are held because the gate ended too often while they ran, the oldest first."""
+        return {key: ends for key, ends in self.ends().items() if ends.gates >= GATE_ENDS}
+
+    def resume(self, sender: str, message: str) -> None:
+        """The owner lets the held calls of a message go on."""
+        sql = "UPDATE ends SET gates=0 WHERE sender=? AND message=? AND gates >= ?"
+        self._db.execute(sql, (sender, message, GATE_ENDS))
 
     # -- values
 
@@ -420,6 +467,7 @@ class Journal:
             self._db.executemany("DELETE FROM published WHERE sender=? AND id=?", [(sender, r[0]) for r in replies])
             self._db.execute("DELETE FROM replies WHERE sender=? AND message=?", key)
             self._db.execute("DELETE FROM messages WHERE sender=? AND id=?", key)
+            self.forget_ends(*key)
             self._db.execute(
                 "INSERT INTO forgotten VALUES(?,?) ON CONFLICT DO UPDATE SET until=max(until, excluded.until)",
                 (sender, expires),
@@ -493,6 +541,20 @@ class Journal:
 def _value(row: Sequence[Any]) -> Value:
     scope, id_, tag, type_, release, data, failure = row
     return Value(scope, id_, tag, Type.parse(type_), release, data, _failure(failure))
+
+
+def _calls_text(calls: Iterable[tuple[str, int]]) -> str:
+    """``message:0,1 message:4``: a batch in a few bytes per call."""
+    actions: dict[str, list[str]] = {}
+    for message, action in calls:
+        actions.setdefault(message, []).append(str(action))
+    return " ".join(f"{message}:{','.join(numbers)}" for message, numbers in actions.items())
+
+
+def _calls(text: str) -> Iterator[tuple[str, int]]:
+    for part in text.split():
+        message, _, numbers = part.partition(":")
+        yield from ((message, int(n)) for n in numbers.split(","))
 
 
 def _failure_text(failure: Failure | None) -> str | None:

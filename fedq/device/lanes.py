@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fedq.device.batch import well_formed
 from fedq.device.calls import Call
 from fedq.device.pool import IDLE_S, Answer, Died, Worker
 
@@ -33,12 +34,14 @@ class Lane:
     """A worker, and the calls it does now.
 
     Attributes:
+        row: the number under which the journal has these calls as started.
         pace_s: how long a call of its last batch took; None before the first.
     """
 
     worker: Worker
     since: float
     calls: list[Call] = field(default_factory=list)
+    row: int = 0
     start: Batch | None = None
     dropped: list[str] = field(default_factory=list)
     pace_s: float | None = None
@@ -51,6 +54,9 @@ class Lane:
         if isinstance(said, Answer):
             if len(said.rows) != len(calls):
                 return Died(0, "the worker sent too few rows"), calls
+            for n, row in enumerate(said.rows):
+                if not well_formed(row, len(said.tensors)):
+                    return Died(n, "the worker sent what is no answer"), calls
             self.pace_s = said.took_s / len(calls)
         return said, calls
 

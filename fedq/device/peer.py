@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedq import fs, ids
-from fedq.device.calls import PATIENCE_S, Call, Waiting
+from fedq.device.calls import PATIENCE_S, Call, Ends, Waiting
 from fedq.device.drops import DropRow, Drops
 from fedq.device.home import Home
 from fedq.device.inbox import Inbox
 from fedq.device.journal import NOTHING, OWNER, Taken, Value, Wanted
 from fedq.device.lanes import Lane
+from fedq.device.pool import Died
 from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
@@ -31,6 +32,7 @@ MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
 MAX_FILES = 1000
 """Messages whose tensors are kept in memory, per requester; of the others they are read again."""
+STOPPED = "held: the device's daemon ended five times while it ran"
 CANCELLED = Failure("cancelled", "cancelled by its sender")
 
 
@@ -71,8 +73,10 @@ class Peer:
         self.spooled: set[str] = set()
         self.calls_left: dict[str, int] = {}
         self.refused: dict[str, str] = {}
-        self.died: dict[str, str] = {}
-        """Message -> how a worker last ended while it did it."""
+        self.ends: dict[tuple[str, int], Ends] = {}
+        """(message, action) -> what ended while it ran."""
+        self.cut: list[Lane] = []
+        """Lanes whose workers are to be ended: they do what was cancelled."""
         self.catalog_due = True
         self._plans: dict[str, tuple[PlanFile, Verified]] = {}
         self._due: list[tuple[float, int, Want]] = []
@@ -99,7 +103,7 @@ class Peer:
                     self._enter_plan(verb, file)
                     self.journal.uses_plan(self.name, verb.id, message.expires)
                 case Run() | Fold():
-                    calls.append(_call(message, number, verb, taken))
+                    calls.append(_call(message, number, verb, taken, self.ends.get((message.id, number))))
                 case Get():
                     self.want(Wanted(self.name, verb.reply, message.id, verb.values, "wanted"), taken)
                 case Drop():
@@ -213,7 +217,7 @@ class Peer:
         return self._plans[id_]
 
     def _cancel(self, verb: Cancel, expires: float, now: float) -> None:
-        """Calls of these messages that have not been handed to a worker are not done.
+        """Calls of these messages that are not done are not done any more; the lanes that are at one are to be cut.
 
         A carrier may deliver a message after its cancellation: that is kept till it expires.
         """
@@ -225,6 +229,12 @@ class Peer:
         calls = self.waiting.take_out(lambda c: c.message in messages)
         calls += [c for c in self.queue if c.message in messages]
         self.queue = deque(c for c in self.queue if c.message not in messages)
+        for lane in self.lanes:
+            running = [c for c in lane.calls if c.message in messages]
+            if running:
+                self.cut.append(lane)
+                calls += running
+                lane.calls = [c for c in lane.calls if c.message not in messages]
         for call in calls:
             self.fail(call, CANCELLED, now)
 
@@ -238,11 +248,13 @@ class Peer:
         call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}
         if call.plan not in self._plans and self.journal.plan(self.name, call.plan) is None:
             call.missing.add(call.plan)
+        if call.held:
+            call.missing.add(call.word)
         if not call.missing:
             self._enqueue(call)
         elif not self.waiting.add(call):
             text = "an argument is the result of the call itself, directly or around"
-            self.fail(call, Failure("missing_value", text, {"id": min(call.missing)}), now)
+            self.fail(call, Failure("missing_value", text, {"id": min(call.missing - {call.word})}), now)
 
     def _enqueue(self, call: Call) -> None:
         """Queue a call, and those that only waited for its results, and for theirs."""
@@ -292,6 +304,8 @@ class Peer:
     def done(self, call: Call, values: Sequence[Value], now: float) -> None:
         """Give a call's results their contents."""
         self.add(values, call.message, now)
+        if self.ends.pop((call.message, call.action), None) is not None:
+            self.journal.forget_ends(self.name, call.message, call.action)
         left = self.calls_left[call.message] = self.calls_left.get(call.message, 1) - 1
         if left <= 0:
             self._finished(call.message)
@@ -301,6 +315,9 @@ class Peer:
         self._files.pop(message, None)
         self.drops.passed(message)
         self.journal.done([(self.name, message)])
+        for key in [key for key in self.ends if key[0] == message] if self.ends else ():
+            self.journal.forget_ends(self.name, *key)
+            del self.ends[key]
         if message in self.spooled:
             self.spooled.discard(message)
             self.unspool.append(message)
@@ -356,9 +373,7 @@ class Peer:
         """Answer what waited too long, naming what never came."""
         self._keep_time(now)
         for call in self.waiting.take_late(now):
-            missing = min(call.missing)
-            code, what = ("missing_value", "argument") if ids.is_id(missing) else ("unknown_plan", "plan")
-            self.fail(call, Failure(code, f"{what} {missing[:32]} never came", {"id": missing}), now)
+            self.fail(call, _never(call), now)
         while self._due and self._due[0][0] < now:
             want = heapq.heappop(self._due)[2]
             if self.wants.get(want.wanted.id) is want and (want.missing or want.wanted.id in self.held):
@@ -430,6 +445,26 @@ class Peer:
 
     # -- what ends its workers
 
+    def blame(self, call: Call, died: Died, now: float) -> None:
+        """A worker ended in the middle of it."""
+        ends = call.ends
+        ends.workers, ends.time, ends.why = ends.workers + 1, now, died.why
+        ends.kind = f"{died.kind} {died.signal}".strip()
+        self.ends[call.message, call.action] = ends
+        self.journal.set_ends(self.name, call.message, call.action, ends)
+
+    def stopped(self) -> list[Call]:
+        """Calls that are held because the gate ended too often while they ran."""
+        return [c for c in self.waiting.calls() if c.held] if self.ends else []
+
+    def resume(self) -> None:
+        """Take up those of them that the owner lets go on."""
+        held = {key[1:] for key in self.journal.stopped() if key[0] == self.name} if self.stopped() else set()
+        for call in self.stopped():
+            if (call.message, call.action) not in held:
+                call.ends.gates = 0
+                self._arrived(call.word)
+
     def give_up_on(self, call: Call, failure: Failure, now: float) -> None:
         """Answer a call that was started too often, and keep its message for the owner to look at."""
         taken = self.journal.message(self.name, call.message)
@@ -438,16 +473,24 @@ class Peer:
             folder = self.home.failed(self.name)
             fs.make_dir(folder)
             fs.replace(folder / f"{call.message}.safetensors", [raw], durable=self.home.durable)
-            reason = self.died.pop(call.message, "the gate ended while it ran")
-            self.journal.add_failed(self.name, call.message, now, f"action {call.action}: {reason}")
+            self.journal.add_failed(self.name, call.message, now, f"action {call.action}: {call.ends.why}")
         self.fail(call, failure, now)
 
 
-def _call(message: Message, number: int, verb: Run | Fold, taken: Taken) -> Call:
+def _call(message: Message, number: int, verb: Run | Fold, taken: Taken, ends: Ends | None) -> Call:
     args, loop = (verb.given, verb.loop) if isinstance(verb, Fold) else (verb.args, None)
     head = (message.sender, message.id, number, verb.plan, args, verb.results, message.seed)
     words = tuple(verb.kwargs) if isinstance(verb, Run) else ()
-    return Call(*head, taken.received, message.expires, taken.attempts, loop=loop, words=words)
+    return Call(*head, taken.received, message.expires, ends or Ends(), loop=loop, words=words)
+
+
+def _never(call: Call) -> Failure:
+    """What a call that waited too long waited for."""
+    if call.held:
+        return Failure("expired", f"{STOPPED}, and its owner said nothing before the message expired")
+    missing = min(call.missing)
+    code, what = ("missing_value", "argument") if ids.is_id(missing) else ("unknown_plan", "plan")
+    return Failure(code, f"{what} {missing[:32]} never came", {"id": missing})
 
 
 def _refusal(error: FedqError, verb: SendPlan) -> Failure:

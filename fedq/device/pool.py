@@ -10,6 +10,7 @@ import contextlib
 import logging
 import mmap
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from fedq.device import wire
@@ -31,10 +32,17 @@ SEND_TIMEOUT_S = 60.0
 EACH_BYTES = 1 << 10
 """What a value takes beside its bytes: a small tensor is mostly that."""
 IDLE_S = 300.0
-PAGE = struct.Struct("<3Q")
-"""What a worker tells while it works: the number of its call; step and steps of a fold."""
+PAGE = struct.Struct("<4Q")
+"""What a worker tells while it works: the number of its call, from 1, 0 before the first; step and steps of a
+fold; whether it is ready, which it is once and for all."""
+BATCH_BYTES = PAGE.size - 8
+"""The bytes of the page that are zero when a batch begins: all but the last word."""
 DEADLINE_S = 3600.0
 """How long one call may take, if the device's owner says nothing else."""
+START_S = 300.0
+"""How long a worker may take to be ready: many at once load torch slowly."""
+OUT_OF_MEMORY = 112
+"""The exit status of a worker that had no memory for a batch, beside its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +56,55 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The worker ended in the middle; ``at`` is the number of the call it was on."""
+    """The worker ended in the middle.
+
+    Attributes:
+        at: the number of the call it was on, from 0.
+        why: for the owner.
+        kind: for the requester, a word of `kinds.KINDS`; ``signal``: what killed it, ``SIGKILL``.
+    """
 
     at: int
     why: str
+    kind: str = "other"
+    signal: str = ""
+
+
+class Clock:
+    """Whose time it is, and since when: a worker's start-up, its getting ready for a batch, each of its calls.
+
+    The page is the word of an untrusted process: numbers that do not rise, or rise beyond the last
+    call, give no more time. So a batch takes at most as many deadlines as it has calls, and one.
+
+    Args:
+        deadline_s: how long each call may take, and what comes before the first.
+
+    Attributes:
+        at: the call it is on, from 1; 0 before the first.
+    """
+
+    def __init__(self, deadline_s: float, now: float) -> None:
+        self._deadline_s, self._since = deadline_s, now
+        self._ready, self._calls, self.at = False, 0, 0
+
+    def start(self, calls: int, now: float) -> None:
+        """A batch of so many calls is handed over."""
+        self._calls, self.at = calls, 0
+        self._since = now if self._ready else self._since
+
+    def look(self, page: bytes, now: float) -> None:
+        """Read the page: what is new there begins now."""
+        call, _, _, ready = PAGE.unpack(page)
+        at = min(call, self._calls)
+        if at > self.at or (ready and not self._ready):
+            self.at, self._ready, self._since = max(at, self.at), True, now
+
+    def late(self, now: float) -> str:
+        """Which time is over, in words; "" if none is."""
+        limit_s = self._deadline_s if self._ready else START_S
+        if now - self._since <= limit_s:
+            return ""
+        return f"took more than {limit_s:.0f} s" + ("" if self.at else " before its first call")
 
 
 class Held:
@@ -104,7 +157,6 @@ class ProcessWorker:
 
     def __init__(self, *, threads: int, deadline_s: float = DEADLINE_S) -> None:
         self.held = Held()
-        self._deadline_s = deadline_s
         self._sock, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as file, theirs:
             file.truncate(PAGE.size)
@@ -113,8 +165,8 @@ class ProcessWorker:
             command = [sys.executable, "-P", "-m", "fedq.device.worker", str(fds[0]), str(threads), str(fds[1])]
             self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=_environment())
         self._reader = wire.Reader(self._sock)
-        self._mark, self._began, self._moved = b"", 0.0, 0.0
-        self.idle_since = time.monotonic()
+        self._began = self.idle_since = time.monotonic()
+        self._clock = Clock(deadline_s, self._began)
         self.busy = False
 
     @property
@@ -132,14 +184,14 @@ class ProcessWorker:
     @property
     def progress(self) -> tuple[int, int]:
         """Step and steps of the fold that runs; (0, 0) of none. The worker's word: believed by nobody but people."""
-        _, step, steps = PAGE.unpack(self._progress) if self.busy else (0, 0, 0)
+        _, step, steps, _ = PAGE.unpack(self._progress) if self.busy else (0, 0, 0, 0)
         return min(step, steps), min(steps, MAX_STEPS)
 
     def start(self, head: Any, tensors: Sequence[Sendable]) -> None:
         """Hand over a batch; a worker that does not take it is found dead by the next poll."""
-        self._progress[:] = bytes(PAGE.size)
-        self.busy, self._mark, self._began = True, b"", time.monotonic()
-        self._moved = self._began
+        self._progress[:BATCH_BYTES] = bytes(BATCH_BYTES)
+        self.busy, self._began = True, time.monotonic()
+        self._clock.start(len(head["calls"]), self._began)
         self._sock.settimeout(SEND_TIMEOUT_S)
         try:
             wire.send(self._sock, head, tensors)
@@ -157,7 +209,7 @@ class ProcessWorker:
                 frame = self._reader.frame()
                 if frame is not None:
                     return self._answer(frame)
-            return self._died("ended")
+            return self._ended()
         except BlockingIOError:
             return self._late()
         except Exception as error:  # whatever an untrusted process sends, the gate goes on
@@ -168,16 +220,25 @@ class ProcessWorker:
         return Answer(*frame, took_s=self.idle_since - self._began)
 
     def _late(self) -> Died | None:
-        mark, now = self._progress[:], time.monotonic()
-        if mark != self._mark:
-            self._mark, self._moved = mark, now
-        late = now - self._moved > self._deadline_s
-        return self._died(f"took more than {self._deadline_s:.0f} s") if late else None
+        now = time.monotonic()
+        self._clock.look(self._progress[:], now)
+        why = self._clock.late(now)
+        return self._died(why, "deadline") if why else None
 
-    def _died(self, why: str) -> Died:
-        at, _, _ = PAGE.unpack(self._progress)
+    def _ended(self) -> Died:
+        """It ended by itself, or was killed by another than the gate."""
+        died = self._died("ended")
+        status = self._process.returncode
+        if status < 0:
+            name = _signal_name(-status)
+            return replace(died, why=f"worker {self.pid} was killed by {name}", kind="killed", signal=name)
+        return replace(died, kind="out_of_memory") if status == OUT_OF_MEMORY else died
+
+    def _died(self, why: str, kind: str = "other") -> Died:
+        self._clock.look(self._progress[:], time.monotonic())
         self.close()
-        return Died(at, f"worker {self.pid} {why}, exit status {self._process.returncode}")
+        status = f", exit status {self._process.returncode}" if kind == "other" else ""
+        return Died(max(0, self._clock.at - 1), f"worker {self.pid} {why}{status}", kind)
 
     def close(self) -> None:
         """End the process, whatever it does."""
@@ -188,6 +249,12 @@ class ProcessWorker:
         self._reader.close()
         self._sock.close()
         self._progress.close()
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def _environment() -> dict[str, str]:
@@ -222,7 +289,7 @@ class InlineWorker:
         from fedq.device.worker import do
 
         try:
-            self._answer = Answer(*do(self._replayer, head, [wire.raw(t) for t in tensors], [0, 0, 0]))
+            self._answer = Answer(*do(self._replayer, head, [wire.raw(t) for t in tensors], [0, 0, 0, 0]))
         except Exception as error:
             log.exception("a batch failed")
             self._answer = Died(0, f"the batch failed ({type(error).__name__})")

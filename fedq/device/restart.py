@@ -17,10 +17,20 @@ from fedq.queue.message import message_from_json
 log = logging.getLogger("fedq.device")
 
 
-def reenter(home: Home, peers: Mapping[str, Peer], now: float) -> None:
-    """Enter what is open in the journal; inside one of its transactions."""
+def reenter(home: Home, peers: Mapping[str, Peer], now: float, *, blame: bool = True) -> None:
+    """Enter what is open in the journal; inside one of its transactions.
+
+    Args:
+        blame: what was running when the last gate ended is told so; see `Journal.charge_gate`.
+    """
     journal = home.journal
     journal.set_back(now)
+    if blame:
+        journal.charge_gate(now)
+    journal.forget_started()
+    for (sender, *call), ends in journal.ends().items():
+        if sender in peers:
+            peers[sender].ends[*call] = ends  # type: ignore[index]
     for taken in journal.open_messages():
         if taken.sender in peers:
             _enter(home, peers[taken.sender], taken, now)

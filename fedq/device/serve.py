@@ -13,18 +13,18 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedq import fs
 from fedq.device import batch as batches
-from fedq.device import restart
+from fedq.device import kinds, restart
 from fedq.device.beat import SOON_S, Beats
 from fedq.device.calls import Call
 from fedq.device.home import Home
 from fedq.device.intake import SUFFIX, Arrival
 from fedq.device.journal import Taken
 from fedq.device.lanes import Crew, Lane
-from fedq.device.peer import Peer
+from fedq.device.peer import STOPPED, Peer
 from fedq.device.pool import Answer, Died
 from fedq.device.publish import Publisher
 from fedq.device.tidy import Tidier
@@ -57,6 +57,7 @@ class Answered(NamedTuple):
     lane: Lane
     said: Answer | Died
     calls: list[Call]
+    row: int
 
 
 class Served:
@@ -81,6 +82,7 @@ class Served:
         self._held_up = False
         self._ahead: BaseException | None = None
         self._poison: set[str] = set()
+        self._scribe = kinds.Scribe()
         self.time = Time(*self.journal.time())
         self._tidier = Tidier(home, self._publisher, self.time)
         self.trouble = ""
@@ -98,6 +100,7 @@ class Served:
         for peer in self.peers.values():
             peer.catalog_due = True
             peer.touched |= peer.held.keys()
+            peer.resume()
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -109,12 +112,12 @@ class Served:
 
     def close(self) -> None:
         """End its workers; nothing is lost by it, and what they did counts as no attempt."""
-        cut_off = {(c.sender, c.message): c.attempts - 1 for peer in self.peers.values() for c in peer.running}
+        cut_off = [lane.row for peer in self.peers.values() for lane in peer.lanes if lane.calls]
         for peer in self.peers.values():
             self._crew.leave(peer)
         with suppress(FedqError), self.journal.transaction():
             self._publisher.note(self.time.high)
-            self.journal.attempts(cut_off)
+            self.journal.ended(cut_off)
 
     @property
     def idle(self) -> bool:
@@ -146,7 +149,7 @@ class Served:
             self._rebuild(self._ahead, now)
         arrivals = self._collect(scan=scan) if scan or self._more else []
         lanes = ((peer, lane) for peer in self.peers.values() for lane in peer.lanes)
-        self._answers = [Answered(peer, lane, *said) for peer, lane in lanes if (said := lane.answer())]
+        self._answers = [Answered(peer, lane, *said, lane.row) for peer, lane in lanes if (said := lane.answer())]
         if scan and self.journal.changed_elsewhere():
             self.refresh()
         busy = bool(arrivals or self._answers or self._ready)
@@ -171,22 +174,16 @@ class Served:
             raise
 
     def _rebuild(self, why: BaseException, now: float) -> None:
-        """Forget what the journal does not know, and begin anew from there, as after a restart.
+        """Forget what the journal does not know, and begin again from there, as after a restart.
 
-        A full disk is no call's fault: those that ran are not counted as an attempt.
+        A full disk is no call's fault; what else goes wrong may be: it counts as an end of the gate.
         """
-        full = isinstance(why, Unreachable)
-        lanes = [n for p in self.peers.values() for n in p.lanes if n.start is None and full]
-        ran = [*(n.calls for n in lanes), *(a.calls for a in self._answers if full)]
-        started = {(c.sender, c.message) for calls in ran for c in calls}
         for peer in self.peers.values():
             self._crew.leave(peer)
         self.peers = {}
         self._publisher.forget()
         self.refresh()
-        self._recover(now)
-        for call in (c for p in self.peers.values() for c in p.queue):
-            call.attempts -= (call.sender, call.message) in started and call.attempts > 0
+        self._recover(now, blame=not isinstance(why, Unreachable))
         self._ahead = None
 
     @property
@@ -242,6 +239,8 @@ class Served:
     # -- decide
 
     def _decide(self, arrivals: list[tuple[Peer, Arrival]], now: float) -> None:
+        for answered in self._answers:
+            self._answered(answered, now)
         for peer, arrival in arrivals:
             try:
                 self._take(peer, arrival, now)
@@ -250,9 +249,8 @@ class Served:
             except Exception:  # a message that the gate stumbles over must not come up again and again
                 self._poison.add(arrival.digest)
                 raise
-        for answered in self._answers:
-            self._answered(*answered, now)
         for peer in self.peers.values():
+            self._cut(peer)
             peer.give_up(now)
         self._crew.give_way()
         self._start_all(self.peers.values(), now)
@@ -294,16 +292,14 @@ class Served:
             self._start(peer, now)
 
     def _start(self, peer: Peer, now: float) -> None:
-        """Make the next batches, and count their attempts before they start."""
+        """Make the next batches, and note them before they start."""
         while peer.queue and not peer.stalled and (lane := self._lane(peer)) is not None:
             share = -(-len(peer.queue) // self._crew.width)
             batch = batches.make(peer, lane, now, min(share, lane.most_calls))
             if not batch.calls:
                 peer.stalled = bool(peer.queue)
                 return
-            for call in batch.calls:
-                call.attempts += 1
-            self.journal.attempts({(c.sender, c.message): c.attempts for c in batch.calls})
+            lane.row = self.journal.start(peer.name, [(c.message, c.action) for c in batch.calls])
             lane.calls, lane.start = batch.calls, batch
 
     def _lane(self, peer: Peer) -> Lane | None:
@@ -314,25 +310,39 @@ class Served:
                 raise fs.told(error, sys.executable) from error
         return None
 
-    def _answered(self, peer: Peer, lane: Lane, said: Answer | Died, calls: list[Call], now: float) -> None:
+    def _answered(self, answered: Answered, now: float) -> None:
+        peer, lane, said, calls, row = answered
+        self.journal.ended([row])
         if isinstance(said, Died):
-            self._bury(peer, lane, said, calls)
+            self._bury(peer, lane, said, calls, now)
             return
-        for call, row in zip(calls, said.rows, strict=True):
-            call.attempts = 0
-            peer.done(call, batches.values(peer, call, row, said.tensors, lane.worker.held), now)
-        self.journal.attempts({(c.sender, c.message): 0 for c in calls if c.message in peer.calls_left})
+        for call, row_ in zip(calls, said.rows, strict=True):
+            if row_[0] == "e":
+                self._write_down(call, row_, now)
+            peer.done(call, batches.values(peer, call, row_, said.tensors, lane.worker.held), now)
 
-    def _bury(self, peer: Peer, lane: Lane, died: Died, calls: list[Call]) -> None:
-        """A worker ended in the middle: blame one call, put the others back in their order."""
+    def _write_down(self, call: Call, row: list[Any], now: float) -> None:
+        """Why a call failed, in full: for the owner, in the log."""
+        where = f"{self.name}: action {call.action} of message {call.message} of {call.sender}"
+        log.info("%s failed: %s", where, kinds.printable(f"{row[1]}: {row[2]}"[:500]))
+        for line in self._scribe.lines(row[4] if len(row) > 4 else "", now):
+            log.info("%s: | %s", self.name, line)
+
+    def _bury(self, peer: Peer, lane: Lane, died: Died, calls: list[Call], now: float) -> None:
+        """A worker ended in the middle: blame one call, put all back in their order."""
         log.warning("%s: %s, on call %d of %d of %s", self.name, died.why, died.at + 1, len(calls), peer.name)
         self._crew.close(peer, lane)
-        blamed = calls[min(died.at, len(calls) - 1)]
-        peer.died[blamed.message] = died.why
-        for call in calls:
-            call.attempts -= call is not blamed
-        self.journal.attempts({(c.sender, c.message): c.attempts for c in calls})
+        peer.blame(calls[min(died.at, len(calls) - 1)], died, now)
         peer.queue.extendleft(reversed(calls))
+
+    def _cut(self, peer: Peer) -> None:
+        """End the workers that do what was cancelled; the other calls of their batches are put back, nobody blamed."""
+        for lane in dict.fromkeys(peer.cut):
+            self._crew.close(peer, lane)
+            self.journal.ended([lane.row])
+            peer.queue.extendleft(reversed(lane.calls))
+            peer.stalled = False
+        peer.cut.clear()
 
     # -- act
 
@@ -372,10 +382,13 @@ class Served:
                 self._tidier.delete_files(peer)
         return untidy
 
-    def _recover(self, now: float) -> None:
+    def _recover(self, now: float, *, blame: bool = True) -> None:
         """Take up what was open when the last gate ended, however it ended."""
         with self.journal.transaction():
-            restart.reenter(self.home, self.peers, now)
+            restart.reenter(self.home, self.peers, now, blame=blame)
+        for call in (c for peer in self.peers.values() for c in peer.stopped()):
+            what = f"{self.name}: action {call.action} of message {call.message} of {call.sender} is {STOPPED}"
+            log.warning("%s; 'fedq device resume %s %s' lets it go on", what, self.name, call.message)
         for peer in self.peers.values():
             with self._apart():
                 restart.clear_leftovers(self.home, peer)

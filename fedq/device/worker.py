@@ -14,13 +14,15 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fedq.device import fold, folding, wire
+from fedq.device import fold, folding, kinds, wire
+from fedq.device.pool import OUT_OF_MEMORY, PAGE
 from fedq.errors import FedqError
 from fedq.plan import replay, spec
 from fedq.plan.codec import RawTensor
@@ -62,9 +64,9 @@ class Replayer:
         self.plans[plan] = _Plan(parsed, compiled, tuple(map(from_raw, state)), About(params=tuple(params)))
 
     def call(self, plan_id: str, args: Sequence[Any], results: Sequence[str], seed: int) -> list[Any]:
-        """Replay once; ``["ok", [result, ...]]`` or ``["e", code, text, fields]``, never an exception.
+        """Replay once; ``["ok", [result, ...]]`` or ``["e", code, text, fields, whole text]``, never an exception.
 
-        The text of torch's errors stays here: it echoes values.
+        torch's words, which echo values, are in the whole text alone: the gate tells them to nobody but the owner.
         """
         try:
             plan = self.plans[plan_id]
@@ -110,13 +112,27 @@ class Replayer:
 
 
 def _failed(error: Exception) -> list[Any]:
+    """A row that says why; its last part, the engine's text, is for the device's owner alone."""
+    code, text, fields = _told(error)
+    return ["e", code, text, fields, _whole(error)]
+
+
+def _told(error: Exception) -> tuple[str, str, dict[str, Any]]:
+    cause = error.__cause__ if isinstance(error, replay.ActionFailed) else error
+    if isinstance(cause, FedqError):
+        facts = {k: v for k, v in cause.fields.items() if type(v) in (int, str)}
+        return cause.code, str(cause), {**facts, **({"hint": cause.hint} if cause.hint else {})}
+    kind = kinds.of_error(cause or error)
     if isinstance(error, replay.ActionFailed):
-        return ["e", "failed", f"{error.op} failed", {"action": error.action, "op": error.op}]
+        return "failed", f"{error.op} failed", {"action": error.action, "op": error.op, "kind": kind}
     if isinstance(error, KeyError):
-        return ["e", "missing_value", "an argument has no value", {}]
-    if isinstance(error, FedqError):
-        return ["e", error.code, str(error), {"hint": error.hint} if error.hint else {}]
-    return ["e", "failed", f"replay stopped: {type(error).__name__}", {}]
+        return "missing_value", "an argument has no value", {}
+    return "failed", f"replay stopped: {type(error).__name__}", {"kind": kind}
+
+
+def _whole(error: Exception) -> str:
+    """The traceback, its causes first; the last of it, if it is long."""
+    return "".join(traceback.format_exception(error))[-kinds.MOST_TEXT :]
 
 
 def _match(plan: _Plan, inputs: Sequence[Result]) -> None:
@@ -133,7 +149,7 @@ def do(
 ) -> tuple[Any, list[RawTensor]]:
     """One frame of work: forget, load, give, call; the answer's head and tensors.
 
-    ``page[0]`` is the number of the call, from before it starts, so that a crash can be blamed on it.
+    ``page[0]`` is the number of the call, from 1, from before it starts: a crash is blamed on it, its time begins.
     """
     for id_ in head.get("forget", ()):
         replayer.values.pop(id_, None)
@@ -144,7 +160,7 @@ def do(
     rows: list[Any] = []
     out: list[RawTensor] = []
     for i, (plan, args, results, seed, loop) in enumerate(head["calls"]):
-        page[0] = i
+        page[0] = i + 1
         if loop is None:
             row = replayer.call(plan, args, results, seed)
         else:
@@ -171,19 +187,30 @@ def main() -> None:
     replay.harden()
     gc.freeze()
     gc.set_threshold(100_000)
-    reader = wire.Reader(sock)
-    page = memoryview(mmap.mmap(int(sys.argv[3]), 24)).cast("Q")
-    replayer = Replayer()
+    page = memoryview(mmap.mmap(int(sys.argv[3]), PAGE.size)).cast("Q")
+    page[3] = 1  # ready: what takes time from now on is the requester's
     with torch.inference_mode(), contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        while True:
-            frame = reader.frame()
-            if frame is None:
-                spin(lambda: select.select([sock], [], [], 0)[0])
-                if not reader.receive():
-                    return
-                continue
-            rows, out = do(replayer, *frame, page)
-            wire.send(sock, rows, out)
+        try:
+            _serve(sock, page)
+        except Exception as error:
+            if kinds.of_error(error) == "out_of_memory":
+                traceback.print_exc()
+                os._exit(OUT_OF_MEMORY)
+            raise
+
+
+def _serve(sock: socket.socket, page: folding.Page) -> None:
+    """Do what comes, until the gate hangs up."""
+    reader, replayer = wire.Reader(sock), Replayer()
+    while True:
+        frame = reader.frame()
+        if frame is None:
+            spin(lambda: select.select([sock], [], [], 0)[0])
+            if not reader.receive():
+                return
+            continue
+        rows, out = do(replayer, *frame, page)
+        wire.send(sock, rows, out)
 
 
 def _die_with_parent() -> None:

@@ -23,6 +23,8 @@ from fedq.queue.message import check_kind
 
 MARK = ".fedq"
 IN, OUT, BLOBS = "in", "out", "blobs"
+STOPPED = "stopped"
+"""In the place of a release rule: the call that makes a value is held, it ran when the device ended too often."""
 MAX_ITEMS = 10_000_000
 MAX_BYTES = 64 << 20
 """Largest card, catalog or heartbeat that is read."""
@@ -285,7 +287,7 @@ class Heartbeat:
     Attributes:
         state: ``up``, or ``down`` when it ended as it should.
         waiting, running: ids of this requester's messages.
-        held: (value id, release rule) of results that wait for the owner.
+        held: (value id, release rule) of results that wait for the owner, `STOPPED` of those not computed yet.
         refused: (message id, error code) of files that were not taken and have no reply.
         progress: (message id, step, steps) of folds that are running.
         trouble: what holds the device up for now: the code of an error, such as ``disk_full``; or "".
