@@ -19,7 +19,7 @@ from types import FrameType
 from fedq import config as configs
 from fedq import fs
 from fedq.config import Config
-from fedq.device.gate import Gate, gate_dir, hold, workers
+from fedq.device.gate import Gate, formatter, gate_dir, hold, workers
 from fedq.errors import FedqError, Unreachable
 
 START_S = 20.0
@@ -106,10 +106,8 @@ def run(config: Config) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
-    )
-    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger().handlers[0].setFormatter(formatter())
     gc.freeze()
     gc.set_threshold(100_000)  # thousands of small frozen records come and go without cycles
     try:

@@ -6,12 +6,13 @@ owner in between. Only one gate runs per devices root, by a lock on its private 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import selectors
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,8 @@ class Gate:
                 busy = self.step(now, scan=heard or due)
                 poke = self._poked() if heard or due else poked
                 if due or poke != poked:
+                    for served in self.served.values() if poke != poked else ():
+                        self._try(served.name, served.refresh)  # who is trusted is said in files
                     looked, poked, heard = now, poke, True
                     self._try("the gate", partial(self._look_around, watch, now))
                     continue
@@ -258,10 +261,37 @@ def set_workers(config: Config, count: int) -> None:
     fs.replace(gate_dir(config) / WORKERS, [str(count).encode()])
 
 
+@contextmanager
+def _logged(config: Config) -> Iterator[None]:
+    """What a daemon would write to its log is written there, too, and warnings go where they went."""
+    fs.make_dir(gate_dir(config))
+    root, level = logging.getLogger("fedq"), logging.getLogger("fedq").level
+    with fs.append(gate_dir(config) / "log") as out:
+        handler = logging.StreamHandler(io.TextIOWrapper(out, "utf-8", write_through=True))
+        handler.setFormatter(formatter())
+        others = [handler] if root.hasHandlers() or logging.lastResort is None else [handler, logging.lastResort]
+        for one in others:
+            root.addHandler(one)
+        root.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            root.setLevel(level)
+            for one in others:
+                root.removeHandler(one)
+
+
+def formatter() -> logging.Formatter:
+    """How a line of the log looks."""
+    made = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    made.converter = time.gmtime
+    return made
+
+
 def serve_for(config: Config, names: Sequence[str], *, seconds: float) -> None:
     """Serve these devices for so long, and until what runs then is done: for cron."""
     end = time.monotonic() + seconds
-    with hold(config):
+    with hold(config), _logged(config):
         gate = Gate(config, names, workers=workers(config))
         try:
             gate.serve(lambda: time.monotonic() > end)
@@ -276,7 +306,7 @@ def serve_waiting(config: Config, names: Sequence[str]) -> None:
     Raises:
         Unreachable: something waits and could not be served; it is not lost.
     """
-    with hold(config):
+    with hold(config), _logged(config):
         gate = Gate(config, names, workers=workers(config))
         try:
             with selectors.PollSelector() as selector:

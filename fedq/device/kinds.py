@@ -39,6 +39,8 @@ HINTS: Mapping[str, str] = MappingProxyType({
 MOST_TEXT = 16_000
 """Characters of one failure's text that are written to the owner's log."""
 MOST_LINES = 200
+LINE = 60
+"""What a line takes beside its text: time and name."""
 HOURLY = 1_000_000
 """Characters of such texts that one device's log takes in an hour: who fails on purpose fills no disk."""
 
@@ -90,7 +92,7 @@ class Scribe:
             yield "(more of this than a log should hold in an hour)"
             return
         kept = text[-MOST_TEXT:].splitlines()[-MOST_LINES:]
-        self._left -= sum(map(len, kept))
+        self._left -= sum(len(line) + LINE for line in kept)
         yield from map(printable, kept)
 
 
