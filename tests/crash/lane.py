@@ -205,6 +205,7 @@ class Lane:
     def converge(self) -> None:
         """No more kills: all that was promised comes, and nothing is left lying about."""
         for _ in range(6):
+            self._owners_word()
             for role in ("requester", "gate"):
                 self._end(self._start(role, kill.Aim()) if role == "gate" else self._finish())
             self.model.look(self.pair, self.requester_key, self.device_key)
@@ -217,6 +218,14 @@ class Lane:
         self.messages += len(committed)
         self.outcomes += self.model.outcomes
         self._clean()
+
+    def _owners_word(self) -> None:
+        """What the gate's ends held goes on."""
+        home = Home(self.config.devices / NAME, self.config)
+        if held := home.stopped():
+            self.outcomes["held"] += len(held)
+            home.resume()
+        home.close()
 
     def _finish(self) -> Child:
         """A requester that only starts: it finishes what was cut off."""
@@ -248,8 +257,11 @@ class Lane:
         with contextlib.closing(sqlite3.connect(self.config.devices / NAME / "journal.sqlite")) as db:
             if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
                 raise Violation("the journal is not whole")
-            if rows := db.execute("SELECT id, attempts FROM messages WHERE state != 'done'").fetchall():
+            if rows := db.execute("SELECT id, received FROM messages WHERE state != 'done'").fetchall():
                 raise Violation(f"open for ever: {rows[:3]}")
+            for table in ("started", "ends"):
+                if rows := db.execute(f"SELECT * FROM {table}").fetchall():
+                    raise Violation(f"left in {table}: {rows[:3]}")
             if rows := db.execute("SELECT id, state FROM replies WHERE state NOT IN ('published', 'acked')").fetchall():
                 raise Violation(f"never answered: {rows[:3]}")
             acked = {r[0] for r in db.execute("SELECT id FROM replies WHERE state='acked'")}

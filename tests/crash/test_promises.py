@@ -19,7 +19,7 @@ from fedq.device import gate as gates
 from fedq.device import serve as serving
 from fedq.device.gate import Gate, serve_waiting
 from fedq.device.home import Home, Requester
-from fedq.device.pool import Answer, Held
+from fedq.device.pool import Answer, Died, Held
 from fedq.errors import FedqError, Unreachable, WorkerDied
 from fedq.local import introduce
 from fedq.plan.codec import RawTensor
@@ -241,22 +241,120 @@ def test_a_share_that_is_read_only_for_in_is_served_and_nothing_is_done_twice(wo
 # -- do
 
 
-def test_a_call_that_ends_the_gate_three_times_is_an_error_and_the_next_one_is_done(world):
+def a_gate_that_dies_of_its_call(world, how=lambda _: os.kill(os.getpid(), signal.SIGKILL)) -> int:
+    """A gate in a process of its own that does this when it hands a batch over; how it ended."""
+    pid = os.fork()
+    if not pid:
+        Counting.start = lambda worker, *_: how(worker)
+        gate = Gate(world.config, [NAME], worker=lambda *_, **__: Counting([]), now=world.now)
+        for _ in range(5):
+            gate.step(world.now)
+        gate.close()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def ends(world) -> list[tuple[int, int]]:
+    """How often workers and gates ended in the middle of calls that are not done."""
+    home = Home(world.config.devices / NAME, world.config)
+    try:
+        return [(e.workers, e.gates) for e in home.journal.ends().values()]
+    finally:
+        home.close()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_a_gate_that_ends_less_than_five_times_costs_the_call_it_interrupted_nothing(world, times):
     world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
-    for _ in range(3):
-        pid = os.fork()
-        if not pid:
-            Counting.start = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-            gate = Gate(world.config, [NAME], worker=lambda *_, **__: Counting([]), now=world.now)
-            for _ in range(5):
-                gate.step(world.now)
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    for _ in range(times):
+        assert a_gate_that_dies_of_its_call(world) == signal.SIGKILL
     world.open()
-    world.send(Run(GOOD.id, (4,), {}, (Y,)), Get(Y, (Y,)))
+    assert ends(world) == [(0, times)]
     world.wait()
-    assert isinstance(world.came(X), WorkerDied)
+    assert isinstance(world.came(X), Number)
+    assert ends(world) == []
+
+
+@pytest.mark.parametrize("times", [5, 6])
+def test_a_call_in_whose_time_the_gate_ended_five_times_is_held_until_its_owner_says_so(world, times):
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    for n in range(times):
+        assert a_gate_that_dies_of_its_call(world) == (signal.SIGKILL if n < 5 else 0)
+    world.open()
+    world.send(Run(GOOD.id, (4,), {}, (Y,)), Run(GOOD.id, (Ref(X),), {}, (Z,)), Get(Y, (Y,)), Get(Z, (Z,)))
+    world.wait(4000)
+    assert (world.asked, world.came(X), world.came(Z)) == ([Y], None, None)
     assert isinstance(world.came(Y), Number)
+    assert world.heartbeat().held == ((X, "stopped"),)
+    home = Home(world.config.devices / NAME, world.config)
+    assert len(home.resume()) == 1
+    home.close()
+    world.wait()
+    assert isinstance(world.came(X), Number)
+    assert isinstance(world.came(Z), Number)
+    assert world.asked == [Y, X, Z]
+    assert ends(world) == []
+
+
+def test_what_is_held_expires_with_its_message(world):
+    world.device.submit([PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,))], expires_s=7200)
+    for _ in range(5):
+        a_gate_that_dies_of_its_call(world)
+    world.open()
+    world.wait(7300)
+    assert world.came(X).code == "expired"
+    assert ends(world) == []
+
+
+def test_an_end_of_the_gate_is_charged_once_however_often_the_next_one_restarts(world):
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    a_gate_that_dies_of_its_call(world)
+    for _ in range(6):
+        assert os.WIFEXITED(a_gate_that_is_stopped_at_once(world))
+    assert ends(world) == [(0, 1)]
+
+
+def a_gate_that_is_stopped_at_once(world) -> int:
+    pid = os.fork()
+    if not pid:
+        Gate(world.config, [NAME], worker=lambda *_, **__: Counting([]), now=world.now)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_an_orderly_stop_in_mid_call_is_charged_to_nobody(world):
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    for _ in range(6):
+        assert os.WIFEXITED(a_gate_that_dies_of_its_call(world, how=lambda _: None))
+    assert ends(world) == []
+    world.open()
+    world.wait()
+    assert isinstance(world.came(X), Number)
+
+
+def a_gate_that_ends_after_its_worker(world) -> None:
+    pid = os.fork()
+    if not pid:
+        Counting.start = lambda worker, *_: setattr(worker, "_answer", Died(0, "it burst", "killed", "SIGSEGV"))
+        gate = Gate(world.config, [NAME], worker=lambda *_, **__: Counting([]), now=world.now)
+        for _ in range(2):  # hands it over, buries the worker
+            gate.step(world.now)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_workers_ends_are_counted_over_restarts_of_the_gate(world):
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    a_gate_that_dies_of_its_call(world)
+    for n in range(3):
+        a_gate_that_ends_after_its_worker(world)
+        assert ends(world) == ([(n + 1, n + 1)] if n < 2 else [])
+    world.open()
+    world.wait()
+    came = world.came(X)
+    assert isinstance(came, WorkerDied)
+    assert "3 times while it did this: its process was killed by SIGSEGV" in str(came)
+    assert ends(world) == []
 
 
 def test_a_call_that_has_its_result_is_not_done_again_after_a_restart(world):
