@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from fedq.errors import Cancelled, Failed, UnknownValue, WaitingForApproval, Wor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
 from tests.rig import Rig, wait_until
-from tests.test_kill import children, slow_plan
+from tests.test_kill import begun, children, slow_plan
 from tests.test_workers import deadline, other
 
 ENDLESS = 1 << 20
@@ -76,13 +75,6 @@ def ends_of(rig) -> list[Ends]:
         return list(home.journal.ends().values())
     finally:
         home.close()
-
-
-def begun(worker: int) -> bool:
-    """Whether a worker is on its first call: it says so in the page that it shares with the gate."""
-    words = Path(f"/proc/{worker}/cmdline").read_bytes().split(b"\0")
-    with open(f"/proc/{worker}/fd/{int(words[-2])}", "rb") as page:
-        return page.read(8) != bytes(8)
 
 
 def log_of(rig) -> str:

@@ -30,7 +30,7 @@ from fedq.queue.message import Get, Put, Ref, Run, SendPlan
 from fedq.trust import keys
 from tests.device.world import DOUBLE, f32
 from tests.rig import Rig, wait_until
-from tests.test_kill import children, slow_plan
+from tests.test_kill import begun, children, slow_plan
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_a_worker_that_is_stopped_passes_its_deadline_and_after_three_the_messag
     while len(stopped) < 3:
         wait_until(lambda: rig.heartbeat().running)
         for worker in set(children(daemon.pid(rig.config))) - stopped:
+            wait_until(lambda w=worker: begun(w))  # before that, time is not the call's
             os.kill(worker, signal.SIGSTOP)
             stopped.add(worker)
         time.sleep(0.05)
@@ -78,8 +79,9 @@ def test_a_worker_that_wants_too_much_memory_answers_with_an_error_and_others_go
     greedy = Action("aten.repeat", (Var(0), [100, 100]), {}, (Type("f32", (60000, 60000)),))
     plan = PlanFile(Graph((whole,), (greedy,), Var(1)), {}, About("greedy", ("greedy.py:1",)))
     out = rig.device.send_plan(plan)(rig.device.find("x"))
-    with pytest.raises(FedqError):
+    with pytest.raises(FedqError) as caught:
         out.get(timeout_s=120)
+    assert caught.value.fields["kind"] == "out_of_memory"
     again = rig.device.send_plan(slow_plan(2))(rig.device.find("x"))
     assert torch.equal(again.get(timeout_s=60), torch.eye(600))
 
