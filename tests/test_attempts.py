@@ -340,7 +340,7 @@ def test_a_failure_in_the_middle_of_a_fold_names_step_and_kind(rig):
     rig.start()
     data = rig.device.send(torch.tensor([0, 0, 0, 0, 1, 5]))
     _, sums = rig.device.send_plan(plan).fold([torch.tensor(0.0)], [data], batch_size=2)
-    with pytest.raises(Failed, match=r"failed in step 3 of 3: index out of range   pick\.py:7") as caught:
+    with pytest.raises(Failed, match=r"failed: index out of range   pick\.py:7, in step 3 of 3") as caught:
         sums.get(timeout_s=60)
     assert (caught.value.fields["step"], caught.value.fields["kind"]) == (3, "index_out_of_range")
 

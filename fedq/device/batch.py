@@ -17,9 +17,11 @@ from fedq.device.journal import NOTHING, Value
 from fedq.device.kinds import HINTS, KINDS, checked
 from fedq.device.wire import Sendable
 from fedq.errors import BadFile
+from fedq.plan.bodies import nested
 from fedq.plan.codec import RawTensor
-from fedq.plan.graph import Type, graph_to_json
-from fedq.queue.message import MAX_TEXT, Failure, Inline, Ref, RunArg
+from fedq.plan.file import PlanFile
+from fedq.plan.graph import Graph, Type, graph_to_json
+from fedq.queue.message import Failure, Inline, Ref, RunArg
 from fedq.trust import policy
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ ATTEMPTS = 3
 """A call is given up when its worker ended so often while it ran."""
 CODES = ("failed", "missing_value", "spec_mismatch", "not_allowed", "not_finite", "cannot_record", "bad_file", "usage")
 """What a worker may answer."""
+MAX_COUNT = 1 << 40
 MAX_CALLS = 1000
 MAX_HELD_BYTES = 1 << 30
 """What a worker may keep of values it was given or made, before the oldest are forgotten."""
@@ -52,12 +55,12 @@ class Batch:
         return {"plans": self.plans, "give": self.give, "forget": self.forget, "calls": self.rows}
 
 
-def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
+def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS, *, suspects: bool = True) -> Batch:
     """Take calls from the queue into a batch; those that cannot run get their failure.
 
     A call in whose time something ended before goes alone, so that if it happens again, it is known
     which one did it; so does a fold, for whose end nobody else should wait. A call whose argument is
-    being made by another worker stays in the queue.
+    being made by another worker stays in the queue; so does one that may end the gate, unless ``suspects``.
     """
     batch, inside, later, held = Batch(), set[str](), list[Call](), lane.worker.held
     while peer.queue and len(batch.calls) < min(most, MAX_CALLS) and len(later) < MAX_CALLS:
@@ -66,7 +69,7 @@ def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS) -> Batch:
         if alone and batch.calls:
             break
         peer.queue.popleft()
-        if any(r in peer.coming and r not in inside for r in call.refs):
+        if (call.suspect and not suspects) or any(r in peer.coming and r not in inside for r in call.refs):
             later.append(call)
             continue
         failure = _add(peer, held, batch, call)
@@ -253,10 +256,25 @@ def _is_made(made: Any, tensors: int) -> bool:
 
 
 def _facts(fields: dict[str, Any]) -> dict[str, Any]:
-    """Those facts of a worker that may travel: numbers, an op's name, a hint of ours, a kind of the list."""
-    numbers = {k: fields[k] for k in ("action", "input", "step", "steps") if type(fields.get(k)) is int}
-    texts = {k: t for k in ("op", "hint") if isinstance(t := fields.get(k), str) and ids.is_text(t, most=MAX_TEXT)}
-    return {**numbers, **texts, **({"kind": checked(fields["kind"])} if "kind" in fields else {})}
+    """Those facts of a worker that may travel: counts, a hint, a kind of the list."""
+    facts: dict[str, Any] = {}
+    for key in ("action", "input", "step", "steps"):
+        if type(n := fields.get(key)) is int and -1 <= n <= MAX_COUNT:
+            facts[key] = n
+    if ids.is_text(fields.get("hint")):
+        facts["hint"] = fields["hint"]
+    if "kind" in fields:
+        facts["kind"] = checked(fields["kind"])
+    return facts
+
+
+def _op(graph: Graph, action: int) -> str:
+    """The op of an action, counted through bodies and variants as a worker does; "" where none is."""
+    for part in (graph, *graph.variants):
+        if 0 <= action < len(part.actions):
+            return part.actions[action].op
+        action -= len(part.actions) + sum(len(body.actions) for _, body in nested(part))
+    return ""
 
 
 def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any]) -> Failure:
@@ -266,18 +284,26 @@ def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any
     of known kinds, and of an action that failed the words are the gate's own.
     """
     code, fields = code if code in CODES else "failed", _facts(fields)
+    if code == "not_finite":
+        fields["kind"] = code
     for arg in call.args:
         if isinstance(arg, Ref) and (value := peer.value(arg.id)) and value.failure:
             return _inherited(value.failure, arg.id)
     plan = peer.plan(call.plan)
     if isinstance(plan, tuple):
-        about = plan[0].about
-        name, action = about.name or "plan", fields.get("action")
-        line = about.line(action) if isinstance(action, int) else ""
-        if line:
-            fields["line"] = line
-        step = f" in step {fields['step']} of {fields['steps']}" if {"step", "steps"} <= fields.keys() else ""
-        words = f": {KINDS[fields['kind']]}" if fields.get("kind", "other") != "other" else ""
-        failed = f"action {action} {fields.get('op', '')} failed{step}{words}" + (f"   {line}" if line else "")
-        text = f"plan {name!r}: {failed if isinstance(action, int) else text + step}"
+        text = f"plan {plan[0].about.name or 'plan'!r}: {_words(plan[0], code, text, fields)}"
     return Failure(code, text, _hinted(fields))
+
+
+def _words(plan: PlanFile, code: str, text: str, fields: dict[str, Any]) -> str:
+    """What failed, where and why; adds op and line to the facts."""
+    step = f"in step {fields['step']} of {fields['steps']}" if {"step", "steps"} <= fields.keys() else ""
+    why = f": {KINDS[fields['kind']]}" if fields.get("kind", "other") != "other" else ""
+    action = fields.get("action", -1)
+    if action < 0:
+        fields.pop("action", None)
+        return " ".join(filter(None, (f"it failed{why}" if code == "failed" else text, step)))
+    found = {"op": _op(plan.graph, action), "line": plan.about.line(action)}
+    fields |= {k: v for k, v in found.items() if v}
+    where = ", ".join(filter(None, (found["line"], step)))
+    return f"action {action} {found['op']} failed{why}" + (f"   {where}" if where else "")

@@ -21,6 +21,8 @@ PATIENCE_S = 3600.0
 
 GATE_ENDS = 5
 """A call is held when the gate ended so often while it ran."""
+SUSPECT = 2
+"""After so many ends of the gate a call runs while no other such call of the device does: only one is to blame."""
 
 
 @dataclass(slots=True)
@@ -79,6 +81,11 @@ class Call:
     def held(self) -> bool:
         """Whether it runs only when the device's owner says so."""
         return self.ends.gates >= GATE_ENDS
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the gate may have ended because of it."""
+        return self.ends.gates >= SUSPECT
 
     @property
     def word(self) -> str:

@@ -295,7 +295,8 @@ class Served:
         """Make the next batches, and note them before they start."""
         while peer.queue and not peer.stalled and (lane := self._lane(peer)) is not None:
             share = -(-len(peer.queue) // self._crew.width)
-            batch = batches.make(peer, lane, now, min(share, lane.most_calls))
+            suspects = not any(c.suspect for p in self.peers.values() for n in p.lanes for c in n.calls[:1])
+            batch = batches.make(peer, lane, now, min(share, lane.most_calls), suspects=suspects)
             if not batch.calls:
                 peer.stalled = bool(peer.queue)
                 return
@@ -313,6 +314,8 @@ class Served:
     def _answered(self, answered: Answered, now: float) -> None:
         peer, lane, said, calls, row = answered
         self.journal.ended([row])
+        if calls[0].suspect:
+            self._wake()
         if isinstance(said, Died):
             self._bury(peer, lane, said, calls, now)
             return
@@ -341,8 +344,13 @@ class Served:
             self._crew.close(peer, lane)
             self.journal.ended([lane.row])
             peer.queue.extendleft(reversed(lane.calls))
-            peer.stalled = False
+            self._wake()
         peer.cut.clear()
+
+    def _wake(self) -> None:
+        """What waited for another lane may be started."""
+        for peer in self.peers.values():
+            peer.stalled = False
 
     # -- act
 

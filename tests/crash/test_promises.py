@@ -296,6 +296,41 @@ def test_a_call_in_whose_time_the_gate_ended_five_times_is_held_until_its_owner_
     assert ends(world) == []
 
 
+def test_what_ran_beside_a_call_that_ends_the_gate_is_not_held_with_it(world):
+    """Both were running when it ended; from the third time on they take turns."""
+
+    def deadly(worker, head, tensors, start=Counting.start) -> None:
+        start(worker, head, tensors)
+        if X in [k.partition("/")[0] for call in head["calls"] for k in call[2]]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    name, key, pair = another(world)
+    draft = Draft(ids.new_id(), ids.new_id, actions=[PLAN, Run(GOOD.id, (3,), {}, (Y,)), Get(Y, (Y,))])
+    ((message, sent),) = seal(draft, Envelope(name, NAME, world.now, world.now + 9e5, key))
+    pair.carrier.put(pair.message_name(message.id), sent.chunks)
+    world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
+    deaths = 0
+    while a_gate_that_steps(world, deadly) == signal.SIGKILL:
+        deaths += 1
+    world.open()
+    world.wait()
+    assert deaths == 5
+    assert world.came(X) is None
+    assert pair.carrier.list("out") == [f"{Y}.safetensors"]
+    assert ends(world) == [(0, 5)]
+
+
+def a_gate_that_steps(world, start) -> int:
+    pid = os.fork()
+    if not pid:
+        Counting.start = start
+        gate = Gate(world.config, [NAME], worker=lambda *_, **__: Counting([]), now=world.now)
+        while gate.step(world.now):
+            pass
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
 def test_what_is_held_expires_with_its_message(world):
     world.device.submit([PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,))], expires_s=7200)
     for _ in range(5):
