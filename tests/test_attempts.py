@@ -331,6 +331,17 @@ def test_a_failure_names_its_kind_and_line_and_torchs_words_are_the_owners(reque
     assert "Traceback" in log_of(rig)
 
 
+def test_the_log_has_it_also_where_cron_serves_a_device(rig):
+    failing, args, *_ = FAILING["shape"]
+    out = rig.device.send_plan(failing)(*args)
+    rig.device.ask([out])
+    rig.device.flush()
+    rig.step()
+    assert "mat1 and mat2" in log_of(rig)
+    with pytest.raises(Failed, match="sizes do not fit"):
+        out.get(timeout_s=5)
+
+
 def test_a_failure_in_the_middle_of_a_fold_names_step_and_kind(rig):
     scalar, rows = Type("f32", ()), Type("i64", ("n",))
     pick = Action("aten.index_select", (Var(1), 0, Var(1)), {}, (rows,))

@@ -97,7 +97,7 @@ class Scribe:
 
 
 def printable(line: str) -> str:
-    """The line with all that is no letter, digit, sign or space escaped as Python would."""
+    """The line with what a terminal would not print escaped as Python would."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

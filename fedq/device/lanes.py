@@ -56,7 +56,7 @@ class Lane:
                 return Died(0, "the worker sent too few rows"), calls
             for n, row in enumerate(said.rows):
                 if not well_formed(row, len(said.tensors)):
-                    return Died(n, "the worker sent what is no answer"), calls
+                    return Died(n, "the worker sent a malformed row"), calls
             self.pace_s = said.took_s / len(calls)
         return said, calls
 

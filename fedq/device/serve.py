@@ -176,7 +176,7 @@ class Served:
     def _rebuild(self, why: BaseException, now: float) -> None:
         """Forget what the journal does not know, and begin again from there, as after a restart.
 
-        A full disk is no call's fault; what else goes wrong may be: it counts as an end of the gate.
+        A full disk is not a call's fault; what else goes wrong may be: it counts as an end of the gate.
         """
         for peer in self.peers.values():
             self._crew.leave(peer)
