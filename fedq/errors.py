@@ -172,7 +172,7 @@ class Failed(FedqError):
 
 
 class NotFinite(Failed):
-    """A number became inf or nan, and the computation was to stop there; names the step."""
+    """A step of a fold gave infinities or NaN; names the step and the values."""
 
     code = "not_finite"
 

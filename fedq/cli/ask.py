@@ -10,7 +10,7 @@ from fedq.cli import load, show, words
 from fedq.cli.call import Call, Shown
 from fedq.errors import FedqError, UnknownValue, UsageError
 from fedq.plan.codec import RawTensor
-from fedq.plan.fold import Batches, Loop
+from fedq.plan.fold import Loop
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
@@ -105,7 +105,7 @@ def fold(
     carry: Sequence[str],
     data: Sequence[str],
     named: Sequence[str],
-    batches: Batches,
+    loop: Loop,
     *,
     on: str | None,
     release: bool,
@@ -122,7 +122,7 @@ def fold(
         with device.batch(token=token):
             there = plan_on(device, wanted)
             inputs = in_order(there, values[:count], dict(zip(by_name, values[count:], strict=True)))
-            made.append(there.fold_flat(inputs, Loop(len(carry), len(data), batches), release=release))
+            made.append(there.fold_flat(inputs, loop, release=release))
     return made
 
 

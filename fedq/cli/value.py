@@ -85,6 +85,7 @@ def run(
         "fedq fold step.safetensors --carry w.npy,b.npy --data device_1:x,device_1:y --batch-size 32",
         "fedq fold step --carry device_1:w,device_1:b --data x,y --on device_1 --batch-size 32 --epochs 2 --shuffle",
         "fedq fold count.safetensors --carry zero.npy --data ward_1:patients --batch-size 1000 --drop-last --wait",
+        "fedq fold step --carry w,b --data x,y --on device_1 --batch-size 32 --metrics mean --nonfinite error",
     ],
 )
 def fold(
@@ -101,6 +102,14 @@ def fold(
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="How often to go through the data.", min=1)] = 1,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="In a new order each epoch.")] = False,
     drop_last: Annotated[bool, typer.Option("--drop-last", help="Leave out a last batch that is not full.")] = False,
+    metrics: Annotated[
+        str,
+        typer.Option("--metrics", metavar="WHAT", help="steps (a row of each), last, sum, mean (by rows), or epochs."),
+    ] = "steps",
+    nonfinite: Annotated[
+        str,
+        typer.Option("--nonfinite", metavar="WHAT", help="At the first step that is not finite: stop, error or keep."),
+    ] = "stop",
     on: Annotated[
         str | None, typer.Option("--on", metavar="DEVICES", help="Fold on each of these: device_1,device_2.")
     ] = None,
@@ -118,9 +127,11 @@ def fold(
 
     if ((timeout or out) and not wait) or (wait and keep):
         raise UsageError("--timeout and --out go with --wait, --keep without it")
+    folds.check_words(metrics, nonfinite)
     batches = folds.batches(batch_size, epochs, shuffle=shuffle, drop_last=drop_last)
-    texts = words.items(carry), words.items(data)
-    made = ask.fold(call.client, plan, *texts, arg or [], batches, on=on, release=not keep, token=token)
+    first, whole = words.items(carry), words.items(data)
+    loop = folds.Loop(len(first), len(whole), batches, metrics, nonfinite)
+    made = ask.fold(call.client, plan, first, whole, arg or [], loop, on=on, release=not keep, token=token)
     return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedq.client.pointers import PointerTensor, PointerTensors, raw_tensor
 from fedq.errors import UsageError
-from fedq.plan import fold, params, spec
+from fedq.plan import fold, params, ranges, spec
 from fedq.plan.codec import RawTensor
 from fedq.plan.fold import Loop
 from fedq.plan.graph import About, Graph, Type, unflatten
@@ -23,12 +23,23 @@ UNKNOWN = Type("?")
 """Of an argument that only the device knows enough of."""
 
 
+class Origin(Protocol):
+    """The plan that was sent, if it has more to say than its graph: one of a training step."""
+
+    def check_unchanged(self) -> None:
+        """UsageError if what it was built from is not what it was."""
+
+    def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All that is given to each step: these, and for the others what is so now."""
+
+
 class PointerPlan:
     """A plan on a device: call it with pointers, numbers and tensors."""
 
-    def __init__(self, device: Device, id_: str, graph: Graph, about: About) -> None:
-        self.device, self.id, self.graph, self.about = device, id_, graph, about
+    def __init__(self, device: Device, id_: str, graph: Graph, about: About, origin: Origin | None = None) -> None:
+        self.device, self.id, self.graph, self.about, self.origin = device, id_, graph, about, origin
         self._checked: dict[tuple[Type | None, ...], tuple[Type | None, ...]] = {}
+        self._above_zero = bool(ranges.above_zero(about))
 
     @property
     def name(self) -> str:
@@ -73,8 +84,26 @@ class PointerPlan:
         Raises:
             SpecMismatch: the plan does not admit these arguments; nothing was sent.
         """
-        inputs = params.bind(self.graph, args, kwargs, about=self.about)
+        inputs = params.bind(self.graph, *self._with_given(args, kwargs), about=self.about)
         return unflatten(self.graph.outputs, iter(self.run(inputs)))
+
+    def of(self, origin: Origin) -> PointerPlan:
+        """The same, which looks at the plan that it is of before each call."""
+        return PointerPlan(self.device, self.id, self.graph, self.about, origin)
+
+    def _with_given(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """A call's arguments, with all of ``given`` if the plan takes it; UsageError if the plan's origin changed."""
+        if self.origin is None:
+            return args, named
+        self.origin.check_unchanged()
+        names = [p.name for p in self.graph.params]
+        if "given" not in names:
+            return args, named
+        at = names.index("given")
+        some = args[at] if at < len(args) else named.get("given", {})
+        if not isinstance(some, Mapping):
+            return args, named
+        return args[:at], {**named, "given": self.origin.filled(some)}
 
     def run(self, args: Sequence[Any], *, release: bool = False) -> list[PointerTensor]:
         """Replay it there on flat inputs; the results, flat. ``release``: ask for each of them in the same message."""
@@ -90,6 +119,9 @@ class PointerPlan:
         epochs: int = 1,
         shuffle: bool = False,
         drop_last: bool = False,
+        given: Mapping[str, Any] | None = None,
+        metrics: str = "steps",
+        nonfinite: str = "stop",
     ) -> Any:
         """Replay it there over mini-batches of stored tensors, once per batch; returns at once.
 
@@ -102,19 +134,27 @@ class PointerPlan:
             args: the rest; the same in every step.
             shuffle: in a new order each epoch, given by the message's seed.
             drop_last: leave out what does not fill a batch at an epoch's end.
+            given: the plan's argument of this name: of a training plan, its numbers and structures.
+                What is left out is as it is now, if this is the pointer that ``plan.send`` gave.
+            metrics: of each metric ``"steps"``, one row per step; ``"last"``, the last step's; ``"sum"``;
+                ``"mean"``, each step weighted by its rows; ``"epochs"``, such a mean of each epoch.
+            nonfinite: at the first step whose carry or metrics are not finite, ``"stop"``: the carry is
+                then what that step was given, and each metric raises NotFinite, which names the step;
+                ``"error"``: all results raise it; ``"keep"``: go on.
 
         Returns:
-            the plan's structure of outputs, of pointers: the last carry; of each metric a tensor
-            with one row per step.
+            the plan's structure of outputs, of pointers: the last carry; of each metric what ``metrics`` says.
 
         Raises:
             SpecMismatch: the plan does not admit these arguments, the last batch's size, or its own
                 outputs as the next carry; nothing was sent.
+            UsageError: what the plan was built from was changed; nothing was sent.
         """
         first, whole = _several(carry), _several(data)
-        inputs = params.bind(self.graph, [*first, *whole, *_several(args)], {}, about=self.about)
+        rest, named = self._with_given([*first, *whole, *_several(args)], {} if given is None else {"given": given})
+        inputs = params.bind(self.graph, rest, named, about=self.about)
         batches = fold.batches(batch_size, epochs, shuffle=shuffle, drop_last=drop_last)
-        loop = fold.loop(self.graph, len(first), len(whole), batches)
+        loop = fold.loop(self.graph, len(first), len(whole), batches, metrics=metrics, nonfinite=nonfinite)
         return unflatten(self.graph.outputs, iter(self.fold_flat(inputs, loop)))
 
     def fold_flat(self, args: Sequence[Any], loop: Loop, *, release: bool = False) -> list[PointerTensor]:
@@ -136,13 +176,16 @@ class PointerPlan:
         given, types = [], []
         for n, arg in enumerate(args):
             run_arg, type_ = self._argument(arg if isinstance(arg, PointerTensor) else self._as_given(arg, n))
-            given.append(draft.inline(self.device.hold(run_arg)) if isinstance(run_arg, RawTensor) else run_arg)
+            given.append(run_arg)
             types.append(type_)
+        if self._above_zero:
+            ranges.check(self.about, [_number(arg) for arg in given])
         made = self._output_types(tuple(types)) if loop is None else self._folded_types(tuple(types), loop)
         results = [PointerTensor(self.device, draft.new_id(), t, mine=draft.token is None) for t in made]
         for p in results:
             draft.types[p.address] = p.type
-        draft.actions.append(self._verb(tuple(given), loop, tuple([p.address for p in results])))
+        sent = tuple([draft.inline(self.device.hold(a)) if isinstance(a, RawTensor) else a for a in given])
+        draft.actions.append(self._verb(sent, loop, tuple([p.address for p in results])))
         for p in results if release else ():
             draft.ask([p.address])
         return results
@@ -151,7 +194,8 @@ class PointerPlan:
         if loop is None:
             return Run(self.id, given, {}, results)
         k, end = loop.carry, loop.carry + loop.data
-        return Fold(self.id, given[:k], given[k:end], loop.batches, results, given[end:])
+        words = loop.metrics, loop.nonfinite
+        return Fold(self.id, given[:k], given[k:end], loop.batches, results, given[end:], *words)
 
     def run_as(self, args: Sequence[PointerTensor | RawTensor | str], results: Sequence[str]) -> None:
         """Replay it under these ids, on arguments that are known to fit; text is the id of a value."""
@@ -224,6 +268,13 @@ def _scalar(number: float, wanted: Type) -> RawTensor | None:
         return RawTensor(wanted.dtype, (), struct.pack(f"<{_PACKED[wanted.dtype]}", number))
     except (struct.error, OverflowError):
         return None
+
+
+def _number(arg: RunArg | RawTensor) -> float | None:
+    """The number that an argument is, or a tensor without dimensions holds; None if it is not known here."""
+    if isinstance(arg, RawTensor) and arg.shape == () and arg.dtype in _PACKED:
+        return float(struct.unpack(f"<{_PACKED[arg.dtype]}", arg.data)[0])
+    return float(arg) if isinstance(arg, (bool, int, float)) else None
 
 
 def _several(values: Any) -> Sequence[Any]:

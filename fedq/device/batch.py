@@ -189,7 +189,7 @@ def _load(held: Held, batch: Batch, id_: str, plan: Any) -> None:
         start = len(batch.tensors)
         batch.tensors += plan.state.values()
         state = list(range(start, len(batch.tensors)))
-        batch.plans.append([id_, graph_to_json(plan.graph), state, list(plan.about.params)])
+        batch.plans.append([id_, graph_to_json(plan.graph), state, list(plan.about.params), list(plan.about.refused)])
 
 
 def _forget_oldest(peer: Peer, lane: Lane, batch: Batch) -> None:
@@ -211,13 +211,19 @@ def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], held:
     """The contents of a call's results, from the row a worker sent; ``held``: what that worker holds."""
     if row[0] == "ok" and len(row[1]) == len(call.results):
         rules = _rules(peer, call)
-        return [_value(peer, *it, tensors, held) for it in zip(call.results, row[1], rules, strict=True)]
+        return [_value(peer, call, *it, tensors, held) for it in zip(call.results, row[1], rules, strict=True)]
     code, text, fields = row[1:4] if row[0] == "e" else ("failed", "the worker's answer fits no result", {})
     failure = _explain(peer, call, code, text, fields)
     return [Value(peer.name, r, None, NOTHING, "open", None, failure) for r in call.results]
 
 
-def _value(peer: Peer, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor], held: Held | None) -> Value:
+def _value(
+    peer: Peer, call: Call, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor], held: Held | None
+) -> Value:
+    if isinstance(made, dict) and "e" in made:
+        code, text, fields = made["e"]
+        failure = _explain(peer, call, code, text, fields)
+        return Value(peer.name, id_, None, NOTHING, "open", None, failure)
     if isinstance(made, dict):
         number = made["n"]
         return Value(peer.name, id_, None, Type(type(number).__name__, None, number), rule)
@@ -250,6 +256,9 @@ def well_formed(row: Any, tensors: int) -> bool:
 
 
 def _is_made(made: Any, tensors: int) -> bool:
+    match made:
+        case {"e": [str(), str(), dict()]}:
+            return len(made) == 1
     if isinstance(made, dict):
         return made.keys() == {"n"} and type(made["n"]) in (bool, int, float)
     return type(made) is int and 0 <= made < tensors
@@ -261,8 +270,7 @@ def _facts(fields: dict[str, Any]) -> dict[str, Any]:
     for key in ("action", "input", "step", "steps"):
         if type(n := fields.get(key)) is int and -1 <= n <= MAX_COUNT:
             facts[key] = n
-    if ids.is_text(fields.get("hint")):
-        facts["hint"] = fields["hint"]
+    facts |= {key: fields[key] for key in ("hint", "names") if ids.is_text(fields.get(key))}
     if "kind" in fields:
         facts["kind"] = checked(fields["kind"])
     return facts

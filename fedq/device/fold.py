@@ -19,12 +19,12 @@ def to_json(loop: Loop | None) -> list[Any] | None:
     if loop is None:
         return None
     b = loop.batches
-    return [loop.carry, loop.data, b.size, b.epochs, b.shuffle, b.drop_last]
+    return [loop.carry, loop.data, b.size, b.epochs, b.shuffle, b.drop_last, loop.metrics, loop.nonfinite]
 
 
 def from_json(row: Sequence[Any]) -> Loop:
-    carry, count, *batches = row
-    return Loop(carry, count, Batches(*batches))
+    carry, count, size, epochs, shuffle, drop_last, *words = row
+    return Loop(carry, count, Batches(size, epochs, shuffle, drop_last), *words)
 
 
 def reaches(once: Sequence[frozenset[int]], loop: Loop | None) -> Sequence[frozenset[int]]:

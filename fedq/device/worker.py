@@ -24,9 +24,9 @@ import torch
 from fedq.device import fold, folding, kinds, wire
 from fedq.device.pool import OUT_OF_MEMORY, PAGE
 from fedq.errors import FedqError
-from fedq.plan import replay, spec
+from fedq.plan import ranges, replay, spec
 from fedq.plan.codec import RawTensor
-from fedq.plan.fold import Loop, fit
+from fedq.plan.fold import Loop, fit, output_names
 from fedq.plan.graph import About, Graph, graph_from_json
 from fedq.plan.tensors import from_raw, to_raw, type_of
 from fedq.plan.verify import verify
@@ -57,11 +57,14 @@ class Replayer:
     plans: dict[str, _Plan] = field(default_factory=dict)
     values: dict[str, Result] = field(default_factory=dict)
 
-    def load(self, plan: str, graph: Any, state: Sequence[RawTensor], params: Sequence[str]) -> None:
+    def load(
+        self, plan: str, graph: Any, state: Sequence[RawTensor], params: Sequence[str], refused: Sequence[str] = ()
+    ) -> None:
         """Verify and compile a plan; the gate verified it, but a process that replays trusts no one."""
         parsed = graph_from_json(graph)
         compiled = replay.compile(verify(parsed))
-        self.plans[plan] = _Plan(parsed, compiled, tuple(map(from_raw, state)), About(params=tuple(params)))
+        about = About(params=tuple(params), refused=dict.fromkeys(refused, ""))
+        self.plans[plan] = _Plan(parsed, compiled, tuple(map(from_raw, state)), about)
 
     def call(self, plan_id: str, args: Sequence[Any], results: Sequence[str], seed: int) -> list[Any]:
         """Replay once; ``["ok", [result, ...]]`` or ``["e", code, text, fields, whole text]``, never an exception.
@@ -92,18 +95,21 @@ class Replayer:
         try:
             plan = self.plans[plan_id]
             inputs = [self._input(a, tensors) for a in args]
+            ranges.check(plan.about, inputs)
             fitted = fit(plan.graph, loop, [type_of(x) for x in inputs], about=plan.about)
             files = [f for a in args if "m" in a and (f := folding.file_of(tensors[a["m"]]))]
             made = folding.fold(
                 plan.compiled, plan.state, inputs, loop, fitted,
                 seed=seed, fork_rng=self.fork_rng, page=page, files=files,
+                names=output_names(plan.graph, plan.about, loop.carry),
             )  # fmt: skip
         except Exception as error:
             row = _failed(error)
             row[3] |= {"step": page[1], "steps": page[2]} if isinstance(error, replay.ActionFailed) else {}
             return row
-        self.values.update(zip(results, made, strict=True))
-        return ["ok", list(made)]
+        named = zip(results, made, strict=True)
+        self.values.update({name: x for name, x in named if not isinstance(x, FedqError)})
+        return ["ok", made]
 
     def _input(self, arg: Any, tensors: Sequence[RawTensor]) -> Result:
         if isinstance(arg, str):
@@ -140,6 +146,7 @@ def _match(plan: _Plan, inputs: Sequence[Result]) -> None:
     kinds = tuple((x.dtype, x.shape) if isinstance(x, torch.Tensor) else (type(x), x) for x in inputs)
     if kinds not in plan.admitted:
         spec.match(plan.graph, [type_of(x) for x in inputs], about=plan.about)
+        ranges.check(plan.about, inputs)
         if len(plan.admitted) < 1000:
             plan.admitted.add(kinds)
 
@@ -153,8 +160,8 @@ def do(
     """
     for id_ in head.get("forget", ()):
         replayer.values.pop(id_, None)
-    for plan, graph, state, params in head.get("plans", ()):
-        replayer.load(plan, graph, [tensors[i] for i in state], params)
+    for plan, graph, state, *about in head.get("plans", ()):
+        replayer.load(plan, graph, [tensors[i] for i in state], *about)
     for id_, given in head.get("give", ()):
         replayer.values[id_] = from_raw(tensors[given]) if type(given) is int else given["n"]
     rows: list[Any] = []
@@ -171,7 +178,9 @@ def do(
     return rows, out
 
 
-def _encode(result: Result, out: list[RawTensor]) -> Any:
+def _encode(result: Result | FedqError, out: list[RawTensor]) -> Any:
+    if isinstance(result, FedqError):
+        return {"e": list(_told(result))}
     if isinstance(result, torch.Tensor):
         out.append(to_raw(result))
         return len(out) - 1

@@ -45,6 +45,8 @@ def load(held: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> N
         if name not in held:
             raise UsageError(f"there is no state {name!r}", hint=f"its names are {', '.join(held) or 'none'}")
         old = held[name]
+        if not isinstance(value, torch.Tensor):
+            raise UsageError(f"state {name!r} is a tensor, not a {type(value).__name__}")
         if (old.shape, old.dtype) != (value.shape, value.dtype):
             raise UsageError(
                 f"state {name!r} is {old.dtype} {tuple(old.shape)}, not {value.dtype} {tuple(value.shape)}"

@@ -38,6 +38,10 @@ _KINDS = {torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
 _SYMS = tuple(_KINDS)
 
 
+def _kind(value: Any) -> str:
+    return next(kind for type_, kind in _KINDS.items() if isinstance(value, type_))
+
+
 class Sizes(ShapeEnv):
     """Torch's account of symbolic sizes, which also notes who asked what."""
 
@@ -258,7 +262,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     def _size(self, value: Any) -> Any:
         if value.node.is_constant() or not isinstance(value.node.expr, sympy.Basic):
             return value.node.constant
-        return Size(value.node.expr, self._made(value), _KINDS[type(value)])
+        return Size(value.node.expr, self._made(value), _kind(value))
 
     def _made(self, value: Any) -> tuple[Any, ...] | None:
         found = self.made.get(id(value.node)) if isinstance(value, torch.SymFloat) else None

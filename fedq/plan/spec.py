@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,6 +19,15 @@ from fedq.plan.graph import About, Graph, Type, parse_size, show_guard
 
 _BOUND = 1 << 63
 _UNKNOWN = About()
+
+
+def place(about: About, i: int) -> str:
+    """What an input is called in messages: ``carry.params.0.weight``, or ``input 1`` where its number says enough."""
+    path = about.params[i] if i < len(about.params) else ""
+    return _KEY.sub(r".\1", path) if "[" in path else f"input {i}"
+
+
+_KEY = re.compile(r"\['((?:[^'\\]|\\.)*)'\]")
 
 
 def match(graph: Graph, given: Sequence[Type], *, about: About = _UNKNOWN) -> dict[str, int]:
@@ -55,13 +65,13 @@ def _match(graph: Graph, given: Sequence[Type], about: About) -> dict[str, int]:
         got = given[i]
         if want.shape is None or got.shape is None:
             if want.shape is not got.shape or (want.value is not None and want.value != got.value):
-                _refuse(graph, given, i)
+                _refuse(graph, given, i, about)
         elif want.shape != got.shape:
             if len(want.shape) != len(got.shape):
-                _refuse(graph, given, i)
+                _refuse(graph, given, i, about)
             for dim, size in zip(want.shape, got.shape, strict=True):
                 if dim != size and (type(dim) is int or letters.setdefault(dim, size) != size):  # type: ignore[arg-type]
-                    _refuse(graph, given, i, letters)
+                    _refuse(graph, given, i, about, letters)
         same = same and want.dtype == got.dtype
     if not same:
         _row(graph, given, about)
@@ -103,7 +113,7 @@ def _row(graph: Graph, given: Sequence[Type], about: About) -> tuple[str, ...]:
     dtype = dtypes[i]
     wanted = "|".join(_admitted(graph, i))
     raise SpecMismatch(
-        f"input {i}: {wanted} expected, {given[i]} given{_because(about, dtype)}",
+        f"{place(about, i)}: {wanted} expected, {given[i]} given{_because(about, dtype)}",
         hint=f"rebuild with an example of {dtype}, or convert the input",
     )
 
@@ -112,11 +122,16 @@ def _admitted(graph: Graph, i: int) -> list[str]:
     return list(dict.fromkeys((graph.inputs[i].dtype, *(row[i] for row in graph.dtypes))))
 
 
-def _refuse(graph: Graph, given: Sequence[Type], i: int, letters: Mapping[str, int] = {}) -> NoReturn:
+def _refuse(graph: Graph, given: Sequence[Type], i: int, about: About, letters: Mapping[str, int] = {}) -> NoReturn:
     want, got = graph.inputs[i], given[i]
     known = {d: letters[d] for d in want.shape or () if isinstance(d, str) and d in letters}
     where = f" with {_sizes(known)}" if known else ""
-    raise SpecMismatch(f"input {i}: {want} expected, {got} given{where}", hint=_rebuild(graph, given))
+    name = place(about, i)
+    hint = _rebuild(graph, given) if name == f"input {i}" else _AS_BUILT
+    raise SpecMismatch(f"{name}: {want} expected, {got} given{where}", hint=hint)
+
+
+_AS_BUILT = "give it with the shape it was built with, or build another plan with an example like this"
 
 
 def _rebuild(graph: Graph, given: Sequence[Type]) -> str:
@@ -135,14 +150,16 @@ def _rebuild(graph: Graph, given: Sequence[Type]) -> str:
 
 def _too_small(graph: Graph, letter: str, size: int, about: About) -> NoReturn:
     reason = _because(about, f"{letter}={size}")
+    name = next((place(about, i) for i, t in enumerate(graph.inputs) if letter in (t.shape or ())), "input")
+    where = "" if name.startswith("input") else f"{name}: "
     raise SpecMismatch(
-        f"{letter} >= {graph.sizes[letter]} expected, {letter} = {size} given{reason}",
+        f"{where}{letter} >= {graph.sizes[letter]} expected, {letter} = {size} given{reason}",
         hint="build another plan with an example of this size",
     )
 
 
 def _because(about: About, key: str) -> str:
-    return f" ({about.refused[key]})" if key in about.refused else ""
+    return f" ({about.refused[key]})" if about.refused.get(key) else ""
 
 
 def _sizes(letters: Mapping[str, int]) -> str:

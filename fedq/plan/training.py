@@ -3,13 +3,14 @@
 The carry is all that a step changes: parameters, buffers such as BatchNorm's statistics, and the
 optimizer's state. It goes in and comes out in one structure, so a device can fold the plan over
 its data, and nothing is written in secret. What stays as it is (frozen parameters, other buffers)
-is the plan's state; numbers of the optimizer (lr, momentum) are part of the graph.
+is the plan's state; numbers of the optimizer (lr, momentum) are part of the graph, unless they are
+given with each fold.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,49 +18,93 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from fedq.errors import CannotRecord, UsageError
+from fedq.errors import UsageError
+from fedq.plan import given as giving
+from fedq.plan import optimizers, ranges, unchanged
+from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, Var
 from fedq.plan.plan import Plan
 from fedq.plan.tensors import type_of
 
 Loss = Callable[..., Any]
+Correct = Callable[..., Mapping[str, torch.Tensor]]
 Tensors = dict[str, torch.Tensor]
-Groups = Sequence[Mapping[str, Any]]
 Carry = dict[str, Any]
 """``{"params": {name: tensor}, "buffers": {name: tensor}, "optimizer": {name: {slot: tensor}}}``."""
 
 
 def training_plan(
-    model: nn.Module, loss: Loss, optimizer: Optimizer, *batch: torch.Tensor, inputs: int | None = None
+    model: nn.Module,
+    loss: Loss,
+    optimizer: Optimizer,
+    *batch: torch.Tensor,
+    inputs: int | None = None,
+    given: Mapping[str, Any] | None = None,
+    gradient: Correct | None = None,
 ) -> TrainingPlan:
     """One training step as a plan, built for batches like this one with any number of rows.
 
     Args:
         model: trained as it is: call ``model.train()`` first where dropout or BatchNorm ask for it.
         loss: called with the model's output and what of the batch the model does not take; gives
-            a scalar, or a scalar and a dict of further metrics (tensors).
+            a scalar, or a scalar and a dict of further metrics (tensors). It gets by name what it
+            names of ``given``, and ``params``, the parameters of this step: ``{name: tensor}``.
         optimizer: of ``torch.optim``, over parameters of the model; the others are frozen.
         batch: an example of what comes with each step; only dtypes and sizes count.
         inputs: how many of the batch the model takes; by default all but the last.
+        given: what may be another with each fold, with an example of each: numbers of the optimizer
+            (``None``: as it has them; of several groups, a list), numbers and structures of tensors
+            for the loss and ``gradient``.
+        gradient: called as ``gradient(grads, params)``, both ``{name: tensor}``, and with what it
+            names of ``given``; gives the gradients that the optimizer takes, by the same names.
 
     Raises:
         CannotRecord: a part does what a plan cannot hold; names the line and what to write instead.
+        UsageError: nobody takes what is given, or it cannot be given.
     """
-    return TrainingPlan(model, loss, optimizer, inputs=inputs)._build_for(batch)
+    made = TrainingPlan(model, loss, optimizer, inputs=inputs, given=given, gradient=gradient)
+    return made._build_for(batch)
 
 
 class TrainingPlan(Plan):
     """A plan of one training step; see `training_plan`."""
 
-    def __init__(self, model: nn.Module, loss: Loss, optimizer: Optimizer, *, inputs: int | None = None) -> None:
-        super().__init__(self.step)
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        inputs: int | None = None,
+        given: Mapping[str, Any] | None = None,
+        gradient: Correct | None = None,
+    ) -> None:
+        super().__init__(self.step_given if given else self.step)
         self.model = model
         self.optimizer, self._loss, self._inputs = optimizer, (loss,), inputs
-        self._names = _trained(model, optimizer)
+        self._correct = (gradient,)
+        self._names = optimizers.trained(model, optimizer)
+        self._takes = giving.read(optimizer, given, [loss, *filter(None, self._correct)])
         self._changing = [name for name, _ in model.named_buffers()]
-        self._groups = [{**g, **_plain(g)} for g in optimizer.param_groups]
-        self._slots = _slots(optimizer, self._groups, {name: p for p, name in self._names.items()})
         self._as_written = True
+        self._look()
+
+    def _look(self) -> None:
+        """Take down what the plan is built from."""
+        optimizer, given = self.optimizer, self._takes
+        unchanged.check_hooks(optimizer, self._names)
+        self._groups = [{**g, **optimizers.plain(g)} for g in optimizer.param_groups]
+        others = given.groups(self._groups, given.others(optimizer)) if given.numbers else None
+        by_name = {name: p for p, name in self._names.items()}
+        self._slots = optimizers.slots(optimizer, self._groups, by_name, others)
+        self._built_from = self._now()
+
+    def _now(self) -> unchanged.Snapshot:
+        return unchanged.take(self.model, self.optimizer, self._names, self._takes.numbers)
+
+    def check_unchanged(self) -> None:
+        """UsageError if a scheduler or hook changed since what a plan would now not do, and how to go on."""
+        unchanged.check(self._built_from, self._now())
 
     @property
     def name(self) -> str:
@@ -68,7 +113,15 @@ class TrainingPlan(Plan):
     # -- what a step changes
 
     def carry(self) -> Carry:
-        """A copy of all a step changes, as model and optimizer have it now: the first argument of a step."""
+        """A copy of all a step changes, as model and optimizer have it now: the first argument of a step.
+
+        Raises:
+            UsageError: the optimizer's numbers or hooks are not those the plan was built with.
+        """
+        self.check_unchanged()
+        return self._carry()
+
+    def _carry(self) -> Carry:
         buffers = dict(self.model.named_buffers())
         return {
             "params": {name: p.detach().clone() for p, name in self._names.items()},
@@ -84,7 +137,12 @@ class TrainingPlan(Plan):
         }
 
     def load_carry(self, carry: Carry) -> None:
-        """Put what steps made of a carry back into the model and the optimizer."""
+        """Put what steps made of a carry back into the model and the optimizer.
+
+        Raises:
+            UsageError: a name, shape or dtype is another, or a value did not come yet; nothing was changed.
+        """
+        _check_like("carry", self._carry(), carry)
         held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
             for name, value in {**carry["params"], **carry["buffers"]}.items():
@@ -93,16 +151,58 @@ class TrainingPlan(Plan):
             state = {k: carry["optimizer"][name].get(k, v) for k, v in self._slots[name].items()}
             self.optimizer.state[p] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
 
+    # -- what is given
+
+    def given(self, **values: Any) -> dict[str, Any]:
+        """What a fold is given: these, and for the others what is so now.
+
+        The optimizer's numbers are read from it, tensors are copied from where they were given when
+        the plan was built.
+        """
+        return self.filled(values)
+
+    def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The same, as a device asks for it."""
+        now = self._takes.now(self.optimizer)
+        return {**now, **{name: giving.filled(now.get(name), value) for name, value in given.items()}}
+
+    def send(self, *devices: Any) -> Any:
+        """As of any plan; the pointer looks, before each fold, whether the optimizer is what it was."""
+        sent = super().send(*devices)
+        return sent.of(self) if len(devices) == 1 else sent.together([pointer.of(self) for pointer in sent])
+
+    def file(self) -> PlanFile:
+        self.check_unchanged()
+        return super().file()
+
+    def compiled(self) -> Callable[..., Any]:
+        self.check_unchanged()
+        return super().compiled()
+
     # -- recording
 
     def _build_for(self, batch: Sequence[torch.Tensor]) -> TrainingPlan:
         """Record it; buffers that turn out not to change become state, and it is recorded again."""
         rows = [_rows(i, t) for i, t in enumerate(batch)]
-        self.build(self.carry(), *rows)
+        self.build(self.carry(), *rows, **self._examples())
         changed = self._changed_buffers()
         if changed != self._changing:
             self._changing = changed
-            self.build(self.carry(), *rows)
+            self.build(self.carry(), *rows, **self._examples())
+        return self
+
+    def _examples(self) -> dict[str, Any]:
+        tensors = self._takes.tensors(self.optimizer)
+        return {giving.NAME: tensors} if tensors else {}
+
+    def _build(self, *args: Any, **kwargs: Any) -> Plan:
+        """As of any plan, from model and optimizer as they are now; notes which numbers must be above 0."""
+        self._look()
+        self._takes.above_zero.clear()
+        super()._build(*args, **kwargs)
+        graph, about, constants = self._need()
+        refused = {ranges.refusal(path): "" for path in self._takes.above_zero}
+        self._built = graph, replace(about, refused={**about.refused, **refused}), constants
         return self
 
     def _changed_buffers(self) -> list[str]:
@@ -112,10 +212,11 @@ class TrainingPlan(Plan):
 
     def _own_function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
         kept = self._kept()
-        return (
-            lambda held, carry, *batch: self._step(carry, batch, dict(zip(kept, held, strict=True))),
-            list(kept.items()),
-        )
+
+        def step(held: Sequence[torch.Tensor], carry: Carry, *batch: torch.Tensor, given: Any = None) -> Any:
+            return self._step(carry, batch, dict(zip(kept, held, strict=True)), given)
+
+        return step, list(kept.items())
 
     def _kept(self) -> Tensors:
         """What no step changes."""
@@ -125,29 +226,93 @@ class TrainingPlan(Plan):
 
     def step(self, carry: Carry, *batch: torch.Tensor) -> tuple[Carry, Tensors]:
         """One step, here: the next carry and the metrics; model and optimizer stay as they are."""
-        given = {kind: tree_map(torch.clone, part) for kind, part in carry.items()}
-        return self._step(given, batch, self._kept())
+        return self._step_here(carry, batch, None)
 
-    def _step(self, carry: Carry, batch: Sequence[torch.Tensor], held: Tensors) -> tuple[Carry, Tensors]:
+    def step_given(
+        self, carry: Carry, *batch: torch.Tensor, given: Mapping[str, Any] | None = None
+    ) -> tuple[Carry, Tensors]:
+        """The same, of a plan that is given numbers: those that are left out are as they are now."""
+        return self._step_here(carry, batch, self.filled(given or {}))
+
+    def _step_here(self, carry: Carry, batch: Sequence[torch.Tensor], given: Any) -> tuple[Carry, Tensors]:
+        self.check_unchanged()
+        copied = {kind: tree_map(torch.clone, part) for kind, part in carry.items()}
+        return self._step(copied, batch, self._kept(), given)
+
+    def _step(self, carry: Carry, batch: Sequence[torch.Tensor], held: Tensors, given: Any) -> tuple[Carry, Tensors]:
         """A step that writes to its carry; recording makes new values of what is written."""
+        read = self._takes.read(self.optimizer, given or {})
         params = {name: p.detach().requires_grad_() for name, p in carry["params"].items()}
         called = {**params, **carry["buffers"], **held}
         take = len(batch) - 1 if self._inputs is None else self._inputs
         out = torch.func.functional_call(self.model, called, batch[:take], tie_weights=True)
-        loss, metrics = _loss_of(self._loss[0](out, *batch[take:]))
-        grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        state = self._stepped(params, grads, carry["optimizer"])
+        rest = self._takes.named_by(self._loss[0], {"params": params, **read}, taken=1 + len(batch[take:]))
+        loss, metrics = _loss_of(self._loss[0](out, *batch[take:], **rest))
+        grads = self._gradients(loss, params, read)
+        groups = self._takes.groups(self._groups, read)
+        state = self._stepped(params, grads, carry["optimizer"], groups)
         trained = {name: p.detach() for name, p in params.items()}
         buffers = {name: called[name] for name in carry["buffers"]}
         return {"params": trained, "buffers": buffers, "optimizer": state}, metrics
 
-    def _stepped(self, params: Tensors, grads: Sequence[Any], state: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    def _gradients(self, loss: torch.Tensor, params: Tensors, given: Mapping[str, Any]) -> Tensors:
+        """Of each parameter that the loss depends on, after hooks and correction."""
+        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        of = {name: p for p, name in self._names.items()}
+        grads = {
+            name: unchanged.hooked(of[name], grad.detach())
+            for name, grad in zip(params, found, strict=True)
+            if grad is not None
+        }
+        correct = self._correct[0]
+        if correct is None:
+            return grads
+        detached = {name: p.detach() for name, p in params.items()}
+        rest = self._takes.named_by(correct, given, taken=2)
+        return _corrected(grads, correct(dict(grads), detached, **rest))
+
+    def _stepped(
+        self, params: Tensors, grads: Tensors, state: Mapping[str, Tensors], groups: optimizers.Groups
+    ) -> dict[str, Tensors]:
         """The optimizer's next state; it writes the next parameters into ``params``."""
-        for p, grad in zip(params.values(), grads, strict=True):
-            p.grad = None if grad is None else grad.detach()
+        for name, p in params.items():
+            p.grad = grads.get(name)
         before = {name: {k: state[name].get(k, v) for k, v in slots.items()} for name, slots in self._slots.items()}
-        after = _step_of(self.optimizer, self._groups, {p: params[name] for p, name in self._names.items()}, before)
-        return {name: {k: after[name][k] for k in given} for name, given in state.items()}
+        own = {p: params[name] for p, name in self._names.items()}
+        after = optimizers.step_of(self.optimizer, groups, own, before)
+        return {name: {k: after[name][k] for k in kept} for name, kept in state.items()}
+
+
+def _corrected(grads: Tensors, made: Any) -> Tensors:
+    if not isinstance(made, Mapping) or made.keys() != grads.keys():
+        names = ", ".join(grads)
+        raise UsageError("gradient= gives other names than it is given", hint=f"return a dict of {names}")
+    for name, grad in made.items():
+        if not isinstance(grad, torch.Tensor) or (grad.shape, grad.dtype) != (grads[name].shape, grads[name].dtype):
+            given = type_of(grad) if isinstance(grad, torch.Tensor) else type(grad).__name__
+            raise UsageError(f"gradient= gives {given} for {name!r}, whose gradient is {type_of(grads[name])}")
+    return dict(made)
+
+
+def _check_like(path: str, want: Any, value: Any) -> None:
+    """UsageError where a structure of tensors is not like the one wanted; names the place."""
+    if isinstance(want, dict):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path} is a {type(value).__name__}, not a dict", hint=_CARRY)
+        odd = next((k for k in (*want, *value) if (k in want) is not (k in value)), None)
+        if odd is not None:
+            raise UsageError(f"{path}.{odd} is {'missing' if odd in want else 'not known'}", hint=_CARRY)
+        for key, inner in want.items():
+            _check_like(f"{path}.{key}", inner, value[key])
+    elif not isinstance(value, torch.Tensor):
+        fetched = hasattr(value, "address")
+        hint = "fetch it first: .get()" if fetched else _CARRY
+        raise UsageError(f"{path} is a {type(value).__name__}, not a tensor", hint=hint)
+    elif (value.shape, value.dtype) != (want.shape, want.dtype):
+        raise UsageError(f"{path} is {type_of(value)}, and {type_of(want)} in the model", hint=_CARRY)
+
+
+_CARRY = "it has the structure of plan.carry()"
 
 
 def _loss_of(result: Any) -> tuple[torch.Tensor, Tensors]:
@@ -161,81 +326,3 @@ def _rows(i: int, example: torch.Tensor) -> Type:
     if not isinstance(example, torch.Tensor) or not example.dim():
         raise UsageError(f"tensor {i} of the batch has no rows", hint="give an example of each, rows first")
     return Type(type_of(example).dtype, (-1, *example.shape[1:]))
-
-
-# -- optimizers -----------------------------------------------------------------------------------
-
-
-def _trained(model: nn.Module, optimizer: Optimizer) -> dict[torch.Tensor, str]:
-    """What the optimizer trains, in the model's order, with its name there."""
-    theirs = {p for group in optimizer.param_groups for p in group["params"]}
-    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p in theirs}
-    if theirs - names.keys():
-        raise UsageError("the optimizer trains a parameter that the model does not have")
-    return names
-
-
-def _step_of(
-    optimizer: Optimizer, groups: Groups, params: Mapping[Any, torch.Tensor], state: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Take one step of an optimizer like this one, over these parameters and this state."""
-    like = object.__new__(type(optimizer))
-    like.__dict__.update(vars(optimizer))
-    like.param_groups = [{**g, "params": [params[p] for p in g["params"]]} for g in groups]
-    like.state = defaultdict(dict, {p: dict(s) for p, s in zip(params.values(), state.values(), strict=True) if s})
-    try:
-        type(optimizer).step(like)
-    except TypeError as error:
-        if "closure" not in str(error):
-            raise
-        name = type(optimizer).__name__
-        raise CannotRecord(f"{name} calls the model itself", hint="use SGD, Adam or AdamW") from None
-    return {name: like.state[p] for name, p in zip(state, params.values(), strict=True)}
-
-
-def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The loop over parameters, not the fused forms; numbers, not tensors of them."""
-    numbers = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor)}
-    return numbers | {k: False for k in ("foreach", "fused") if k in group}
-
-
-def _slots(optimizer: Optimizer, groups: Groups, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the optimizer keeps for each parameter before its first step: zeros, where that is proved.
-
-    torch makes this state inside the first step, so a step is taken from nothing, and one from
-    zeros; both must give the same.
-    """
-    fresh = [name for name, p in params.items() if not optimizer.state.get(p)]
-    made: dict[str, dict[str, Any]] = {name: {} for name in params}
-    first, a = _trial(optimizer, groups, params, made)
-    zeros = {name: {k: _zero(v) for k, v in first[name].items()} for name in params}
-    second, b = _trial(optimizer, groups, params, zeros)
-    for name in fresh:
-        if not (_equal(a[name], b[name]) and all(_equal(first[name][k], second[name][k]) for k in first[name])):
-            raise CannotRecord(
-                f"the first step of {type(optimizer).__name__} is unlike its others",
-                hint="take one step with it before: then the plan goes on from there",
-            )
-    return {name: zeros[name] if name in fresh else dict(optimizer.state[p]) for name, p in params.items()}
-
-
-def _trial(
-    optimizer: Optimizer, groups: Groups, params: Mapping[str, Any], state: Mapping[str, Any]
-) -> tuple[Any, Tensors]:
-    copies = {p: p.detach().clone() for p in params.values()}
-    for copy in copies.values():
-        copy.grad = torch.linspace(-1, 1, copy.numel(), dtype=copy.dtype).view(copy.shape)
-    after = _step_of(optimizer, groups, copies, {n: {k: _copy(v) for k, v in s.items()} for n, s in state.items()})
-    return after, dict(zip(params, copies.values(), strict=True))
-
-
-def _zero(value: Any) -> Any:
-    return torch.zeros_like(value) if isinstance(value, torch.Tensor) else value
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a is b or a == b

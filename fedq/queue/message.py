@@ -21,7 +21,7 @@ from fedq.plan.codec import (
     encode,
     is_tensor_name,
 )
-from fedq.plan.fold import MAX_BATCH, MAX_EPOCHS, Batches
+from fedq.plan.fold import MAX_BATCH, MAX_EPOCHS, METRICS, NONFINITE, Batches
 from fedq.plan.graph import about_from_json, about_to_json, graph_from_json, graph_to_json
 from fedq.plan.graphjson import MAX_ACTIONS, need, number_from_json, number_to_json, pairs
 from fedq.queue.verbs import (
@@ -127,10 +127,8 @@ def _verb_to_json(verb: Verb) -> list[Any]:
         case SendPlan():
             return ["plan", verb.id, graph_to_json(verb.graph), list(verb.tensors), about_to_json(verb.about)]
         case Fold():
-            carry, data, options = _args_to_json(verb.carry), _args_to_json(verb.data), _batches_to_json(verb.batches)
-            if verb.args:
-                options["args"] = _args_to_json(verb.args)
-            return ["fold", verb.plan, carry, data, options, list(verb.results)]
+            carry, data = _args_to_json(verb.carry), _args_to_json(verb.data)
+            return ["fold", verb.plan, carry, data, _options_to_json(verb), list(verb.results)]
         case Get():
             return ["get", verb.reply, list(verb.values), {}]
         case Drop():
@@ -141,8 +139,13 @@ def _verb_to_json(verb: Verb) -> list[Any]:
             return ["ack", list(verb.replies)]
 
 
-def _batches_to_json(b: Batches) -> dict[str, Any]:
-    return {"batch_size": b.size, "epochs": b.epochs, "shuffle": b.shuffle, "drop_last": b.drop_last}
+def _options_to_json(fold: Fold) -> dict[str, Any]:
+    b = fold.batches
+    options: dict[str, Any] = {"batch_size": b.size, "epochs": b.epochs}
+    options |= {"shuffle": b.shuffle, "drop_last": b.drop_last}
+    options |= {"args": _args_to_json(fold.args)} if fold.args else {}
+    options |= {"metrics": fold.metrics} if fold.metrics != METRICS[0] else {}
+    return options | ({"nonfinite": fold.nonfinite} if fold.nonfinite != NONFINITE[-1] else {})
 
 
 def _args_to_json(args: Sequence[RunArg]) -> list[Any]:
@@ -236,7 +239,8 @@ def _verb_from_json(row: Any) -> Verb:
             batches, args = _batches_from_json(options), options.get("args", [])
             need(isinstance(args, list) and (args or "args" not in options), "args of fold")
             first, whole, each = (tuple(map(_arg_from_json, some)) for some in (carry, data, args))
-            return Fold(_plan_id(plan), first, whole, batches, _ids(results), each)
+            more = _word_of(options, "metrics", METRICS), _word_of(options, "nonfinite", NONFINITE[::-1])
+            return Fold(_plan_id(plan), first, whole, batches, _ids(results), each, *more)
         case ["get", str(reply), [str(plan)], dict(options)] if not options and ids.is_plan_id(plan):
             return Get(_id(reply), (plan,))
         case ["get", str(reply), list(values), dict(options)] if not options and values:
@@ -261,10 +265,20 @@ def _verb_from_json(row: Any) -> Verb:
 def _batches_from_json(options: Mapping[str, Any]) -> Batches:
     match options:
         case {"batch_size": int(size), "epochs": int(epochs), "shuffle": bool(shuffle), "drop_last": bool(drop_last),
-              **rest} if not rest.keys() - {"args"} and type(size) is int and type(epochs) is int:  # fmt: skip
+              **rest} if rest.keys() <= _MORE and type(size) is int and type(epochs) is int:  # fmt: skip
             need(0 < size <= MAX_BATCH and 0 < epochs <= MAX_EPOCHS, "batch_size or epochs of fold")
             return Batches(size, epochs, shuffle, drop_last)
     raise BadFile("malformed file: options of fold")
+
+
+_MORE = {"args", "metrics", "nonfinite"}
+
+
+def _word_of(options: Mapping[str, Any], key: str, words: Sequence[str]) -> str:
+    """One of the words; the first is meant, and not written, where there is none."""
+    word = options.get(key, words[0])
+    need(word in words and (key not in options or word != words[0]), f"{key} of fold")
+    return str(word)
 
 
 def _arg_from_json(value: Any) -> RunArg:

@@ -69,7 +69,8 @@ class Run:
 class Fold:
     """Replay a plan over mini-batches of ``data``, carrying the first of its outputs on.
 
-    ``args`` are the same in every step. ``results``: the last carry, then the metrics of all steps.
+    ``args`` are the same in every step. ``results``: the last carry, then the metrics. ``metrics``,
+    ``nonfinite``: as in `plan.fold.Loop`; these values are what a message without such options means.
     """
 
     plan: str
@@ -78,6 +79,8 @@ class Fold:
     batches: Batches
     results: tuple[str, ...]
     args: tuple[RunArg, ...] = ()
+    metrics: str = "steps"
+    nonfinite: str = "keep"
 
     @property
     def given(self) -> tuple[RunArg, ...]:
@@ -85,7 +88,7 @@ class Fold:
 
     @property
     def loop(self) -> Loop:
-        return Loop(len(self.carry), len(self.data), self.batches)
+        return Loop(len(self.carry), len(self.data), self.batches, self.metrics, self.nonfinite)
 
 
 @dataclass(frozen=True, slots=True)
