@@ -12,7 +12,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from fedq.plan.codec import RawTensor, is_tensor_name
-from fedq.plan.fold import Batches
+from fedq.plan.fold import METRICS, NONFINITE, Batches
 from fedq.plan.graph import ITEMSIZE, NUMBERS, About, Action, Dtype, Format, Graph, Param, Subgraph, Type, Var
 from fedq.plan.types import FORMATS
 from fedq.queue.message import (
@@ -162,7 +162,8 @@ runs = st.builds(
 )
 some_args = st.lists(run_args, max_size=2).map(tuple)
 batches = st.builds(Batches, st.integers(1, 1 << 40), st.integers(1, 1 << 20), st.booleans(), st.booleans())
-folds = st.builds(Fold, plan_ids, some_args, some_args, batches, id_lists, some_args)
+said = st.sampled_from(METRICS), st.sampled_from(NONFINITE)
+folds = st.builds(Fold, plan_ids, some_args, some_args, batches, id_lists, some_args, *said)
 verbs = st.one_of(
     st.builds(Put, ids, tensor_names, st.none() | texts, st.just("") | texts),
     st.builds(Get, ids, plan_ids.map(lambda id_: (id_,))),

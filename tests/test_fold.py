@@ -16,6 +16,7 @@ import fedq as fq
 from fedq.cli import background
 from fedq.client import fetch
 from fedq.device import daemon, folding
+from fedq.device.fold import to_json
 from fedq.device.worker import Replayer, do
 from fedq.errors import Failed, SpecMismatch, UsageError, WaitingForApproval
 from fedq.local import VirtualWorker
@@ -82,12 +83,12 @@ def batches_by_hand(rows: int, b: Batches, seed: int):
 
 def in_worker(plan, inputs, loop: Loop, *, seed=7, replayer=None):
     """The fold alone, without a gate: what came, or the row of its failure."""
-    file, b = plan if isinstance(plan, PlanFile) else plan.file(), loop.batches
+    file = plan if isinstance(plan, PlanFile) else plan.file()
     raws = [to_raw(t) for t in inputs]
     first = [f"c{i}" for i in range(loop.carry)]
     data = [{"m": i} for i in range(loop.carry, loop.carry + loop.data)]
     results = [f"r{i}" for i in range(len(file.graph.output_vars))]
-    row = [loop.carry, loop.data, b.size, b.epochs, b.shuffle, b.drop_last]
+    row = to_json(loop)
     head = {
         "plans": [["p", graph_to_json(file.graph), [], []]],
         "give": [[name, i] for i, name in enumerate(first)],

@@ -30,7 +30,8 @@ from tests.golden.contents import ALICE, DEVICE, FOLDER, MESSAGE, PLAN, REPLY
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 KINDS = {
     "double_abs": "plan", "plan": "plan", "params": "plan", "variants": "plan", "control": "plan",
-    "worked": "message", "message": "message", "fold": "message", "noted": "message", "reply": "reply",
+    "worked": "message", "message": "message", "fold": "message", "fold-options": "message", "noted": "message",
+    "reply": "reply",
 }  # fmt: skip
 FILES = {name: (kind, (FOLDER / f"{name}-v1.safetensors").read_bytes()) for name, kind in KINDS.items()}
 SEALED = {c.KIND: (c, (FOLDER / f"{c.KIND}-v1.json").read_bytes()) for c in (Card, Catalog, Heartbeat)}
@@ -71,6 +72,7 @@ def test_todays_code_reads_what_was_written():
     assert read("plan", FILES["control"][1])[0] == contents.CONTROL
     assert read("message", FILES["worked"][1])[0] == contents.WORKED
     assert read("message", FILES["fold"][1])[0] == contents.FOLDED
+    assert read("message", FILES["fold-options"][1])[0] == contents.FOLD_OPTIONS
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -39,7 +39,7 @@ class PointerPlan:
     def __init__(self, device: Device, id_: str, graph: Graph, about: About, origin: Origin | None = None) -> None:
         self.device, self.id, self.graph, self.about, self.origin = device, id_, graph, about, origin
         self._checked: dict[tuple[Type | None, ...], tuple[Type | None, ...]] = {}
-        self._above_zero = bool(ranges.above_zero(about))
+        self._above_zero = bool(about.above_zero)
 
     @property
     def name(self) -> str:

@@ -26,7 +26,7 @@ from fedq.plan.tensors import DTYPES, from_raw, type_of
 
 BLOCK = 256
 """Batches cut at a time; metrics are kept, and pages let go of, between blocks."""
-LOOKED = 16
+LOOKED = 64
 """Batches after which carry and metrics are looked at, whether they are finite: looking costs some ops."""
 LARGE_BYTES = 64 << 20
 """Mapped data beyond this is let go of when it was passed; a block reads about so much."""

@@ -21,6 +21,7 @@ from fedq.errors import CannotRecord, SpecMismatch, UsageError
 
 NAME = "given"
 """The argument of a step."""
+Groups = Sequence[Mapping[str, Any]]
 Tree = Any
 """A number, a tensor, or lists, tuples and dicts of them."""
 
@@ -39,19 +40,22 @@ class Given:
     numbers: frozenset[str]
     above_zero: set[str] = field(default_factory=set)
 
-    def now(self, optimizer: Optimizer) -> dict[str, Tree]:
-        """Each as it is now: the optimizer's numbers, and tensors as they were given, copied."""
-        return {name: _copy(_own(optimizer, name) if value is None else value) for name, value in self.examples.items()}
+    def now(self, groups: Groups) -> dict[str, Tree]:
+        """Each as it is now: the numbers of an optimizer's groups, and tensors as they were given, copied."""
+        return {name: _copy(value) for name, value in self._all(groups).items()}
 
-    def tensors(self, optimizer: Optimizer) -> dict[str, Tree]:
+    def _all(self, groups: Groups) -> dict[str, Tree]:
+        return {name: _own(groups, name) if value is None else value for name, value in self.examples.items()}
+
+    def tensors(self, groups: Groups) -> dict[str, Tree]:
         """The same with a tensor for each number: the inputs of a recording."""
-        now = self.now(optimizer).items()
+        now = self.now(groups).items()
         return {name: _map(_as_double if name in self.numbers else _as_tensor, value) for name, value in now}
 
-    def read(self, optimizer: Optimizer, given: Mapping[str, Tree]) -> dict[str, Tree]:
+    def read(self, groups: Groups, given: Mapping[str, Tree]) -> dict[str, Tree]:
         """What a step was given, with a number where one was meant."""
-        now = self.now(optimizer)
-        return {name: self._read(now[name], value, f"{NAME}[{name!r}]") for name, value in given.items()}
+        like = self._all(groups)
+        return {name: self._read(like[name], value, f"{NAME}[{name!r}]") for name, value in given.items()}
 
     def _read(self, example: Tree, value: Tree, path: str) -> Tree:
         match example:
@@ -72,7 +76,7 @@ class Given:
             raise SpecMismatch(f"{path}: a number above 0 expected, {number} given", hint=_ZERO)
         return number
 
-    def groups(self, groups: Sequence[Mapping[str, Any]], given: Mapping[str, Tree]) -> list[dict[str, Any]]:
+    def groups(self, groups: Groups, given: Mapping[str, Tree]) -> list[dict[str, Any]]:
         """Groups of an optimizer with these numbers; a list has one for each group."""
         own = {name: given[name] for name in given if name in self.numbers}
         return [{**g, **{k: v[i] if isinstance(v, list) else v for k, v in own.items()}} for i, g in enumerate(groups)]
@@ -88,9 +92,9 @@ class Given:
         more = {k: v for k, v in values.items() if rest and k in self.examples and k not in (*names, *self.numbers)}
         return own | more
 
-    def others(self, optimizer: Optimizer) -> dict[str, Tree]:
+    def others(self, groups: Groups) -> dict[str, Tree]:
         """Other numbers than now's, to try what holds for all: halfway to 0.5."""
-        now = self.now(optimizer)
+        now = self._all(groups)
         return {name: _map(lambda x: x * 0.5 + 0.25, now[name]) for name in self.numbers}
 
 
@@ -141,16 +145,17 @@ def read(optimizer: Optimizer, given: Mapping[str, Tree] | None, takers: Iterabl
     Raises:
         UsageError: nobody takes a name, or its value is none that can be given; says what can.
     """
-    examples = {name: _plain(name, value) for name, value in (given or {}).items()}
-    numbers = _numbers(optimizer)
-    for name, value in examples.items():
-        if name == "params":
-            raise UsageError("'params' are not given: whoever names them gets those of the step")
+    for name in given or {}:
         if name in _flags(optimizer):
             raise UsageError(
                 f"{name!r} of {type(optimizer).__name__} is no number: it says which ops are recorded",
                 hint="leave it out of given, and build a plan for each",
             )
+    examples = {name: _plain(name, value) for name, value in (given or {}).items()}
+    numbers = _numbers(optimizer)
+    for name, value in examples.items():
+        if name == "params":
+            raise UsageError("'params' are not given: whoever names them gets those of the step")
         if name not in numbers and value is None:
             raise UsageError(f"{name!r} is no number of {type(optimizer).__name__}", hint="give an example, not None")
         if name not in numbers and not any(name in names or rest for names, rest in map(_parameters, takers)):
@@ -189,9 +194,9 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
 
 
-def _own(optimizer: Optimizer, name: str) -> Tree:
-    """The optimizer's number; of several groups, a list of each one's."""
-    found = [_map(_as_number, group[name]) for group in optimizer.param_groups]
+def _own(groups: Groups, name: str) -> Tree:
+    """The number of an optimizer's group; of several groups, a list of each one's."""
+    found = [_map(_as_number, group[name]) for group in groups]
     return found[0] if len(found) == 1 else found
 
 

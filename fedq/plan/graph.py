@@ -7,7 +7,7 @@ Format: docs/format.md, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedq.plan.graphjson import (
@@ -49,16 +49,19 @@ _NOWHERE = About()
 
 def show(graph: Graph, about: About = _NOWHERE) -> str:
     """The printed form: one line per input row, state tensor and action, with source lines."""
-    rows = _rows(graph, about.name or "plan", iter(about.lines))
+    above = [f"{about.params[i]} > 0" for i in about.above_zero]
+    rows = _rows(graph, about.name or "plan", iter(about.lines), above=above)
     width = max((len(text) for text, line in rows if line), default=0)
     return "\n".join(f"{text:<{width}}   {line}".rstrip() if line else text for text, line in rows)
 
 
-def _rows(graph: Graph, name: str, lines: Iterator[str], *, state: bool = True) -> list[tuple[str, str]]:
+def _rows(
+    graph: Graph, name: str, lines: Iterator[str], *, state: bool = True, above: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """Each line of text with its source line; the lines are of its actions, its bodies', its variants'."""
     rows = [(f"plan {name}({', '.join(_inputs(graph))}) -> {show_arg(graph.outputs)}", "")]
     rows += [(f"  takes {', '.join(map(_param, graph.params))}", "")] if graph.params else []
-    rows += [(f"  where {text}", "") for text in _conditions(graph)]
+    rows += [(f"  where {text}", "") for text in _conditions(graph, above)]
     first = len(graph.inputs)
     rows += [(f"  %{first + i}: {t} = state {n}", "") for i, (n, t) in enumerate(graph.state if state else ())]
     for action, numbers in graph.numbered():
@@ -89,9 +92,9 @@ def _param(param: Param) -> str:
     return f"{param.name}: {show_arg(param.tree)}{default}"
 
 
-def _conditions(graph: Graph) -> list[str]:
+def _conditions(graph: Graph, above: Sequence[str]) -> list[str]:
     least = [f"{letter} >= {n}" for letter, n in graph.sizes.items() if n]
-    texts = [*least, *map(show_guard, graph.guards), *_together(graph)]
+    texts = [*least, *map(show_guard, graph.guards), *above, *_together(graph)]
     return [", ".join(texts)] if texts else []
 
 

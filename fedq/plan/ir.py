@@ -139,6 +139,11 @@ class About:
     refused: Mapping[str, str] = field(default_factory=dict)
     updates: tuple[str, ...] = ()
 
+    @property
+    def above_zero(self) -> list[int]:
+        """Inputs that are taken above 0 only: ``given['momentum'] <= 0`` is among what is refused."""
+        return [i for i, path in enumerate(self.params) if f"{path} <= 0" in self.refused]
+
     def line(self, action: int) -> str:
         return self.lines[action] if action < len(self.lines) else ""
 

@@ -6,29 +6,17 @@ whoever knows a value looks here before it is replayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fedq.errors import SpecMismatch
 from fedq.plan.graph import About
 from fedq.plan.spec import place
 
-_TO_ZERO = " <= 0"
-
 
 def refusal(path: str) -> str:
     """How it is written that an input must be above 0."""
-    return f"{path}{_TO_ZERO}"
-
-
-def above_zero(about: About) -> list[int]:
-    """The inputs that must be above 0."""
-    return [i for i, path in enumerate(about.params) if refusal(path) in about.refused]
-
-
-def shown(about: About) -> Iterator[str]:
-    """Each of them as a condition: ``given['momentum'] > 0``."""
-    return (f"{about.params[i]} > 0" for i in above_zero(about))
+    return f"{path} <= 0"
 
 
 def check(about: About, values: Sequence[Any]) -> None:
@@ -36,7 +24,7 @@ def check(about: About, values: Sequence[Any]) -> None:
 
     The message does not tell the value: it may be a private one.
     """
-    for i in above_zero(about):
+    for i in about.above_zero:
         value = values[i]
         if value is not None and not value > 0:
             raise SpecMismatch(

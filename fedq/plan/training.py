@@ -94,7 +94,7 @@ class TrainingPlan(Plan):
         optimizer, given = self.optimizer, self._takes
         unchanged.check_hooks(optimizer, self._names)
         self._groups = [{**g, **optimizers.plain(g)} for g in optimizer.param_groups]
-        others = given.groups(self._groups, given.others(optimizer)) if given.numbers else None
+        others = given.groups(self._groups, given.others(self._groups)) if given.numbers else None
         by_name = {name: p for p, name in self._names.items()}
         self._slots = optimizers.slots(optimizer, self._groups, by_name, others)
         self._built_from = self._now()
@@ -150,6 +150,7 @@ class TrainingPlan(Plan):
         for p, name in self._names.items():
             state = {k: carry["optimizer"][name].get(k, v) for k, v in self._slots[name].items()}
             self.optimizer.state[p] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else a scheduler says that no step was taken
 
     # -- what is given
 
@@ -163,7 +164,7 @@ class TrainingPlan(Plan):
 
     def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The same, as a device asks for it."""
-        now = self._takes.now(self.optimizer)
+        now = self._takes.now(self.optimizer.param_groups)
         return {**now, **{name: giving.filled(now.get(name), value) for name, value in given.items()}}
 
     def send(self, *devices: Any) -> Any:
@@ -192,7 +193,7 @@ class TrainingPlan(Plan):
         return self
 
     def _examples(self) -> dict[str, Any]:
-        tensors = self._takes.tensors(self.optimizer)
+        tensors = self._takes.tensors(self._groups)
         return {giving.NAME: tensors} if tensors else {}
 
     def _build(self, *args: Any, **kwargs: Any) -> Plan:
@@ -241,7 +242,7 @@ class TrainingPlan(Plan):
 
     def _step(self, carry: Carry, batch: Sequence[torch.Tensor], held: Tensors, given: Any) -> tuple[Carry, Tensors]:
         """A step that writes to its carry; recording makes new values of what is written."""
-        read = self._takes.read(self.optimizer, given or {})
+        read = self._takes.read(self._groups, given or {})
         params = {name: p.detach().requires_grad_() for name, p in carry["params"].items()}
         called = {**params, **carry["buffers"], **held}
         take = len(batch) - 1 if self._inputs is None else self._inputs

@@ -189,6 +189,18 @@ FOLDED = Message(
 )  # fmt: skip
 FOLDED_TENSORS = {"t0": ONE_MINUS_TWO, "t1": FLAGS}
 
+FOLD_OPTIONS = Message(
+    id=id_of(80), sender=REQUESTER, to="device_1", created=1795300005.0, expires=1796509605.0, seed=81207,
+    actions=tuple(
+        Fold(DOUBLE.id, (Ref(id_of(40)),), (Ref(id_of(41)),), Batches(32), (id_of(81 + i),), args, metrics, nonfinite)
+        for i, (args, metrics, nonfinite) in enumerate((
+            ((), "last", "keep"), ((), "sum", "stop"), ((0.5,), "mean", "error"), ((), "epochs", "stop"),
+            ((), "steps", "stop"),
+        ))
+    ),
+)  # fmt: skip
+"""What is given of the metrics, and what is done about values that are not finite."""
+
 NOTED = Message(
     id=id_of(70), sender=REQUESTER, to="device_1", created=1795300004.0, expires=1796509604.0, seed=0,
     actions=(
@@ -260,6 +272,7 @@ def golden() -> dict[str, bytes]:
         "worked-v1.safetensors": b"".join(encode_message(WORKED, WORKED_TENSORS, ALICE)),
         "message-v1.safetensors": b"".join(encode_message(MESSAGE, MESSAGE_TENSORS, ALICE)),
         "fold-v1.safetensors": b"".join(encode_message(FOLDED, FOLDED_TENSORS, ALICE)),
+        "fold-options-v1.safetensors": b"".join(encode_message(FOLD_OPTIONS, {}, ALICE)),
         "noted-v1.safetensors": b"".join(encode_message(NOTED, NOTED_TENSORS, ALICE)),
         "plan-reply-v1.safetensors": b"".join(encode_plan(PLAN, DEVICE)),
         "folding-v1.json": seal_json("heartbeat", FOLDING.to_json(), DEVICE),
