@@ -23,13 +23,14 @@ LAYERS = [
 """Imports go to the same room or downward. ``fedq/__init__`` is the door: it loads all of them lazily."""
 
 PLAN_WITH_TORCH = """
-trace rehearse preflight replay kernels plan tensors training held capture recorder recording settle sizes blame prove
-emit statistics control once loops variants nesting drawing
+trace rehearse preflight replay kernels plan tensors training given optimizers unchanged held capture recorder recording
+settle sizes blame prove emit statistics control once loops variants nesting drawing
 """.split()
 WITH_TORCH = {
     *(f"fedq.plan.{m}" for m in PLAN_WITH_TORCH),
     "fedq.client.pointers", "fedq.client.lazy", "fedq.client.hook",
-    "fedq.device.worker", "fedq.device.folding", "fedq.local",
+    "fedq.device.worker", "fedq.device.folding", "fedq.device.keeping", "fedq.device.finite",
+    "fedq.local",
 }  # fmt: skip
 """Modules that may import torch, or one another, when they are imported. All others do so in functions."""
 

@@ -117,6 +117,11 @@ class Number(torch.SymFloat):
     def __bool__(self) -> bool:
         return bool(self.above_zero(0))
 
+    def __float__(self) -> float:
+        raise CannotRecord(f"the step takes the value of {self.path}, which a plan does not see", hint=_AS_IT_IS)
+
+    __int__ = __float__
+
     __hash__ = torch.SymFloat.__hash__
 
 
@@ -128,6 +133,7 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Number, f"__{_name}__", _asks(getattr(operator, _name)))
 
 _ZERO = "the plan was recorded for numbers above 0: build another one, with it left out of given"
+_AS_IT_IS = "use it as it is, without float() or int(), or leave it out of given: it is then fixed in the plan"
 _FIXED = "leave it out of given: it is then fixed in the plan"
 _EXAMPLE = "give an example above 0, or leave it out of given: it is then fixed in the plan"
 

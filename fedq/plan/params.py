@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from fedq.errors import SpecMismatch, UsageError
 from fedq.plan.ir import About, Graph, Param, flatten, put, renumbered
+from fedq.plan.spec import place
 from fedq.plan.types import Tree, Var
 
 _UNKNOWN = About()
@@ -38,8 +39,9 @@ def _is_structure(value: Any) -> bool:
 
 
 def bind_flat(graph: Graph, args: Sequence[Any], named: Mapping[str, Any], *, about: About = _UNKNOWN) -> list[Any]:
-    """The same from single inputs, by position or by path (``batch['y']``): what a command line can write."""
-    return _bound(graph, _flat(graph, about), args, named)
+    """The same from single inputs, by position or path (``batch['y']``, ``batch.y``): what a command line can write."""
+    written = {place(about, i): path for i, path in enumerate(about.params)}
+    return _bound(graph, _flat(graph, about), args, {written.get(name, name): v for name, v in named.items()})
 
 
 def _bound(graph: Graph, params: Sequence[Param], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

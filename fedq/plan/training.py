@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from fedq.errors import UsageError
+from fedq.errors import CannotRecord, UsageError
 from fedq.plan import given as giving
 from fedq.plan import optimizers, ranges, unchanged
 from fedq.plan.file import PlanFile
@@ -200,11 +200,24 @@ class TrainingPlan(Plan):
         """As of any plan, from model and optimizer as they are now; notes which numbers must be above 0."""
         self._look()
         self._takes.above_zero.clear()
-        super()._build(*args, **kwargs)
+        try:
+            super()._build(*args, **kwargs)
+        except CannotRecord as error:
+            raise self._with_given(error) from None
         graph, about, constants = self._need()
         refused = {ranges.refusal(path): "" for path in self._takes.above_zero}
         self._built = graph, replace(about, refused={**about.refused, **refused}), constants
         return self
+
+    def _with_given(self, error: CannotRecord) -> CannotRecord:
+        """Where torch itself asks for a value, and no line of the user's: it may be a number that is given."""
+        names = ", ".join(map(repr, self._takes.examples))
+        if not names or error.fields.get("line") or "depends on the values" not in str(error):
+            return error
+        hint = (
+            f"a number that is given may be what torch asks for: leave it out ({names}), it is then fixed in the plan"
+        )
+        return CannotRecord(str(error), hint=hint, **error.fields)
 
     def _changed_buffers(self) -> list[str]:
         first = len(self._names)

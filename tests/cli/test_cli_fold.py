@@ -27,6 +27,24 @@ def test_a_fold_is_sent_and_fetched_as_a_run_is(town):
     again = town.json(*words, "--shuffle", "--drop-last", "--token", "mine")["results"]
     assert again == town.json(*words, "--shuffle", "--drop-last", "--token", "mine")["results"]
     assert [r["type"] for r in again] == ["f32[2]", "f32[4]"]
+    refs = town.out(*words, "--metrics", "mean").splitlines()[0].split()
+    assert town.out("get", refs[1]) == "tensor(14.6000)"  # of 6, 22 and 17, by their rows
+    assert town.json(*words, "--metrics", "average", code=2)["error_code"] == "usage"
+
+
+def test_a_fold_that_stops_says_at_which_step(town):
+    town.plan("totals.safetensors", totals().file())
+    np.save(town.root / "zero.npy", np.zeros(2, "f4"))
+    np.save(town.root / "rows.npy", np.array([[1, 2], [3, 4], [5, np.nan]], "f4"))
+    np.save(town.root / "rate.npy", np.array(2.0, "f4"))
+    words = ("fold", "totals.safetensors", "--carry", "zero.npy", "--data", "rows.npy", "--arg", "rate=rate.npy",
+             "--on", "device_1", "--batch-size", "1")  # fmt: skip
+    refs = town.out(*words).splitlines()[0].split()
+    assert town.out("get", refs[0]) == "tensor([ 8., 12.])"
+    said = town.json("get", refs[1], code=8)
+    assert said["error_code"] == "not_finite" and "in step 3 of 3" in said["message"]
+    refs = town.out(*words, "--nonfinite", "keep").splitlines()[0].split()
+    assert town.out("get", refs[0]) == "tensor([18., nan])"
 
 
 def test_a_fold_that_does_not_fit_is_refused_at_once(town):

@@ -197,6 +197,10 @@ def asking(out, target, *, mu):
     return F.cross_entropy(out, target) * (mu if mu < 0.5 else 1)
 
 
+def rounding(out, target, *, mu):
+    return F.cross_entropy(out, target) * float(mu)
+
+
 REFUSED = {
     "a number at 0": (F.cross_entropy, {"weight_decay": None}, CannotRecord, r"given\['weight_decay'\] is 0"),
     "a flag": (F.cross_entropy, {"nesterov": True}, UsageError, "'nesterov' of SGD is no number"),
@@ -207,6 +211,8 @@ REFUSED = {
     "a text": (F.cross_entropy, {"reduction": "sum"}, UsageError, "given 'reduction' is 'sum'"),
     "params": (proximal, {"params": 1.0}, UsageError, "'params' are not given"),
     "another shape of number": (F.cross_entropy, {"lr": (0.1, 0.2)}, UsageError, "'lr' is 0.1, not"),
+    "a value as Python's": (rounding, {"mu": 0.1}, CannotRecord, r"takes the value of given\['mu'\]"),
+    "a value in torch": (F.cross_entropy, {"label_smoothing": 0.1}, CannotRecord, "depends on the values"),
     "a loss that asks for more": (asking, {"mu": 0.1}, CannotRecord, r"asks whether given\['mu'\] is 0.5"),
 }
 
@@ -219,6 +225,7 @@ def test_what_cannot_be_given_is_refused_by_name(why):
     with pytest.raises(kind, match=message) as caught:
         fq.training_plan(model, loss, optimizer, X[:6], Y[:6], given=given)
     assert caught.value.hint or why == "params"
+    assert why != "a value in torch" or "'label_smoothing'" in caught.value.hint
 
 
 def test_a_correction_that_gives_other_gradients_is_refused():

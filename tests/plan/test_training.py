@@ -17,6 +17,7 @@ from fedq.plan.graph import Type, flatten
 from fedq.plan.plan import func2plan
 from fedq.plan.training import training_plan
 from fedq.plan.verify import verify
+from tests.rig import Rig
 
 ROWS, CLASSES = 6, 4
 
@@ -69,6 +70,8 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, 0.01),
     "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5),
     "adagrad": lambda p: torch.optim.Adagrad(p, 0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p, 0.5),
+    "adamax": lambda p: torch.optim.Adamax(p, 0.01),
 }
 
 
@@ -97,6 +100,26 @@ def close(a, b, exact):
     return torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A real daemon with a worker process, for all rows of this file."""
+    x, y = batch(FLAT, 64)
+    with Rig(tmp_path_factory.mktemp("served"), data={"x": x, "y": y}) as rig:
+        rig.start()
+        yield rig.device
+
+
+def check_served(device, plan, shape, *, exact=True):
+    """A fold on a real worker goes on as eager training does, from what the plan's model and optimizer have now."""
+    x, y = batch(shape, 20, seed=7)
+    carry, metrics = plan.send(device).fold(plan.carry(), [x, y], batch_size=8)
+    batches = zip(x.split(8), y.split(8), strict=True)
+    losses = [eager_step(plan.model, plan.optimizer, F.cross_entropy, *b) for b in batches]
+    assert close(metrics["loss"].get(timeout_s=60), torch.stack(losses), exact)
+    after = fq.gather(flatten(carry), timeout_s=60)
+    assert all(close(a, b, exact) for a, b in zip(after, flatten(plan.carry()), strict=True))
+
+
 def check(model, optimizer, shape, loss=F.cross_entropy, *, exact=True, rows=(4, 6, 3)):
     plan = training_plan(model, loss, optimizer, *batch(shape, ROWS))
     verify(plan.graph)
@@ -111,13 +134,14 @@ def check(model, optimizer, shape, loss=F.cross_entropy, *, exact=True, rows=(4,
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_of_each_model_is_eagers_at_other_batch_sizes(name):
+def test_a_step_of_each_model_is_eagers_at_other_batch_sizes_and_on_a_real_worker(served, name):
     model, optimizer, shape = made(name)
     plan, carry = check(model, optimizer, shape, exact=name not in ("lstm", "gru"))
+    check_served(served, plan, shape, exact=name in ("mlp", "embedding"))
     if name in BATCHES_OF_ONE:
         assert len(plan.graph.variants) == BATCHES_OF_ONE[name]
         x, y = batch(shape, 1)
-        carry, _ = plan.compiled()(carry, x, y)
+        carry, _ = plan.compiled()(plan.carry(), x, y)
         eager_step(model, optimizer, F.cross_entropy, x, y)
         now = plan.carry()["params"]
         assert all(torch.allclose(now[name], value, atol=1e-6) for name, value in carry["params"].items())
@@ -128,8 +152,10 @@ BATCHES_OF_ONE = {"mlp": 0, "cnn": 0, "embedding": 0, "transformer": 1, "lstm": 
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_of_each_optimizer_is_eagers_from_the_first_on(name):
-    check(*made("mlp", name))
+def test_a_step_of_each_optimizer_is_eagers_from_the_first_on_and_on_a_real_worker(served, name):
+    model, optimizer, shape = made("mlp", name)
+    plan, _ = check(model, optimizer, shape)
+    check_served(served, plan, shape)
 
 
 def test_a_regression_is_learned_too():
@@ -256,8 +282,11 @@ def test_a_plan_names_no_profiler_and_nothing_uninitialised():
 # -- on devices
 
 
-@pytest.fixture
-def worker(tmp_path):
+@pytest.fixture(params=["in this process", "served"])
+def worker(request, tmp_path):
+    if request.param == "served":
+        yield request.getfixturevalue("served")
+        return
     x, y = batch(FLAT, 64)
     made = fq.VirtualWorker("device_1", {"x": x, "y": y}, root=tmp_path)
     yield made
