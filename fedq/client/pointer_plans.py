@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedq.client.pointers import PointerTensor, PointerTensors, raw_tensor
-from fedq.errors import UsageError
+from fedq.errors import SpecMismatch, UsageError
 from fedq.plan import fold, params, ranges, spec
 from fedq.plan.codec import RawTensor
 from fedq.plan.fold import Loop
@@ -93,17 +93,18 @@ class PointerPlan:
 
     def _with_given(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """A call's arguments, with all of ``given`` if the plan takes it; UsageError if the plan's origin changed."""
-        if self.origin is None:
+        if self.origin is not None:
+            self.origin.check_unchanged()
+        at, tree = next(((i, p.tree) for i, p in enumerate(self.graph.params) if p.name == "given"), (0, None))
+        if not isinstance(tree, dict):
             return args, named
-        self.origin.check_unchanged()
-        names = [p.name for p in self.graph.params]
-        if "given" not in names:
+        some = args[at] if at < len(args) else named.get("given")
+        if self.origin is None and some is None:
+            keys = ", ".join(map(repr, tree))
+            raise SpecMismatch(f"the plan is given {keys} with each call", hint="given={name: value, ...}")
+        if self.origin is None or not isinstance(some, Mapping | None):
             return args, named
-        at = names.index("given")
-        some = args[at] if at < len(args) else named.get("given", {})
-        if not isinstance(some, Mapping):
-            return args, named
-        return args[:at], {**named, "given": self.origin.filled(some)}
+        return args[:at], {**named, "given": self.origin.filled(some or {})}
 
     def run(self, args: Sequence[Any], *, release: bool = False) -> list[PointerTensor]:
         """Replay it there on flat inputs; the results, flat. ``release``: ask for each of them in the same message."""

@@ -9,6 +9,8 @@ from torch import nn
 
 import fedq as fq
 from fedq.errors import CannotRecord, SpecMismatch, UsageError
+from fedq.plan import params
+from fedq.plan.graph import flatten
 from fedq.plan.tensors import to_raw
 from tests.rig import Rig
 
@@ -40,8 +42,8 @@ def got(structure):
     return {name: p.get(timeout_s=60) for name, p in structure.items()}
 
 
-def same(params, model):
-    return all(torch.equal(params[name], p) for name, p in model.named_parameters())
+def same(trained, model):
+    return all(torch.equal(trained[name], p) for name, p in model.named_parameters())
 
 
 def eager(model, optimizer, loss, x, y):
@@ -248,6 +250,26 @@ def test_what_is_given_to_a_fold_is_told_by_its_path(served):
     assert "'lr', 'momentum'" in caught.value.hint
     with pytest.raises(SpecMismatch, match=r"given\.lr: f64\[\] expected, f32\[2\] given"):
         there.fold(plan.carry(), data(served.device), given={"lr": torch.ones(2)}, batch_size=8)
+
+
+def test_a_pointer_that_does_not_know_the_plan_asks_for_all_that_is_given(served):
+    plan = momentum_plan(lr=None, momentum=None)
+    plan.send(served.device)
+    there = served.device.plan(plan.id)
+    with pytest.raises(SpecMismatch, match="the plan is given 'lr', 'momentum' with each call") as caught:
+        there.fold(plan.carry(), data(served.device), batch_size=8)
+    assert "given=" in caught.value.hint
+    with pytest.raises(SpecMismatch, match="key 'momentum' is missing"):
+        there.fold(plan.carry(), data(served.device), given={"lr": 0.1}, batch_size=8)
+    _, metrics = there.fold(plan.carry(), data(served.device), given={"lr": 0.1, "momentum": 0.5}, batch_size=8)
+    assert metrics["loss"].get(timeout_s=60).shape == (3,)
+
+
+def test_a_command_line_names_what_is_given_by_either_path():
+    plan = momentum_plan(lr=None, momentum=None)
+    flat = [*flatten(plan.carry()), X, Y]
+    for named in ({"given.lr": 0.1, "given.momentum": 0.5}, {"given['momentum']": 0.5, "given['lr']": 0.1}):
+        assert params.bind_flat(plan.graph, flat, named, about=plan.about)[-2:] == [0.1, 0.5]
 
 
 # -- what changed
