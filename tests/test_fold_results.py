@@ -232,7 +232,7 @@ def test_a_training_that_was_killed_in_mid_fold_gives_the_same_bits(tmp_path):
         rig.device.flush()
         sent = [rig.device.pair.carrier.get(f"in/{name}") for name in rig.device.pair.carrier.list("in")]
         messages = [decode_message(decode(memoryview(raw))) for raw in sent]
-        ((message, number),) = [(m, i) for m in messages for i, v in enumerate(m.actions) if isinstance(v, Fold)]
+        ((message, fold),) = [(m, v) for m in messages for v in m.actions if isinstance(v, Fold)]
         rig.start()
         killed = set()
         for step in (300, 900):
@@ -246,7 +246,7 @@ def test_a_training_that_was_killed_in_mid_fold_gives_the_same_bits(tmp_path):
         losses, weight = metrics["loss"].get(timeout_s=120), carry["params"]["0.weight"].get(timeout_s=60)
     inputs = [*flatten(plan.carry()), x, y]
     loop = Loop(len(inputs) - 2, 2, Batches(2, shuffle=True))
-    expected = in_worker(plan, inputs, loop, seed=derive_seed(message.seed, number))
+    expected = in_worker(plan, inputs, loop, seed=derive_seed(message.seed, fold.results[0]))
     assert torch.equal(losses, expected[-1]) and torch.equal(weight, expected[0])
 
 
