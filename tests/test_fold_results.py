@@ -258,8 +258,9 @@ def test_labels_out_of_range_fail_at_their_step(tmp_path):
         _, metrics = plan.send(rig.device).fold(
             plan.carry(), [rig.device.find("x"), rig.device.find("y")], batch_size=4
         )
-        with pytest.raises(Failed, match=r"nll_loss.* in step 3 of 3"):
+        with pytest.raises(Failed, match=r"nll_loss.*: index out of range .*in step 3 of 3") as caught:
             metrics["loss"].get(timeout_s=60)
+    assert caught.value.fields["kind"] == "index_out_of_range" and "label" in caught.value.hint
 
 
 NORMED = "batch[0]: n >= 2 expected, n = 1 given"
