@@ -145,6 +145,13 @@ def _instead(source: str) -> str:
     return found.format(cond=_COND)
 
 
+def depends_on_values(line: str) -> CannotRecord:
+    """Python looked at a value, not at a size."""
+    source = line.source if isinstance(line, Line) else ""
+    return CannotRecord(f"{_ON_VALUES}{shown(line)}", hint=_instead(source), line=line)
+
+
+_ON_VALUES = "what happens next depends on the values of a tensor, which a plan does not see"
 DEVICES = "leave devices out: a plan runs where the data is"
 _VALUES = "keep it a tensor: a plan is recorded without data"
 

@@ -18,7 +18,7 @@ import sympy
 import torch
 
 from fedq.errors import CannotRecord
-from fedq.plan.blame import Unrecordable, shown
+from fedq.plan.blame import Unrecordable, depends_on_values, shown
 from fedq.plan.capture import Function, record
 from fedq.plan.emit import unwritten_sizes
 from fedq.plan.graph import Type, Var, flatten, show_guard
@@ -192,6 +192,9 @@ class _Prover:
             if (i, d) not in places and (i, d) not in optional:
                 hint = _TRANSFORMS if trace.transformed else _NUMBERS
                 raise _fixed(i, d, int(trace.solved[symbol]), trace.line_of(symbol), hint)
+        for guard in self.base.guards:
+            if not {s.name for s in guard.expr.free_symbols} <= set(places.values()):
+                raise depends_on_values(guard.line)
         self.guards = [g for g in self.base.guards if not self._disproved(g)]
         for guard in filter(_fixes, self.guards):
             name = next(iter(guard.expr.free_symbols)).name
