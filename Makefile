@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-more fuzz models demo bench crash powerloss faults guards clean
+.PHONY: help setup test test-more samples fuzz models demo bench crash powerloss faults guards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -24,8 +24,12 @@ test: setup ## lint, types and all tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-more: setup ## what takes longer: every model, every first call in a worker of its own
+test-more: setup samples ## what takes longer: every model, every first call in a worker of its own, PyTorch's samples
 	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal tests/test_fresh.py tests/plan/test_models.py
+
+samples: setup ## PyTorch's own samples of every op, on a worker, against eager; writes docs/samples.md
+	$(BIN)/python -m tests.plan.samples --write
+	FEDQ_SAMPLES=1 $(BIN)/python -m pytest tests/plan/test_first_call.py
 
 fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py

@@ -33,35 +33,53 @@ powers, logarithms, angles: acos acosh angle asin asinh atan atan2 atanh cos cos
   special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1 special_ndtri
   special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 special_spherical_bessel_j0 special_xlog1py
   special_zeta sqrt tan tanh xlogy arctan2 special_expit special_logit special_erf special_erfc
+  arccos arccosh arcsin arcsinh arctan arctanh mvlgamma special_digamma special_erfinv special_exp2 special_expm1
+  special_gammainc special_gammaincc special_gammaln special_i0 special_log1p special_multigammaln special_ndtr
+  special_polygamma special_psi special_round special_sinc special_xlogy special_chebyshev_polynomial_t
+  special_chebyshev_polynomial_u special_chebyshev_polynomial_v special_chebyshev_polynomial_w
+  special_hermite_polynomial_h special_hermite_polynomial_he special_laguerre_polynomial_l
+  special_legendre_polynomial_p special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u
+  special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w
 comparison and logic: bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor __and__
   __or__ __xor__ __lshift__ __rshift__ eq ge gt isfinite isinf isnan isneginf isposinf isclose le logical_and
   logical_not logical_or logical_xor lt ne where greater less greater_equal less_equal not_equal isin
+  isreal _is_all_true _is_any_true
 complex: _conj _conj_physical conj_physical complex imag real polar view_as_real view_as_complex adjoint resolve_conj
   resolve_neg _neg_view
+  conj   view_as_complex_copy view_as_real_copy
 reduction: all amax amin aminmax any argmax argmin count_nonzero logsumexp max mean median min mode nanmean nanmedian
   nansum norm prod quantile nanquantile std std_mean sum var var_mean linalg_vector_norm linalg_norm
   linalg_matrix_norm trace
+  frobenius_norm nuclear_norm special_logsumexp histogram hash_tensor norm_except_dim
 running and sorting: argsort cummax cummin cumprod cumsum diff kthvalue logcumsumexp msort sort topk searchsorted
   bucketize histc unique_consecutive
+  trapezoid trapz cumulative_trapezoid gradient segment_reduce unique_dim _unique2 renorm
 shapes: alias atleast_1d atleast_2d atleast_3d broadcast_tensors broadcast_to chunk contiguous detach diag diag_embed
   diagonal expand expand_as flatten flip fliplr flipud hsplit movedim moveaxis mT mH matrix_H narrow numpy_T permute
   pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice split
   split_with_sizes squeeze swapaxes swapdims t tensor_split tile transpose tril triu unbind unflatten unfold
   unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze view view_as _unsafe_view vsplit dsplit channel_shuffle
   unsqueeze_copy
+  alias_copy detach_copy diagonal_copy expand_copy narrow_copy permute_copy select_copy slice_copy split_copy
+  split_with_sizes_copy squeeze_copy t_copy transpose_copy unbind_copy unfold_copy view_copy diagflat sum_to_size
+  linalg_diagonal
 joining: block_diag cartesian_prod cat column_stack concat concatenate dstack hstack meshgrid row_stack stack vstack
+  pad_sequence combinations
 indexing: diagonal_scatter gather index index_add index_copy index_fill index_put index_reduce index_select masked_fill
   masked_scatter scatter scatter_add scatter_reduce select_backward select_scatter slice_backward slice_scatter take
   take_along_dim _unsafe_index _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate put
   one_hot nonzero argwhere masked_select embedding embedding_dense_backward diagonal_backward
   unfold_backward value_selecting_reduction_backward index_select_backward trace_backward masked_select_backward
   cumprod_backward gather_backward
+  nonzero_static nonzero_numpy masked_scatter_backward
 making: arange eye fill full full_like linspace logspace new_full new_ones new_zeros ones ones_like scalar_tensor
   tril_indices triu_indices zeros zeros_like hann_window hamming_window copy
+  bartlett_window blackman_window kaiser_window  vander linalg_vander
 copies and dtypes: _to_copy clone lift lift_fresh lift_fresh_copy to type_as item _local_scalar_dense
 random: bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm uniform
   exponential normal_functional dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout
   native_dropout_backward geometric log_normal cauchy
+  random
 products: addbmm addmm addmv addr baddbmm bilinear _trilinear bmm chain_matmul dot einsum inner kron
   linalg_cross linalg_multi_dot linalg_vecdot linear matmul mm mv outer tensordot vdot cross cov corrcoef
   linalg_matmul ger linear_backward
@@ -69,26 +87,33 @@ linear algebra: linalg_cholesky linalg_cholesky_ex linalg_det _linalg_det linalg
   linalg_inv linalg_inv_ex linalg_matrix_exp linalg_matrix_power linalg_pinv linalg_qr linalg_slogdet _linalg_slogdet
   linalg_solve linalg_solve_ex _linalg_solve_ex linalg_solve_triangular linalg_svd _linalg_svd linalg_svdvals
   inverse det logdet slogdet cholesky_solve matrix_power matrix_exp cholesky
+  cholesky_inverse linalg_cond linalg_eig linalg_eigvals linalg_householder_product linalg_ldl_factor
+  linalg_ldl_factor_ex  linalg_lstsq linalg_lu linalg_lu_factor linalg_lu_factor_ex linalg_lu_solve
+  linalg_matrix_rank linalg_tensorinv linalg_tensorsolve lu_solve lu_unpack _lu_with_info orgqr ormqr geqrf pinverse
+  qr svd triangular_solve
 fourier: _fft_c2c _fft_c2r _fft_r2c fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft2
   fft_irfft2 fft_fftshift fft_ifftshift fft_fftfreq fft_rfftfreq fft_hfft fft_ihfft
+  fft_hfft2 fft_hfftn fft_ihfft2 fft_ihfftn fft_irfftn fft_rfftn stft istft
 activations: _log_softmax _log_softmax_backward_data _prelu_kernel _prelu_kernel_backward _safe_softmax _softmax
   _softmax_backward_data celu elu elu_backward gelu gelu_backward glu glu_backward hardshrink hardshrink_backward
   hardsigmoid hardsigmoid_backward hardswish hardswish_backward hardtanh hardtanh_backward leaky_relu
   leaky_relu_backward log_sigmoid log_sigmoid_backward log_sigmoid_forward log_softmax logit_backward mish
   mish_backward prelu relu relu6 selu sigmoid sigmoid_backward silu silu_backward softmax softplus softplus_backward
-  softshrink softshrink_backward tanh_backward threshold threshold_backward special_softmax special_log_softmax
+  softshrink softshrink_backward tanh_backward threshold threshold_backward special_softmax special_log_softmax rrelu
 losses: binary_cross_entropy binary_cross_entropy_backward binary_cross_entropy_with_logits cosine_embedding_loss
   cosine_similarity cross_entropy_loss hinge_embedding_loss huber_loss huber_loss_backward kl_div l1_loss
   margin_ranking_loss mse_loss mse_loss_backward nll_loss nll_loss_nd
   nll_loss_forward nll_loss_backward nll_loss2d nll_loss2d_forward nll_loss2d_backward pairwise_distance
   poisson_nll_loss smooth_l1_loss smooth_l1_loss_backward soft_margin_loss soft_margin_loss_backward
-  triplet_margin_loss cdist _cdist_forward _cdist_backward _pdist_forward pdist dist
+  triplet_margin_loss multi_margin_loss multilabel_margin_loss ctc_loss cdist _cdist_forward _cdist_backward
+  _pdist_forward pdist dist
 layers: batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit_functional _native_batch_norm_legit
   native_batch_norm_backward instance_norm group_norm native_group_norm native_group_norm_backward layer_norm
   native_layer_norm native_layer_norm_backward rms_norm _fused_rms_norm conv1d conv2d conv3d conv_transpose1d
   conv_transpose2d conv_transpose3d convolution convolution_backward lstm gru rnn_tanh rnn_relu lstm_cell gru_cell
   rnn_tanh_cell rnn_relu_cell scaled_dot_product_attention _scaled_dot_product_attention_math
   _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward
+  _weight_norm _weight_norm_interface _weight_norm_interface_backward embedding_bag
 pooling, padding, images: _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d adaptive_avg_pool1d
   adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool2d_backward
   avg_pool1d avg_pool2d avg_pool2d_backward avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
@@ -97,7 +122,15 @@ pooling, padding, images: _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _ad
   replication_pad3d replication_pad1d_backward replication_pad2d_backward affine_grid_generator grid_sampler
   max_pool3d_with_indices_backward avg_pool3d_backward
   grid_sampler_2d grid_sampler_3d upsample_bilinear2d upsample_nearest1d upsample_nearest2d upsample_linear1d
-  upsample_bicubic2d col2im im2col
+  upsample_bicubic2d col2im im2col grid_sampler_2d_backward grid_sampler_3d_backward
+  upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+  _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa adaptive_max_pool3d
+  adaptive_max_pool3d_backward _adaptive_avg_pool3d_backward affine_grid_generator_backward fractional_max_pool2d
+  fractional_max_pool3d max_unpool2d max_unpool3d max_pool1d_with_indices reflection_pad3d_backward
+  replication_pad3d_backward upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward
+  upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward upsample_bicubic2d_backward
+  _upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward _upsample_nearest_exact3d_backward
+  _upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward
 """
 
 DENY = {
@@ -113,7 +146,6 @@ DENY = {
     "aten.rnn_tanh.data": "reads by lengths given as data; use aten.rnn_tanh.input",
     "aten.rnn_relu.data": "reads by lengths given as data; use aten.rnn_relu.input",
     "aten.tensor_split.tensor_indices_or_sections": "the shape of its result depends on data",
-    "aten.unique_consecutive": "the shape of its result depends on data",
     "aten.norm.names_ScalarOpt_dim": "named dimensions",
 }
 """Overloads of allowed names that are denied all the same, and why."""
@@ -129,24 +161,24 @@ WHY = {
     "from_blob": "reads memory by address",
     "record_stream": "a plan names no devices",
     "_embedding_bag": "crashes on inconsistent offsets",
-    "embedding_bag": "crashes on inconsistent offsets; use embedding and a sum",
     "_ctc_loss": "crashes on inconsistent lengths",
-    "ctc_loss": "crashes on inconsistent lengths",
     "batch_norm_update_stats": "crashes on inconsistent lengths",
     "mkldnn_rnn_layer": "crashes on inconsistent sizes; record with mkldnn off",
     "_reshape_alias": "reads memory by offset; use reshape",
     "binomial": "can run for ever on large counts",
-    "lu_unpack": "crashes on inconsistent pivots",
     "linalg_ldl_solve": "crashes on inconsistent pivots",
     "native_batch_norm": "reads beyond statistics of the wrong length; use _native_batch_norm_legit_functional",
-    "multi_margin_loss": "hands out memory that was not written to, for an empty batch",
-    "multilabel_margin_loss": "hands out memory that was not written to, for an empty batch",
-    "upsample_nearest2d_backward": "reads beyond arguments of the wrong shape",
-    "upsample_bilinear2d_backward": "reads beyond arguments of the wrong shape",
-    "_weight_norm_interface": "reads beyond a norm of the wrong length",
     "_pdist_backward": "reads beyond arguments of the wrong shape",
-    "bincount": "takes memory by the largest value in the data; use one_hot or histc",
-    "rrelu": "its random slopes can not be told from the seed alone; use leaky_relu",
+    "bincount": "takes memory by the largest value in the data; use one_hot(x, n).sum(0) or histc",
+    "range": "deprecated by torch; use arange",
+    "_chunk_cat": "crashes on some sizes; use chunk and cat",
+    "_batch_norm_with_update": "reads beyond statistics of the wrong length; use batch_norm",
+    "_batch_norm_no_update": "reads beyond statistics of the wrong length; use batch_norm",
+    "histogramdd": "it gives a list beside a tensor; use histc or histogram",
+    "_histogramdd_bin_edges": "it gives a list beside a tensor; use histc or histogram",
+    "to_sparse": "sparse tensors have no place in a plan; keep them dense",
+    "sparse": "sparse tensors have no place in a plan; keep them dense",
+    "_sparse": "sparse tensors have no place in a plan; keep them dense",
     "_record_function_enter": "profiling",
 }
 """Reasons for names outside ALLOW that people ask for: a base name, and what starts with it."""
@@ -161,8 +193,8 @@ CONTRACTS = {
         "reduction in 0 1 2", "interpolation_mode in 0 1 2", "padding_mode in 0 1 2", "normalization in 0 1 2",
         "mode in constant reflect replicate circular", "rounding_mode in trunc floor", "approximate in none tanh",
         "indexing in ij xy", "side in left right", "norm in ortho forward backward", "UPLO in L U",
-        "reduce in sum prod mean amax amin add multiply", "interpolation in linear lower higher midpoint nearest",
-        "driver in gels gelsy gelsd gelss gesvd gesvdj gesvda",
+        "reduce in sum prod mean amax amin add multiply max min",
+        "interpolation in linear lower higher midpoint nearest", "driver in gels gelsy gelsd gelss gesvd gesvdj gesvda",
     ],
     "embedding_dense_backward": ["values indices 0 num_weights"],
     "max_pool2d_with_indices_backward": _POOLED,
@@ -170,6 +202,50 @@ CONTRACTS = {
         "same grad_output indices", "values indices 0 space", "leading grad_output self 3",
     ],
     "adaptive_max_pool2d_backward": _POOLED,
+    "adaptive_max_pool3d_backward": [
+        "i64 indices", "same grad_output indices", "values indices 0 space", "leading grad_output self 3",
+        "kin grad_output self", "contiguous grad_output self indices",
+    ],
+    "_adaptive_avg_pool3d_backward": [
+        "leading grad_output self 3", "kin grad_output self", "contiguous grad_output self",
+    ],
+    "fractional_max_pool2d": ["drawn random_samples 2", "contiguous random_samples"],
+    "fractional_max_pool3d": ["drawn random_samples 3", "contiguous random_samples"],
+    **{f"{name}{n}d_backward": [f"resized grad_output {n}", "contiguous grad_output"] for name, n in (
+        ("upsample_nearest", 1), ("upsample_nearest", 2), ("upsample_nearest", 3), ("upsample_linear", 1),
+        ("upsample_bilinear", 2), ("upsample_bicubic", 2), ("upsample_trilinear", 3),
+        ("_upsample_nearest_exact", 1), ("_upsample_nearest_exact", 2), ("_upsample_nearest_exact", 3),
+    )},
+    "_upsample_bilinear2d_aa_backward": ["resized grad_output 2", "contiguous grad_output"],
+    "_upsample_bicubic2d_aa_backward": ["resized grad_output 2", "contiguous grad_output"],
+    "grid_sampler_2d_backward": ["sampled grad_output 2"],
+    "grid_sampler_3d_backward": ["sampled grad_output 3"],
+    "reflection_pad3d_backward": ["padded grad_output 3", "contiguous grad_output self"],
+    "replication_pad3d_backward": ["padded grad_output 3", "contiguous grad_output self"],
+    "_weight_norm": ["normed v g", "contiguous v g"],
+    "_weight_norm_interface": ["normed v g", "contiguous v g"],
+    "_weight_norm_interface_backward": [
+        "normed saved_v saved_g saved_norms", "same grad_w saved_v", "kin grad_w saved_v",
+        "contiguous grad_w saved_v saved_g saved_norms",
+    ],
+    "lu_solve": ["pivots LU_data LU_pivots", "contiguous LU_pivots"],
+    "linalg_lu_solve": ["pivots LU pivots", "contiguous pivots"],
+    "lu_unpack": ["pivots LU_data LU_pivots", "contiguous LU_pivots"],
+    "segment_reduce": ["unsafe in False", "reduce in sum mean max min prod", "segments", "contiguous lengths offsets"],
+    "embedding_bag": ["mode in 0 1 2", "bags", "contiguous weight indices offsets per_sample_weights"],
+    "ctc_loss": ["aligned", "contiguous targets"],
+    "multi_margin_loss": ["filled self target"],
+    "multilabel_margin_loss": ["filled self target"],
+    "rrelu": ["training in False"],
+    "hash_tensor": ["mode in 0"],
+    "aten.histogram.bin_ct": ["bins from 1 to 1048576"],
+    "histc": ["bins from 1 to 1048576"],
+    **{f"special_{name}": ["degrees n 4096"] for name in (
+        "chebyshev_polynomial_t", "chebyshev_polynomial_u", "chebyshev_polynomial_v", "chebyshev_polynomial_w",
+        "hermite_polynomial_h", "hermite_polynomial_he", "laguerre_polynomial_l", "legendre_polynomial_p",
+        "shifted_chebyshev_polynomial_t", "shifted_chebyshev_polynomial_u", "shifted_chebyshev_polynomial_v",
+        "shifted_chebyshev_polynomial_w",
+    )},
     "_adaptive_avg_pool2d_backward": [
         "leading grad_output self 2", "kin grad_output self", "contiguous grad_output self",
     ],
@@ -226,6 +302,23 @@ CONTRACTS = {
     "aten.rnn_relu.input": ["recurrent 1"],
 }  # fmt: skip
 
+DATA_SIZE = {
+    "nonzero",
+    "argwhere",
+    "nonzero_numpy",
+    "masked_select",
+    "index",
+    "_unsafe_index",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "aten.repeat_interleave.Tensor",
+    "aten.repeat_interleave.self_Tensor",
+    "one_hot",
+    "linalg_lstsq",
+}
+"""Ops whose result has a size that depends on data, in some of their forms; bases or whole names."""
+
 RANDOM = {"scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 """Ops that draw random numbers in some of their forms without torch's tag saying so."""
 
@@ -234,15 +327,17 @@ NUMBERS = {"floor_divide", "true_divide", "divide", "multiply", "subtract"}
 
 SLOW = """
 _native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training _unsafe_masked_index
-_unsafe_masked_index_put_accumulate add.Scalar addmm.dtype all.dims arange.start_step baddbmm.dtype
-bernoulli.Tensor binary_cross_entropy binary_cross_entropy_with_logits bmm.dtype conv2d.padding conv3d.padding
-conv_transpose1d conv_transpose3d.input cosine_embedding_loss cross_entropy_loss div.Scalar divide.Scalar
-floor_divide.Scalar hinge_embedding_loss huber_loss index_fill.int_Tensor kl_div l1_loss
-linalg_pinv.atol_rtol_float margin_ranking_loss mm.dtype mse_loss mul.Scalar
-multiply.Scalar narrow.Tensor nll_loss nll_loss2d nll_loss_nd norm.Scalar
-norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype randint randint.low reflection_pad3d
-rnn_relu.input rnn_relu_cell smooth_l1_loss soft_margin_loss std std_mean sub.Scalar subtract.Scalar
-to.dtype_layout triplet_margin_loss true_divide.Scalar var var_mean
+_unsafe_masked_index_put_accumulate _upsample_bicubic2d_aa.vec _upsample_bilinear2d_aa.vec _upsample_lanczos2d_aa.vec
+_upsample_nearest_exact3d.vec add.Scalar addmm.dtype all.dims arange.start_step baddbmm.dtype bernoulli.Tensor
+binary_cross_entropy binary_cross_entropy_with_logits bmm.dtype conv2d.padding conv3d.padding conv_transpose1d
+conv_transpose3d.input cosine_embedding_loss cross_entropy_loss ctc_loss.IntList ctc_loss.Tensor div.Scalar
+divide.Scalar floor_divide.Scalar hinge_embedding_loss huber_loss index_fill.int_Tensor kl_div l1_loss
+linalg_cond.p_str linalg_lstsq linalg_matrix_rank.atol_rtol_float linalg_pinv.atol_rtol_float margin_ranking_loss
+mm.dtype mse_loss mul.Scalar multi_margin_loss multilabel_margin_loss multiply.Scalar narrow.Tensor nll_loss
+nll_loss2d nll_loss_nd norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype randint
+randint.low reflection_pad3d rnn_relu.input rnn_relu_cell smooth_l1_loss soft_margin_loss std std_mean stft
+stft.center sub.Scalar subtract.Scalar to.dtype_layout triplet_margin_loss true_divide.Scalar upsample_nearest3d.vec
+upsample_trilinear3d.vec var var_mean
 """
 """Ops whose short form is another overload, or other code: tests/plan/test_kernels.py finds them."""
 
@@ -313,6 +408,7 @@ def table() -> dict[str, tuple[str, ...]]:
             tags = {str(t) for t in op.tags}
             flags = ["numbers"] if "Tag.pointwise" in tags or base in NUMBERS else []
             flags += ["random"] if "Tag.nondeterministic_seeded" in tags or base in RANDOM else []
+            flags += ["data_size"] if base in DATA_SIZE or name in DATA_SIZE else []
             rows[name] = (*made, "; ".join(contract(base, name, made[0])), " ".join(flags), fast(name, made[0]))
     missing = allow - {n.split(".")[1] for n in rows}
     missing -= {n.split(".")[1] for n in DENY}

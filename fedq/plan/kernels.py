@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedq.plan.contracts import CHECKS
+from fedq.plan.contracts import CHECKS, need
 from fedq.plan.optable import Op
 
 Kernel = Callable[..., Any]
@@ -103,10 +103,39 @@ def _dividing(overload: Kernel) -> Kernel:
     return div
 
 
+# -- ops that a worker's determinism refuses ----------------------------------------------------
+
+
+def _put(self: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+    """torch.put; where places stand twice, the last source stays."""
+    need(index.dtype == torch.int64 and index.numel() == source.numel(), "index and source differ")
+    flat = self.flatten().index_put((index.flatten(),), source.flatten(), accumulate)
+    return flat.reshape(self.shape)
+
+
+def _unpooling(dims: int) -> Kernel:
+    """torch.max_unpool2d and 3d; where places stand twice, the last value stays."""
+
+    def unpool(self: Any, indices: Any, output_size: Sequence[int], *_: Any, **__: Any) -> Any:
+        need(self.shape == indices.shape and self.dim() in (dims + 1, dims + 2), "self and indices differ")
+        need(len(output_size) == dims and indices.dtype == torch.int64, "output_size, or indices not i64")
+        need(self.numel() > 0 or 0 not in self.shape[self.dim() - dims - 1 :], "self has no elements")
+        shape = (*self.shape[:-dims], *output_size)
+        flat = self.new_zeros(shape).flatten(-dims)
+        return flat.scatter(-1, indices.flatten(-dims), self.flatten(-dims)).reshape(shape)
+
+    return unpool
+
+
 GUARDED: Mapping[str, Kernel] = {
-    f"aten.{base}.{kind}_mode": _dividing(getattr(getattr(torch.ops.aten, base), f"{kind}_mode")._op)
-    for base in ("div", "divide")
-    for kind in ("Tensor", "Scalar")
+    **{
+        f"aten.{base}.{kind}_mode": _dividing(getattr(getattr(torch.ops.aten, base), f"{kind}_mode")._op)
+        for base in ("div", "divide")
+        for kind in ("Tensor", "Scalar")
+    },
+    "aten.put": _put,
+    "aten.max_unpool2d": _unpooling(2),
+    "aten.max_unpool3d": _unpooling(3),
 }
 
 

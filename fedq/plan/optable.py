@@ -64,6 +64,7 @@ class Op:
         contract: conditions beyond kinds, each as words.
         numbers: whether a number may stand for a tensor.
         random: whether it draws from the generator.
+        data_size: whether a size of its result may depend on the values it is given.
         fast: the fastest callable that runs exactly this op: ``.add`` a tensor's method,
             ``torch.arange`` a function; ``""`` for the op itself.
     """
@@ -74,6 +75,7 @@ class Op:
     contract: tuple[tuple[str, ...], ...] = ()
     numbers: bool = False
     random: bool = False
+    data_size: bool = False
     fast: str = ""
 
 
@@ -98,6 +100,7 @@ def find(name: str) -> Op | None:
         tuple(tuple(c.split()) for c in contract.split("; ") if c),
         numbers="numbers" in flags,
         random="random" in flags,
+        data_size="data_size" in flags,
         fast=fast,
     )
 

@@ -17,13 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fedq.errors import CannotRecord
 from fedq.plan.blame import DEVICES, Line, Unrecordable, shown, user_line
 from fedq.plan.graph import Arg, Dtype, Format, Var
 from fedq.plan.recording import Call, Guard, Size, Trace, Value
+from fedq.plan.rules import RUN_AS, refuse_outright
 from fedq.plan.settle import at
 from fedq.plan.sizes import FLOAT_ORDER
 from fedq.plan.tensors import NAMES
@@ -169,6 +169,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             raise Unrecordable(f"torch's {getattr(func, '__name__', func)} has no place in a plan")
+        refuse_outright(func)
         was, self.sizes.inside_op = self.sizes.inside_op, True
         try:
             run = RUN_AS.get(func, func) if self.pre_dispatch else func
@@ -269,27 +270,6 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         return found and (found[0], *(self._size(a) if isinstance(a, _SYMS) else a for a in found[1:]))
 
 
-def _rnn(given: Any, hx: Any, params: Any, *rest: Any, **named: Any) -> Any:
-    """What a recurrent layer gives; torch's own rule would run over every time step."""
-    states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
-    layers = rest[1] if len(rest) > 1 else named["num_layers"]
-    out = given.new_empty((*given.shape[:-1], states[0].shape[-1] * (states[0].shape[0] // layers)))
-    return (out, *(given.new_empty(s.shape) for s in states))
-
-
-def _detached(func: Any) -> Any:
-    """The op on arguments without gradients: its rule for fakes picks a kernel that refuses masks with one."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
-        return func(*args, **kwargs)
-
-    return run
-
-
-RUN_AS = {getattr(torch.ops.aten, name).input: _rnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
-for _name in ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"):
-    RUN_AS[getattr(torch.ops.aten, _name).default] = _detached(getattr(torch.ops.aten, _name).default)
 _HIDDEN_WRITES = (torch.ops.aten.batch_norm, torch.ops.aten.native_batch_norm, torch.ops.aten.instance_norm)
 _HIDDEN_STATE = (
     "it writes to its state (a parameter or buffer), and a plan has outputs, never hidden writes",
@@ -335,7 +315,12 @@ _SPELLED = {
     "aten.empty.memory_format": "aten.zeros",
     "aten.empty_like": "aten.zeros_like",
     "aten.new_empty": "aten.new_zeros",
+    "aten.empty_strided": "aten.zeros",
+    "aten.empty_permuted": "aten.zeros",
+    "aten.new_empty_strided": "aten.new_zeros",
 }
+_PLACED = {"aten.empty_strided": 1, "aten.empty_permuted": 1, "aten.new_empty_strided": 2}
+"""Ops that place what they make in memory -> how many of their arguments say what it is."""
 _HESSIAN = "for torch.func.hessian(f) write torch.func.jacrev(torch.func.grad(f)); leave out the meta device"
 _STRIPPED = ("device", "layout", "pin_memory")
 
@@ -357,8 +342,7 @@ def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[str, Any, dict
     kwargs = {k: v for k, v in kwargs.items() if k not in _STRIPPED and v is not None}
     if op == "aten.empty.memory_format":
         kwargs.pop("memory_format", None)
-    if op == "aten.empty_strided":
-        raise Unrecordable("it makes an uninitialised tensor", "use torch.zeros")
+    args = args[: _PLACED.get(op, len(args))]
     return _SPELLED.get(op, op), args, kwargs
 
 

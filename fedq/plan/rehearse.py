@@ -22,6 +22,7 @@ from fedq.errors import BadFile, CannotRecord, NotAllowed, SpecMismatch
 from fedq.plan import loops, optable, replay, spec
 from fedq.plan.blame import shown
 from fedq.plan.codec import MAX_HEADER_BYTES, parse_json
+from fedq.plan.contracts import ON_VALUES
 from fedq.plan.graph import (
     About,
     Graph,
@@ -33,7 +34,7 @@ from fedq.plan.graph import (
     graph_to_json,
 )
 from fedq.plan.kernels import exact
-from fedq.plan.recorder import RUN_AS
+from fedq.plan.rules import RUN_AS
 from fedq.plan.tensors import DTYPES, type_of
 from fedq.plan.verify import Verified, verify
 
@@ -151,7 +152,7 @@ def _kernels(graph: Graph) -> Mapping[str, Callable[..., Any]]:
         op = optable.find(name)
         if name in named:
             found[name] = named[name]
-        elif op is not None and any(words[0] == "values" for words in op.contract):
+        elif op is not None and any(words[0] in ON_VALUES for words in op.contract):
             found[name] = exact(op)
     return found
 

@@ -275,6 +275,8 @@ class _Writer:
         name = method(op)
         if op.name in self.kernels:
             return f"{self.constant(self.kernels[op.name])}({', '.join(args)})"
+        if any(isinstance(a, Format) for a in action.args):  # methods take a memory format by name only
+            op, name = dataclasses.replace(op, fast=""), None
         if not all(keyword[k].keyword for k in named) or (name and not self.is_tensor(action.args[0])):
             op, name = dataclasses.replace(op, fast=""), None
         if name:

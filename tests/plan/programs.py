@@ -252,6 +252,115 @@ def programs():
     return made
 
 
+def direct():
+    """(op, args, kwargs): calls that programs make of ops which recording for autograd takes apart."""
+    torch.manual_seed(0)
+    a, i, image3 = floats(), index(), torch.linspace(-1.0, 1.0, 256).view(2, 2, 4, 4, 4)
+    m = a @ a.T + 30 * torch.eye(4)
+    lu, pivots, _ = torch.linalg.lu_factor_ex(m)
+    wide, wide_pivots, _ = torch.linalg.lu_factor_ex(a)
+    picture = image3[:, :, 0]
+    pooled, at = torch.nn.functional.max_pool2d(picture, 2, return_indices=True)
+    pooled3, at3 = torch.nn.functional.max_pool3d(image3, 2, return_indices=True)
+    most3, where3 = torch.nn.functional.adaptive_max_pool3d(image3, 2, return_indices=True)
+    norms = a.norm(dim=1, keepdim=True)
+    probs, words = torch.randn(6, 2, 5).log_softmax(-1), torch.tensor([[1, 2, 3], [4, 3, 2]])
+    qr, tau = torch.geqrf(a.T.contiguous())
+    wave, window = torch.linspace(-1.0, 1.0, 64), torch.hann_window(8)
+    calls = [
+        (f"{p}_polynomial_{q}{o}", (x, n), {})
+        for p in ("chebyshev", "shifted_chebyshev")
+        for q in "tuvw"
+        for o, x, n in (("", a, i.expand(8, 4).T.float()), (".n_scalar", a, 3), (".x_scalar", 0.5, a))
+    ]
+    calls += [
+        (f"{p}{o}", (x, n), {})
+        for p in ("hermite_polynomial_h", "hermite_polynomial_he", "laguerre_polynomial_l", "legendre_polynomial_p")
+        for o, x, n in (("", a, i.expand(8, 4).T.float()), (".n_scalar", a, 3), (".x_scalar", 0.5, a))
+    ]
+    calls = [(f"special_{name}", args, named) for name, args, named in calls]
+    calls += [
+        ("lu_solve", (a, lu, pivots), {}), ("linalg_lu_solve", (lu, pivots, a), {}), ("lu_unpack", (lu, pivots), {}),
+        ("linalg_lu_solve", (lu.expand(3, 4, 4), pivots.expand(3, 4), a), {"adjoint": True}),
+        ("lu_unpack", (wide, wide_pivots), {}), ("linalg_lu", (a,), {}), ("linalg_lu_factor", (a,), {}),
+        ("linalg_lu_factor_ex", (m,), {}), ("linalg_ldl_factor", (m,), {}), ("linalg_ldl_factor_ex", (m,), {}),
+        ("_lu_with_info", (m,), {}), ("geqrf", (a,), {}), ("orgqr", (qr, tau), {}), ("ormqr", (qr, tau, a.T), {}),
+        ("linalg_householder_product", (qr, tau), {}), ("triangular_solve", (a, m), {}), ("svd", (a,), {}),
+        ("qr", (a,), {}), ("pinverse", (a,), {}), ("cholesky_inverse", (m,), {}), ("linalg_eig", (m,), {}),
+        ("linalg_eigvals", (m,), {}), ("linalg_lstsq", (m, a), {}), ("linalg_lstsq", (a.T, a.T), {"driver": "gels"}),
+        ("linalg_matrix_rank", (m, 0.1), {}), ("linalg_matrix_rank.atol_rtol_tensor", (m,), {}), ("linalg_cond", (m,), {}),
+        ("linalg_tensorinv", (torch.eye(4).view(2, 2, 4) + 1, 2), {}), ("linalg_tensorsolve", (m, a[:, 0]), {}),
+        ("linalg_vander", (a,), {}), ("vander", (a[0],), {}), ("linalg_diagonal", (m,), {}),
+        ("max_unpool2d", (pooled, at, (4, 4)), {}), ("max_unpool3d", (pooled3, at3, (4, 4, 4), (2, 2, 2), (0, 0, 0)), {}),
+        ("max_unpool2d", (pooled[0], at[0], (5, 4)), {}), ("put", (a, i, a[0, :4]), {}), ("put", (a, i, a[0, :4], True), {}),
+        ("adaptive_max_pool3d", (image3, (2, 2, 2)), {}), ("max_pool1d_with_indices", (a[None], 2), {}),
+        ("adaptive_max_pool3d_backward", (most3, image3, where3), {}),
+        ("_adaptive_avg_pool3d_backward", (most3, image3), {}), ("affine_grid_generator_backward",
+         (torch.ones(2, 4, 4, 2), (2, 2, 4, 4), False), {}),
+        ("fractional_max_pool2d", (picture, (2, 2), (3, 3), torch.rand(2, 2, 2)), {}),
+        ("fractional_max_pool3d", (image3, (2, 2, 2), (2, 2, 2), torch.rand(2, 2, 3)), {}),
+        ("grid_sampler_2d_backward", (picture, picture, torch.rand(2, 4, 4, 2), 0, 0, False, (True, True)), {}),
+        ("grid_sampler_3d_backward", (image3, image3, torch.rand(2, 4, 4, 4, 3), 0, 0, False, (True, True)), {}),
+        ("reflection_pad3d_backward", (torch.ones(2, 2, 6, 6, 6), image3, (1, 1, 1, 1, 1, 1)), {}),
+        ("replication_pad3d_backward", (torch.ones(2, 2, 6, 6, 6), image3, (1, 1, 1, 1, 1, 1)), {}),
+        ("_weight_norm", (a, norms), {}), ("_weight_norm_interface", (a, norms), {}), ("norm_except_dim", (a,), {}),
+        ("_weight_norm_interface", (a, a.norm(dim=0, keepdim=True), 1), {}),
+        ("_weight_norm_interface_backward", (a, a, norms, norms, 0), {}),
+        ("segment_reduce", (a, "sum"), {"lengths": torch.tensor([1, 3])}),
+        ("segment_reduce", (a, "max"), {"offsets": torch.tensor([0, 1, 4])}),
+        ("segment_reduce", (a, "mean"), {"lengths": torch.tensor([[4, 4]]).expand(4, 2), "axis": 1}),
+        ("embedding_bag.padding_idx", (a, i, torch.tensor([0, 2]), False, 0, False, None, False, None), {}),
+        ("embedding_bag.padding_idx", (a, i, torch.tensor([0, 2, 4]), False, 1, False, None, True, 2), {}),
+        ("embedding_bag", (a, i, torch.tensor([0, 3]), False, 2), {}),
+        ("embedding_bag", (a, i, torch.tensor([0, 3]), False, 0, False, a[0, :4]), {}),
+        ("ctc_loss.IntList", (probs, words, (6, 5), (3, 2)), {}), ("ctc_loss.IntList", (probs, words[0], (6, 5), (1, 2), 0, 0), {}),
+        ("ctc_loss.Tensor", (probs, words, torch.tensor([6, 5]), torch.tensor([3, 2])), {}),
+        ("multi_margin_loss", (a, i), {}), ("multi_margin_loss", (a[0], i[0]), {}), ("rrelu", (a,), {}),
+        ("multilabel_margin_loss", (a, torch.cat([i, i - 1]).expand(4, 8)), {}),
+        ("histogram.bin_ct", (a, 4), {}), ("histogram.bins_tensor", (a, wave), {}), ("hash_tensor", (a,), {}),
+        ("stft.center", (wave, 8, 2, 8, window), {"return_complex": True}),
+        ("stft", (wave, 8, 2, 8, window), {"return_complex": True}),
+        ("istft", (torch.stft(wave, 8, window=window, return_complex=True), 8, None, None, window), {}), ("renorm", (a, 2, 0, 1.0), {}),
+        ("pad_sequence", ([a, a[:2]], True), {}), ("gradient.scalarint", (a,), {}), ("combinations", (a[0],), {}),
+        ("gradient.tensorarray", (a,), {"spacing": [a[0]], "dim": [1]}), ("trapezoid.x", (a, a), {}), ("trapezoid.dx", (a,), {}),
+        ("trapz.x", (a, a), {}), ("trapz.dx", (a,), {}), ("cumulative_trapezoid.x", (a, a), {}),
+        ("cumulative_trapezoid.dx", (a,), {}), ("unique_dim", (a, 0), {}), ("_unique2", (a, True, True, True), {}),
+        ("unique_consecutive", (a,), {}), ("nonzero_static", (a,), {"size": 5}), ("nonzero_numpy", (a,), {}),
+        ("masked_scatter_backward", (a, a > 0, (4, 8)), {}), ("mvlgamma", (a + 9, 2), {}), ("isreal", (a,), {}),
+        ("fft_hfftn", (a,), {}), ("fft_ihfftn", (a,), {}), ("fft_rfftn", (a,), {}), ("fft_irfftn", (a,), {}),
+        ("fft_hfft2", (a,), {}), ("fft_ihfft2", (a,), {}), ("bartlett_window", (5,), {}), ("blackman_window", (5,), {}),
+        ("kaiser_window", (5,), {}), ("random", (a,), {}), ("random.from", (a, 1, 5), {}), ("random.to", (a, 5), {}),
+        ("sum_to_size", (a, (1, 8)), {}), ("expand_copy", (a, (2, 4, 8)), {}), ("unfold_copy", (a, 1, 2, 2), {}),
+        ("split_copy.Tensor", (a, 2), {}), ("split_with_sizes_copy", (a, (1, 3)), {}), ("unbind_copy.int", (a,), {}),
+        ("view_copy", (a, (8, 4)), {}), ("diagonal_copy", (a,), {}), ("select_copy.int", (a, 0, 1), {}),
+        ("slice_copy.Tensor", (a, 0, 1, 3), {}), ("narrow_copy", (a, 0, 1, 2), {}), ("diagflat", (a,), {}),
+        ("view_as_complex_copy", (a.view(4, 4, 2),), {}), ("_is_all_true", (a > 0,), {}), ("frobenius_norm.dim", (a, (0, 1)), {}),
+        ("nuclear_norm", (a,), {}), ("special_ndtr", (a,), {}), ("squeeze_copy", (a,), {}),
+    ]  # fmt: skip
+    for size, name, planes in (
+        (3, "1d", a[None, :2, :3]),
+        (3, "2d", picture[..., :3, :3]),
+        (3, "3d", image3[..., :3, :3, :3]),
+    ):
+        n, small = int(name[0]), planes.contiguous()
+        out, sizes = (size + 1,) * n, tuple(small.shape)
+        grad = torch.linspace(-1, 1, 4**n * sizes[0] * sizes[1]).view(*sizes[:2], *out)
+        for way in ("upsample_nearest", "_upsample_nearest_exact"):
+            calls += [(f"{way}{name}", (small, out), {}), (f"{way}{name}_backward", (grad, out, sizes), {})]
+        way = {1: "linear", 2: "bilinear", 3: "trilinear"}[n]
+        calls += [(f"upsample_{way}{name}", (small, out, True), {}),
+                  (f"upsample_{way}{name}_backward", (grad, out, sizes, False), {})]  # fmt: skip
+        if n == 2:
+            calls += [
+                (f"upsample_bicubic2d{b}", (*given, True), {})
+                for b, given in (("", (small, out)), ("_backward", (grad, out, sizes)))
+            ]
+            calls += [(f"_upsample_{w}2d_aa{b}", (*given, False), {}) for w in ("bilinear", "bicubic")
+                      for b, given in (("", (small, out)), ("_backward", (grad, out, sizes)))]  # fmt: skip
+            calls += [("_upsample_lanczos2d_aa", (small, out, False), {})]
+    return [(f"aten.{name}", args, named) for name, args, named in calls]
+
+
 _ABOVE = (FUNCTIONS["indexing"], FUNCTIONS["products"])
 """Cannot be recorded below autograd: parts of them look at values."""
 
@@ -282,6 +391,7 @@ def calls():
                     with torch.no_grad():
                         Recording(graph, found).run(*inputs)
     by_op = {}
+    found += direct()
     for name, args, kwargs in found:
         kept = by_op.setdefault(name, {})
         if len(kept) < 8:

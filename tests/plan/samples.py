@@ -48,6 +48,7 @@ SAMPLES = 3
 SEED = 11
 TWENTIETH = 20
 TIMEOUT_S = 60
+LAST_BITS = "it differs in its last bits"
 UNDEFINED = ("empty", "new_empty")
 """Ops whose content nobody defines start so: only what type they give is compared."""
 
@@ -193,7 +194,7 @@ class Pool:
 def outcome(name, tensors, function, pool):
     """What comes of one sample."""
     try:
-        expected, again = (_eager(function, tensors) for _ in range(2))
+        expected = _eager(function, tensors)
     except Exception as error:
         return Outcome(EAGER, f"{type(error).__name__}")
     try:
@@ -203,14 +204,17 @@ def outcome(name, tensors, function, pool):
     kind, found = pool.call(plan, tensors)
     if kind != "ok":
         return Outcome(kind, found)
-    differs = _difference(name, expected, again, found)
+    differs = _difference(name, expected, found)
+    if differs == LAST_BITS and _varies(function, tensors, expected):
+        differs = ""
     return Outcome("wrong", differs) if differs else Outcome(HOLDS)
 
 
-def _eager(function, tensors):
+def _eager(function, tensors, offset=0):
+    tensors = [_elsewhere(t, offset) for t in tensors]  # it may write to them
     torch.manual_seed(SEED)
     with torch.no_grad():
-        given = function(*(t.clone() for t in tensors))
+        given = function(*tensors)
     return [_resolved(leaf) for leaf in flatten(_trees(given)) if leaf is not None]
 
 
@@ -225,7 +229,7 @@ def _resolved(leaf):
 
 def refusal(error):
     """How a build was refused; a fault where it names no line or cure, or says what torch said."""
-    words = str(error).partition("\n")[0]
+    words = re.sub(r":? ?\(?samples\.py:\d+\)?", "", str(error).partition("\n")[0])
     if not isinstance(error, FedqError):
         return Outcome("build broke", f"{type(error).__name__}: {words}")
     if _leaks(error):
@@ -240,29 +244,43 @@ def _leaks(error):
     cause = error.__cause__ or error.__context__
     while cause is not None and not isinstance(cause, (FedqError, Unrecordable)):
         said = str(cause).partition("\n")[0].strip()
-        if len(said) > 12 and said[:60] in str(error):
+        named = re.fullmatch(r"\w+(\.\w+)+", said)  # an op's name is no text of torch's
+        if len(said) > 12 and not named and said[:60] in str(error):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
 
 
-def _difference(name, expected, again, found):
+def _varies(function, tensors, expected):
+    """Whether eager has other last bits where its tensors lie elsewhere: LAPACK's do."""
+    runs = (_eager(function, tensors, offset) for offset in range(1, 9))
+    return any(_difference("", expected, run) == LAST_BITS for run in runs)
+
+
+def _elsewhere(tensor, offset):
+    """A copy that starts some elements after where memory is aligned."""
+    if tensor.layout != torch.strided:
+        return tensor.clone()
+    return torch.cat([tensor.new_zeros(offset), tensor.flatten()])[offset:].view(tensor.shape)
+
+
+def _difference(name, expected, found):
     """What differs between eager's values and a plan's; empty if nothing does."""
     if len(expected) != len(found):
         return f"{len(found)} results, not {len(expected)}"
-    for i, (a, b, c) in enumerate(zip(expected, again, found, strict=True)):
+    worst = ""
+    for i, (a, c) in enumerate(zip(expected, found, strict=True)):
         if _kind(a) != _kind(c):
             return f"result {i} is {_kind(c)}, not {_kind(a)}"
         if name.startswith(UNDEFINED):
             continue
         if isinstance(a, torch.Tensor):
-            if _bits(a) == _bits(b) != _bits(c):
-                return f"result {i} differs" if _far(a, c) else f"result {i} differs in its last bits"
             if _far(a, c):
                 return f"result {i} differs"
+            worst = worst or (_bits(a) != _bits(c) and LAST_BITS)
         elif a != c and a == a:
             return f"result {i} is another number"
-    return ""
+    return worst or ""
 
 
 def _kind(value):
@@ -270,10 +288,11 @@ def _kind(value):
 
 
 def _bits(tensor):
-    """Its values; any NaN is every NaN, and 0 is 0."""
+    """Its bytes; any NaN is every NaN, and -0 is 0."""
     if tensor.is_floating_point() or tensor.is_complex():
         tensor = torch.nan_to_num(tensor, nan=12345.678) if tensor.dtype.itemsize > 1 else tensor.float()
-    return bytes(to_raw(tensor + 0 if tensor.dtype != torch.bool else tensor).data)
+        tensor = tensor + 0
+    return bytes(to_raw(tensor).data)
 
 
 def _far(a, c):
@@ -301,21 +320,18 @@ def row(name, op, pool):
 
 def rows(names, *, tell=lambda row: None):
     """One Row for each name."""
-    warnings.simplefilter("ignore")
+    known, pool, made, threads = ops(), Pool(), [], torch.get_num_threads()
     torch.set_num_threads(1)
-    known, pool, made = ops(), Pool(), []
     try:
-        for name in names:
-            made.append(row(name, known[name], pool))
-            tell(made[-1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in names:
+                made.append(row(name, known[name], pool))
+                tell(made[-1])
     finally:
+        torch.set_num_threads(threads)
         pool.close()
     return made
-
-
-def chosen(every):
-    """Names of each so-manieth op."""
-    return list(ops())[::every]
 
 
 def told(names):

@@ -45,7 +45,7 @@ def test_a_dangerous_op_is_not_in_the_table(name):
 def test_no_argument_of_an_allowed_op_holds_what_a_plan_can_not():
     kinds = {p.kind.rstrip("?") for name in optable.names() for p in optable.find(name).params}
     assert kinds == {
-        "Tensor", "Tensor[]", "Tensor?[]", "Scalar", "real", "int", "int[]", "float", "float[]", "bool",
+        "Tensor", "Tensor[]", "Tensor?[]", "Scalar", "Scalar[]", "real", "int", "int[]", "float", "float[]", "bool",
         "bool[]", "str", "dtype", "format", "none",
     }  # fmt: skip
 
@@ -63,6 +63,22 @@ def test_ops_that_draw_are_marked_random():
                "aten.feature_dropout")  # fmt: skip
     assert all(optable.find(name).random for name in drawing)
     assert not optable.find("aten.add.Tensor").random
+
+
+def test_ops_whose_result_has_a_size_that_depends_on_data_are_marked():
+    flagged = {name for name in optable.names() if optable.find(name).data_size}
+    torchs = {n for n in ops.OPS if torch.Tag.dynamic_output_shape in overload(n).tags}
+    assert torchs <= flagged
+    assert flagged - torchs == {
+        "aten.index.Tensor_hacked_twin", "aten._unsafe_index.Tensor", "aten._unsafe_index.Tensor_hacked_twin",
+        "aten.nonzero_numpy", "aten.repeat_interleave.self_Tensor",
+    }  # fmt: skip
+    assert {"aten.nonzero", "aten.masked_select", "aten.index.Tensor", "aten._unique2"} <= torchs
+
+
+def overload(name):
+    _, base, *rest = name.split(".")
+    return getattr(getattr(torch.ops.aten, base), rest[0] if rest else "default")
 
 
 def test_the_table_is_what_its_script_writes():
