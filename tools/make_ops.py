@@ -151,25 +151,27 @@ DENY = {
 """Overloads of allowed names that are denied all the same, and why."""
 
 WHY = {
-    "empty": "hands out memory that was not written to, and so other people's data",
-    "resize": "hands out memory that was not written to, and so other people's data",
+    "empty": "hands out memory that was not written to, and so other people's data; use zeros",
+    "resize": "hands out memory that was not written to, and so other people's data; use zeros",
     "as_strided": "reads memory by offset; use slicing, unfold or reshape",
-    "set": "shares memory with another tensor or a storage",
+    "set": "shares memory with another tensor or a storage; use clone",
     "set_data": "shares memory with another tensor or a storage",
     "storage": "shares memory with another tensor or a storage",
-    "from_file": "opens files",
+    "from_file": "opens files; pass the tensor as an argument",
     "from_blob": "reads memory by address",
     "record_stream": "a plan names no devices",
-    "_embedding_bag": "crashes on inconsistent offsets",
-    "_ctc_loss": "crashes on inconsistent lengths",
-    "batch_norm_update_stats": "crashes on inconsistent lengths",
+    "_embedding_bag": "crashes on inconsistent offsets; use embedding and a sum",
+    "_ctc_loss": "crashes on inconsistent lengths; its gradient has no place in a plan",
+    "batch_norm_update_stats": "crashes on inconsistent lengths; use batch_norm",
     "mkldnn_rnn_layer": "crashes on inconsistent sizes; record with mkldnn off",
     "_reshape_alias": "reads memory by offset; use reshape",
-    "binomial": "can run for ever on large counts",
-    "linalg_ldl_solve": "crashes on inconsistent pivots",
+    "binomial": "can run for ever on large counts; sum bernoulli over a dimension",
+    "linalg_ldl_solve": "crashes on inconsistent pivots; use linalg.solve",
     "native_batch_norm": "reads beyond statistics of the wrong length; use _native_batch_norm_legit_functional",
-    "_pdist_backward": "reads beyond arguments of the wrong shape",
+    "_pdist_backward": "reads beyond arguments of the wrong shape; use cdist",
     "bincount": "takes memory by the largest value in the data; use one_hot(x, n).sum(0) or histc",
+    "_scaled_mm": "its floats of eight bits are for GPUs; use matmul",
+    "_scaled_grouped_mm": "its floats of eight bits are for GPUs; use matmul",
     "range": "deprecated by torch; use arange",
     "_chunk_cat": "crashes on some sizes; use chunk and cat",
     "_batch_norm_with_update": "reads beyond statistics of the wrong length; use batch_norm",
@@ -326,18 +328,18 @@ NUMBERS = {"floor_divide", "true_divide", "divide", "multiply", "subtract"}
 """Ops that take a number for a tensor although torch does not tag them pointwise."""
 
 SLOW = """
-_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training _unsafe_masked_index
-_unsafe_masked_index_put_accumulate _upsample_bicubic2d_aa.vec _upsample_bilinear2d_aa.vec _upsample_lanczos2d_aa.vec
-_upsample_nearest_exact3d.vec add.Scalar addmm.dtype all.dims arange.start_step baddbmm.dtype bernoulli.Tensor
-binary_cross_entropy binary_cross_entropy_with_logits bmm.dtype conv2d.padding conv3d.padding conv_transpose1d
-conv_transpose3d.input cosine_embedding_loss cross_entropy_loss ctc_loss.IntList ctc_loss.Tensor div.Scalar
-divide.Scalar floor_divide.Scalar hinge_embedding_loss huber_loss index_fill.int_Tensor kl_div l1_loss
-linalg_cond.p_str linalg_lstsq linalg_matrix_rank.atol_rtol_float linalg_pinv.atol_rtol_float margin_ranking_loss
-mm.dtype mse_loss mul.Scalar multi_margin_loss multilabel_margin_loss multiply.Scalar narrow.Tensor nll_loss
-nll_loss2d nll_loss_nd norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype randint
-randint.low reflection_pad3d rnn_relu.input rnn_relu_cell smooth_l1_loss soft_margin_loss std std_mean stft
-stft.center sub.Scalar subtract.Scalar to.dtype_layout triplet_margin_loss true_divide.Scalar upsample_nearest3d.vec
-upsample_trilinear3d.vec var var_mean
+_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training _unsafe_index.Tensor _unsafe_index_put
+_unsafe_masked_index _unsafe_masked_index_put_accumulate _upsample_bicubic2d_aa.vec _upsample_bilinear2d_aa.vec
+_upsample_lanczos2d_aa.vec _upsample_nearest_exact3d.vec add.Scalar addmm.dtype all.dims arange.start_step
+baddbmm.dtype bernoulli.Tensor binary_cross_entropy binary_cross_entropy_with_logits bmm.dtype conv2d.padding
+conv3d.padding conv_transpose1d conv_transpose3d.input cosine_embedding_loss cross_entropy_loss ctc_loss.IntList
+ctc_loss.Tensor div.Scalar divide.Scalar floor_divide.Scalar hinge_embedding_loss huber_loss index_fill.int_Tensor
+index_put kl_div l1_loss linalg_cond.p_str linalg_lstsq linalg_matrix_rank.atol_rtol_float linalg_pinv.atol_rtol_float
+margin_ranking_loss mm.dtype mse_loss mul.Scalar multi_margin_loss multilabel_margin_loss multiply.Scalar
+narrow.Tensor nll_loss nll_loss2d nll_loss_nd norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype
+norm.ScalarOpt_dtype randint randint.low reflection_pad3d rnn_relu.input rnn_relu_cell smooth_l1_loss soft_margin_loss
+std std_mean stft stft.center sub.Scalar subtract.Scalar to.dtype_layout triplet_margin_loss true_divide.Scalar
+upsample_nearest3d.vec upsample_trilinear3d.vec var var_mean
 """
 """Ops whose short form is another overload, or other code: tests/plan/test_kernels.py finds them."""
 

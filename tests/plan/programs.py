@@ -336,6 +336,8 @@ def direct():
         ("slice_copy.Tensor", (a, 0, 1, 3), {}), ("narrow_copy", (a, 0, 1, 2), {}), ("diagflat", (a,), {}),
         ("view_as_complex_copy", (a.view(4, 4, 2),), {}), ("_is_all_true", (a > 0,), {}), ("frobenius_norm.dim", (a, (0, 1)), {}),
         ("nuclear_norm", (a,), {}), ("special_ndtr", (a,), {}), ("squeeze_copy", (a,), {}),
+        ("_unsafe_index.Tensor", (a, [None, i]), {}),
+        ("_unsafe_index_put", (a, [None, i], a[:, :4], True), {}), ("index_put", (a, [None, i], a[:, :4]), {}),
     ]  # fmt: skip
     for size, name, planes in (
         (3, "1d", a[None, :2, :3]),

@@ -1,6 +1,6 @@
 """PyTorch's own samples of every op, recorded, run by a worker process, and compared with eager.
 
-    python -m tests.plan.samples                  # all ops; tells what each gives, and a summary
+    python -m tests.plan.samples              # all ops: what does not hold, a summary, and where docs/samples.md differs
     python -m tests.plan.samples --every 20       # a fixed twentieth
     python -m tests.plan.samples --write          # all ops, and writes docs/samples.md
     python -m tests.plan.samples diag bincount    # these
@@ -365,7 +365,8 @@ HEAD = """\
 
 `make samples` takes up to three samples of every op in PyTorch's test suite (`op_db`, on CPU, torch {torch}), makes
 their tensors the inputs of a recorded function, sends the plan to a worker process and compares with eager: equal
-to the bit where eager repeats its own bits. It writes this page; a test runs a twentieth of the ops and compares.
+to the bit where eager repeats its own bits. `python -m tests.plan.samples --write` writes this page; `make test` runs
+a twentieth of the ops and compares.
 
 | ops | |
 |---|---|
@@ -451,7 +452,9 @@ def main():
     print(*(f"  {kind}: {n}" for kind, n in counts(made).items()), sep="\n")
     if given.write:
         PAGE.write_text(page(made), "utf-8")
-    sys.exit(any(r.kind in FAULTS for r in made))
+    drifted = drift(made)
+    print(*(f"not what {PAGE.name} says: {line}" for line in drifted), sep="\n")
+    sys.exit(bool(drifted) or any(r.kind in FAULTS for r in made))
 
 
 if __name__ == "__main__":
