@@ -1,6 +1,6 @@
 """PyTorch's own samples of every op, recorded, run by a worker process, and compared with eager.
 
-    python -m tests.plan.samples              # all ops: what does not hold, a summary, and where docs/samples.md differs
+    python -m tests.plan.samples                  # all ops: what does not hold, and where docs/samples.md differs
     python -m tests.plan.samples --every 20       # a fixed twentieth
     python -m tests.plan.samples --write          # all ops, and writes docs/samples.md
     python -m tests.plan.samples diag bincount    # these
