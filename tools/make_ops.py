@@ -170,6 +170,8 @@ WHY = {
     "native_batch_norm": "reads beyond statistics of the wrong length; use _native_batch_norm_legit_functional",
     "_pdist_backward": "reads beyond arguments of the wrong shape; use cdist",
     "bincount": "takes memory by the largest value in the data; use one_hot(x, n).sum(0) or histc",
+    "rrelu_with_noise": "its random slopes can not be told from the seed alone; use leaky_relu",
+    "embedding_renorm": "it writes to the weights; normalize them first, and leave max_norm out",
     "_scaled_mm": "its floats of eight bits are for GPUs; use matmul",
     "_scaled_grouped_mm": "its floats of eight bits are for GPUs; use matmul",
     "range": "deprecated by torch; use arange",

@@ -29,6 +29,7 @@ from fedq.plan.control import Control
 from fedq.plan.graph import Tree
 from fedq.plan.recorder import Recorder, Sizes
 from fedq.plan.recording import Free, In, Trace
+from fedq.plan.rules import REWRITTEN
 from fedq.plan.statistics import SEEN
 
 
@@ -51,6 +52,8 @@ class _Watch(TorchFunctionMode):
             return self.control.call(func, args)
         if func in SEEN and not self.gradients:
             return SEEN[func](*args, **(kwargs or {}))
+        if func in REWRITTEN:
+            return REWRITTEN[func](*args, **(kwargs or {}))
         if func == _DATA:
             return args[0].detach()
         if func in _DROPOUTS and _drops_nothing(*args, **(kwargs or {})):

@@ -103,6 +103,26 @@ RUN_AS: dict[Any, Callable[..., Any]] = {
     _ATEN.histogram.bin_ct: _like(lambda a, bins=100, **_: (bins,), lambda a, bins=100, **_: (bins + 1,)),
     _ATEN.histogram.bins_tensor: _like(lambda a, bins, **_: (bins.shape[0] - 1,), lambda a, bins, **_: bins.shape),
 }
+
+
+def _fill_diagonal_(given: Any, value: Any, wrap: bool = False) -> Any:
+    """Of a matrix; torch's own takes it by offset."""
+    if given.dim() != 2 or wrap:
+        return given.fill_diagonal_(value, wrap)
+    given.diagonal().fill_(value)
+    return given
+
+
+def _polygamma_(given: Any, n: int) -> Any:
+    return given.copy_(torch.polygamma(n, given))
+
+
+REWRITTEN: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.fill_diagonal_: _fill_diagonal_,
+    torch.Tensor.polygamma_: _polygamma_,
+}
+"""Functions whose writes torch can not turn into values, in words that it can."""
+
 _COUNTS = "for integers below a fixed n, torch.nn.functional.one_hot(x, n).sum(0) counts them, or torch.histc"
 _REFUSED: dict[str, tuple[str, str]] = {
     "bincount": ("the result of torch.bincount is as long as the largest value in the data", _COUNTS),

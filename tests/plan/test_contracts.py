@@ -6,6 +6,7 @@ import torch
 from fedq.plan import optable
 from fedq.plan.contracts import Broken
 from fedq.plan.kernels import kernel
+from fedq.plan.plan import func2plan
 from tests.plan import programs
 
 A, INDEX = programs.floats(), programs.index()
@@ -61,3 +62,12 @@ def test_an_index_of_none_is_all_of_a_dimension():
         put = kernel(optable.find(name))(A.clone(), [None, INDEX[:2]], A[:, :2] * 0)
         assert put[:, INDEX[:2]].eq(0).all()
     assert kernel(optable.find("aten._unsafe_index.Tensor"))(A, [None, INDEX]).equal(A[:, INDEX])
+
+
+def test_writes_that_torch_has_by_offset_or_without_a_value_are_recorded_as_values():
+    def writes(x):
+        y = x.clone().fill_diagonal_(0.5)
+        return y.polygamma_(1)
+
+    plan = func2plan()(writes).build(A.abs() + 1)
+    assert torch.equal(plan.compiled()(A.abs() + 1), writes(A.abs() + 1))
