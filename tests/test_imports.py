@@ -23,8 +23,8 @@ LAYERS = [
 """Imports go to the same room or downward. ``fedq/__init__`` is the door: it loads all of them lazily."""
 
 PLAN_WITH_TORCH = """
-trace rehearse preflight replay kernels plan tensors training given optimizers unchanged held capture recorder recording
-settle sizes blame prove emit statistics control once loops variants nesting drawing
+trace rehearse rules contracts preflight replay kernels plan tensors training given optimizers unchanged held capture
+recorder recording settle sizes blame prove emit statistics control once loops variants nesting drawing
 """.split()
 WITH_TORCH = {
     *(f"fedq.plan.{m}" for m in PLAN_WITH_TORCH),

@@ -422,6 +422,7 @@ def on_the_page():
     held = text.partition("## Hold\n")[2].partition("##")[0].replace("\n", " ")
     table = text.partition("## Refused\n")[2].partition("##")[0]
     refused = {line[2:].split(" | ")[0].split(" (")[0]: line for line in table.splitlines() if line.startswith("| ")}
+    refused.pop("op")  # the table's head
     return set(held.replace(" ", "").split(",")), refused
 
 
