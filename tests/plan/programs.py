@@ -287,7 +287,7 @@ def direct():
         ("_lu_with_info", (m,), {}), ("geqrf", (a,), {}), ("orgqr", (qr, tau), {}), ("ormqr", (qr, tau, a.T), {}),
         ("linalg_householder_product", (qr, tau), {}), ("triangular_solve", (a, m), {}), ("svd", (a,), {}),
         ("qr", (a,), {}), ("pinverse", (a,), {}), ("cholesky_inverse", (m,), {}), ("linalg_eig", (m,), {}),
-        ("linalg_eigvals", (m,), {}),  
+        ("linalg_eigvals", (m,), {}),
         ("linalg_matrix_rank", (m, 0.1), {}), ("linalg_matrix_rank.atol_rtol_tensor", (m,), {}), ("linalg_cond", (m,), {}),
         ("linalg_tensorinv", (torch.eye(4).view(2, 2, 4) + 1, 2), {}), ("linalg_tensorsolve", (m, a[:, 0]), {}),
         ("linalg_vander", (a,), {}), ("vander", (a[0],), {}), ("linalg_diagonal", (m,), {}),
