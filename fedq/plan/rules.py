@@ -166,7 +166,7 @@ def refuse_outright(func: Any) -> None:
     found = _REFUSED.get(name) or _REFUSED.get(name.partition(".")[0])
     if found:
         raise Unrecordable(*found)
-    if func.namespace not in ("aten", "prim", "profiler") and not func.name().startswith("fedq"):
+    if func.namespace not in ("aten", "prim", "prims", "profiler"):
         raise Unrecordable(
             f"op {func.name()} is none of torch's own", "write it with ops of torch: 'fedq ops' lists them"
         )
