@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fedq.errors import CannotRecord
@@ -80,6 +81,12 @@ class Sizes(ShapeEnv):
             )
 
 
+SEEDS = (
+    "it seeds torch: a plan would repeat what it saw",
+    "draw with torch.rand and give the run a seed, or pass the number as an argument",
+)
+
+
 def _by_identity() -> WeakIdKeyDictionary:
     return WeakIdKeyDictionary()  # a strong one makes torch copy what factories return
 
@@ -115,6 +122,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive: list[Any] = []
         self.made: dict[int, tuple[Any, ...]] = {}
         self.state_memory: set[int] = set()
+        self.seeded = torch.default_generator.get_state()
 
     @property
     def trace(self) -> Trace:
@@ -190,9 +198,18 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         op, args, kwargs = _named(func, args, kwargs)
         call_args = tuple(self.arg(a) for a in args)
         call_kwargs = {k: self.arg(v) for k, v in kwargs.items()}
-        kept = func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        if draws:
+            self._check_seed()
+        kept = func._schema.is_mutable or draws
         outs = tuple(self.add(x) for x in leaves)
         self.trace.calls.append(Call(op, call_args, call_kwargs, outs, line, kept))
+
+    def _check_seed(self) -> None:
+        """That nobody seeded torch before this draw: on fakes, drawing itself changes nothing."""
+        with _disable_current_modes():
+            if not torch.equal(torch.default_generator.get_state(), self.seeded):
+                raise Unrecordable(*SEEDS)
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         if func.overloadpacket in _HIDDEN_WRITES and any(self._is_state(a) for a in args[3:5]) and args[5]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
-import torch
 
 from fedq.plan.graph import Arg, Tree, Var, flatten
 from fedq.plan.recording import Body, Call, Guard, Size, Trace, Value
 from fedq.plan.sizes import FLOAT_OPS, LETTERS, put
+from fedq.plan.tensors import same_bits
 
 Place = tuple[int, int]
 Places = Mapping[Place, str]
@@ -248,7 +248,7 @@ class _Same:
     def _same_value(self, a: int, b: int) -> bool:
         ours, theirs = self.ours.constants.get(a), self.theirs.constants.get(b)
         if ours is not None and theirs is not None:
-            return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+            return same_bits(ours, theirs)
         return self.numbers.get(a) == b
 
 

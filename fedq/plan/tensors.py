@@ -38,6 +38,13 @@ def from_raw(raw: RawTensor) -> torch.Tensor:
     return torch.frombuffer(bytearray(raw.data), dtype=DTYPES[raw.dtype]).reshape(raw.shape)
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are one value: NaN is itself, 0.0 and -0.0 are two."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bytes(to_raw(a).data) == bytes(to_raw(b).data)
+
+
 def type_of(value: torch.Tensor | bool | int | float | str) -> Type:
     """``f32[2,3]`` of a tensor, ``int=3`` of a number."""
     if isinstance(value, torch.Tensor):

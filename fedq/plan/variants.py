@@ -14,6 +14,7 @@ import torch
 
 from fedq.plan.graph import About, Graph, Type, Var, flatten, unflatten
 from fedq.plan.ir import renumbered
+from fedq.plan.tensors import same_bits
 
 MAX_VARIANTS = 4
 """Recorded for one plan: each costs as much as building it."""
@@ -68,8 +69,7 @@ def _same_outputs(a: Graph, b: Graph) -> bool:
 def _place(pool: list[torch.Tensor], constant: torch.Tensor) -> int:
     """Where an equal constant stands; adds it if there is none."""
     for i, held in enumerate(pool):
-        same = held.dtype == constant.dtype and held.shape == constant.shape
-        if same and torch.equal(held, constant):
+        if same_bits(held, constant):
             return i
     pool.append(constant)
     return len(pool) - 1

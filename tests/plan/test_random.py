@@ -105,3 +105,26 @@ def test_a_distribution_that_looks_at_its_parameters_is_refused_with_what_to_wri
     with pytest.raises(CannotRecord, match="distributions") as caught:
         func2plan([(3,)])(lambda x: Normal(x, 1.0, validate_args=True).sample())
     assert "validate_args=False" in caught.value.hint
+
+
+def test_a_draw_after_a_seed_that_is_put_back_is_refused_and_a_seed_that_nothing_draws_from_is_not():
+    def seeds_inside(x):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return x + torch.rand_like(x)
+
+    with pytest.raises(CannotRecord, match=r"it seeds torch[\s\S]*test_random.py:\d+"):
+        fq.func2plan()(seeds_inside).build(torch.ones(2))
+
+    def seeds_and_draws_later(x):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+        return x + torch.rand_like(x)
+
+    assert fq.func2plan()(seeds_and_draws_later).build(torch.ones(2)).is_built
+
+
+def test_constants_are_compared_by_their_bits():
+    plan = fq.func2plan()(lambda x: x * torch.tensor([float("nan"), -0.0, 1.0])).build(torch.ones(3))
+    got = plan.compiled()(torch.ones(3))
+    assert got.isnan().tolist() == [True, False, False] and got[1].signbit()
