@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from fedq.errors import CannotRecord, UsageError
+from fedq.plan import held as holding
 from fedq.plan.graph import Type, Var
 from fedq.plan.plan import Plan
 from fedq.plan.tensors import type_of
@@ -113,7 +114,7 @@ class TrainingPlan(Plan):
     def _own_function(self) -> tuple[Callable[..., Any], list[tuple[str, torch.Tensor]]]:
         kept = self._kept()
         return (
-            lambda held, carry, *batch: self._step(carry, batch, dict(zip(kept, held, strict=True))),
+            lambda held, carry, *batch: self._step(holding.own(carry), batch, dict(zip(kept, held, strict=True))),
             list(kept.items()),
         )
 
