@@ -24,7 +24,7 @@ LAYERS = [
 
 PLAN_WITH_TORCH = """
 trace rehearse preflight replay kernels plan tensors training held capture recorder recording settle sizes blame prove
-emit statistics control once loops variants nesting drawing
+emit statistics control once loops variants nesting drawing untouched twice
 """.split()
 WITH_TORCH = {
     *(f"fedq.plan.{m}" for m in PLAN_WITH_TORCH),

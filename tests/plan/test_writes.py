@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fedq as fq
-from fedq.errors import CannotRecord
+from fedq.errors import CannotRecord, SpecMismatch, UsageError
+from fedq.plan.graph import Type
 from fedq.plan.plan import func2plan
+from fedq.plan.spec import match
 from tests.rig import Rig
 
 X = torch.linspace(-2.0, 2.0, 12).view(3, 4)
@@ -301,7 +303,7 @@ def test_a_stateful_plan_may_be_an_attribute(device, name, outside):
     here = plan(X)
     out, new = came if plan.about.updates else (came, {})
     expected = here[0] if plan.about.updates else here
-    assert torch.allclose(out.get(timeout_s=60), expected, atol=1e-6)
+    assert torch.allclose(out.get(timeout_s=60), expected, atol=1e-5)
     assert all(torch.allclose(p.get(timeout_s=60), here[1][n], atol=1e-6) for n, p in new.items())
 
 
@@ -313,3 +315,40 @@ def test_an_example_that_requires_a_gradient_says_that_one_is_taken(device):
     plan = func2plan()(slope).build(example)
     assert torch.equal(plan.send(device)(device.find("x")).get(timeout_s=60), slope(X.clone().requires_grad_()))
     assert example.grad is None and torch.equal(func2plan()(lambda x: x * 2).build(example).compiled()(X), X * 2)
+
+
+def test_bools_are_results(device):
+    def looks(x):
+        return {"long": x.shape[0] > 2, "literal": True, "float": x.is_floating_point(), "any": (x > 0).any()}
+
+    plan = func2plan([(-1, 4)])(looks)
+    came = plan.send(device)(device.find("x"))
+    assert {k: p.get(timeout_s=60) for k, p in came.items()} == looks(X)
+    for rows in (0, 1, 2, 3, 4):
+        made, expected = plan.compiled()(X[:1].expand(rows, 4)), looks(X[:1].expand(rows, 4))
+        assert made == expected and type(made["long"]) is bool
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: func2plan()(Counting), "Counting is a class"),
+        (lambda: func2plan([(3, 4)])(nn.ReLU), "ReLU is a class"),
+        (lambda: Counting.build(X), "called on a class"),
+        (lambda: Counting.build_shapes([(3, 4)], [(3, 4)]), "called on a class"),
+    ],
+)
+def test_a_class_is_no_plan_and_the_cure_is_an_instance(build, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        build()
+    assert "(...)" in caught.value.hint or "Net()" in caught.value.hint
+
+
+def test_integers_are_told_to_be_converted():
+    with pytest.raises(CannotRecord, match="takes no integers") as caught:
+        func2plan()(lambda x: x.mean()).build(torch.arange(3))
+    assert "x.float()" in caught.value.hint
+    plan = func2plan()(lambda x: x.mean()).build(torch.ones(3))
+    with pytest.raises(SpecMismatch) as mismatch:
+        match(plan.graph, [Type("i64", (3,))], about=plan.about)
+    assert "x.float()" in mismatch.value.hint and "rebuild" not in mismatch.value.hint
