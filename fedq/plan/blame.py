@@ -120,7 +120,8 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
     if "allow_non_fake_inputs" in text or "Please convert all Tensors to FakeTensors" in text:
         return (
             "it uses a tensor from outside the function",
-            "pass it as an argument, or give func2plan state=(tensor,) and read it with state.read()",
+            "pass it as an argument, or give func2plan state=(tensor,) and read it with state.read(); "
+            "in a module: self.register_buffer(name, tensor)",
         )
     if "can only be of (<class" in text or "consists of tensor" in text:
         return (

@@ -52,6 +52,9 @@ class Outgrown(BaseException):
 def named(module: nn.Module, attributes: Collection[str] = ()) -> dict[str, torch.Tensor]:
     """Parameters, then buffers, tied ones once; then those of its attributes that are plain tensors."""
     found = attributes_of(module) if attributes else {}
+    gone = [name for name in attributes if name not in found]
+    if gone:
+        raise UsageError(f"attribute {gone[0]!r} was a tensor when the plan was built", hint="build the plan again")
     plain = {name: getattr(*found[name]) for name in attributes}
     return {**dict(module.named_parameters()), **dict(module.named_buffers()), **plain}
 

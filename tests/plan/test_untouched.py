@@ -374,3 +374,10 @@ def test_a_list_or_dict_that_was_given_may_not_be_changed(function):
     assert "dict(batch)" in caught.value.hint
     copied = func2plan()(lambda batch: pops(dict(batch))).build(batch)
     assert torch.equal(copied.compiled()(batch), torch.full((3,), 2.0))
+
+
+def test_a_check_of_what_was_built_leaves_all_as_it_was_too():
+    hooked, example = Hooked(), torch.randn(3, 4, requires_grad=True)
+    before = everything(hooked)
+    func2plan()(hooked).build(example, check=True)
+    assert everything(hooked) == before and example.grad is None

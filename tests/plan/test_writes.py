@@ -264,6 +264,9 @@ def test_a_tensor_attribute_is_state_and_one_that_is_only_written_is_none(device
     assert torch.allclose(net.send(device)(device.find("x")).get(timeout_s=60), net.fc(X), atol=1e-6)
     net.load_state({"w": torch.ones(2)})
     assert net.w.tolist() == [1, 1]
+    net.w = None
+    with pytest.raises(UsageError, match="'w' was a tensor when the plan was built"):
+        net.send(device)
 
 
 class Counting(fq.Plan):
