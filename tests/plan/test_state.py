@@ -91,7 +91,7 @@ def test_state_given_to_a_function_is_given_back_when_written_to():
 
 
 def test_a_mean_over_all_batches_is_refused_since_its_weight_is_a_count_in_a_buffer():
-    with pytest.raises(CannotRecord, match="_BatchNorm.forward reads values of its tensors"):
+    with pytest.raises(CannotRecord, match=r"_BatchNorm\.forward reads values of its tensors"):
         func2plan([(-1, 4)])(nn.BatchNorm1d(4, momentum=None))
 
 
