@@ -7,6 +7,7 @@ the user's line, in torch's own words. How steps travel: `client.pending`.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedq.client.pending import Step
 from fedq.client.pointers import PointerTensor, raw_tensor
 from fedq.errors import CannotRecord, FedqError, SpecMismatch, UsageError
-from fedq.plan.blame import Unrecordable
+from fedq.plan.blame import WRITES_TO_ARGUMENT, Unrecordable
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Graph, Type, unflatten
 from fedq.plan.tensors import DTYPES, to_raw
 from fedq.plan.trace import trace_as_is
 
 _HERE = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
+_NO_WRITES = "leave out what makes it write, such as max_norm= or training=True, or give the values to a plan"
 _VALUE_IS_THERE = "get the value with .get(), or choose with torch.where(condition, a, b)"
 
 
@@ -61,7 +64,8 @@ def apply(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any])
         UsageError: pointers of two devices; it would write to a value.
     """
     name = getattr(func, "__name__", str(func))
-    _refuse_writes(name, kwargs)
+    kwargs = _idle(name, kwargs)
+    _refuse_writes(func, name, args, kwargs)
     given: list[Any] = []
     name = name.strip("_")
     frozen = _freeze((tuple(args), kwargs), given)
@@ -87,20 +91,96 @@ def attribute(pointer: PointerTensor, name: str) -> Any:
     return apply(found.__get__, (pointer,), {})
 
 
-def _refuse_writes(name: str, kwargs: dict[str, Any]) -> None:
-    plain = name.strip("_")
-    inplace = name.startswith("__i") and plain[1:] in _INPLACE
+# -- what would write -----------------------------------------------------------------------------
+
+
+def _idle(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A dropout that drops nothing writes nothing: a model after .eval() says inplace=True still."""
+    idle = "dropout" in name and kwargs.get("training") is False
+    return {**kwargs, "inplace": False} if idle and kwargs.get("inplace") else kwargs
+
+
+def _refuse_writes(func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     if name in ("__setitem__", "__delitem__"):
         raise UsageError("a value on a device is never changed: p[...] = y", hint="write p = torch.where(mask, y, p)")
-    if inplace or (name.endswith("_") and not name.endswith("__")) or kwargs.get("out") is not None:
-        what = f"out= of {name}" if kwargs.get("out") is not None else name
-        made = plain[1:] if inplace else plain
-        raise UsageError(f"{what} would change a value, and pointers stay", hint=f"write p = torch.{made}(p, ...)")
+    what = _write(name, kwargs)
+    if what:
+        raise UsageError(f"{what} would change a value, and pointers stay", hint=_instead(name))
+    if func in _NORMS:
+        _refuse_statistics(func, args, kwargs)
 
 
-_INPLACE = (
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"
-)  # fmt: skip
+def _write(name: str, kwargs: dict[str, Any]) -> str:
+    """What of a call writes to a tensor, or an empty text."""
+    if kwargs.get("out") is not None:
+        return f"out= of {name}"
+    if kwargs.get("inplace"):
+        return f"{name} with inplace=True"
+    if name in _INPLACE:
+        return f"p {_INPLACE[name]}= q"
+    if name.endswith("_") and not name.endswith("__"):
+        return name
+    return ""
+
+
+_INPLACE = {
+    "__iadd__": "+", "__isub__": "-", "__imul__": "*", "__itruediv__": "/", "__idiv__": "/", "__ifloordiv__": "//",
+    "__imod__": "%", "__ipow__": "**", "__imatmul__": "@", "__iand__": "&", "__ior__": "|", "__ixor__": "^",
+    "__ilshift__": "<<", "__irshift__": ">>",
+}  # fmt: skip
+_FRESH = {
+    "zero_": "torch.zeros_like(p)", "fill_": "torch.full_like(p, value)", "copy_": "q, the value itself",
+    "uniform_": "torch.rand_like(p)", "normal_": "torch.randn_like(p)", "random_": "torch.randint_like(p, high)",
+    "exponential_": "-torch.rand_like(p).log()", "cauchy_": "((torch.rand_like(p) - 0.5) * torch.pi).tan()",
+    "log_normal_": "torch.randn_like(p).exp()", "polygamma_": "p.polygamma(n)",
+    "fill_diagonal_": "p.diagonal_scatter(q)", "resize_": "p.reshape(...)", "resize_as_": "p.reshape(q.shape)",
+    "set_": "q, the value itself",
+}  # fmt: skip
+
+
+def _instead(name: str) -> str:
+    """What to write for a call that writes: only functions that torch has."""
+    if name in _INPLACE:
+        return f"write p = p {_INPLACE[name]} q"
+    if name in _FRESH:
+        return f"write p = {_FRESH[name]}"
+    plain = name.strip("_")
+    for where, called in (("torch.nn.functional", torch.nn.functional), ("torch", torch)):
+        if not name.endswith("_") and callable(getattr(called, plain, None)):
+            return f"write p = {where}.{plain}(p, ...), without inplace= and out="
+    if callable(getattr(torch, plain, None)):
+        return f"write p = torch.{plain}(p, ...)"
+    if callable(getattr(torch.Tensor, plain, None)):
+        return f"write p = p.{plain}(...)"
+    return "leave it out, or make a new value of the old one"
+
+
+_NORMS = {torch.nn.functional.batch_norm: "training", torch.nn.functional.instance_norm: "use_input_stats"}
+"""Functions that write to running statistics -> the argument that says so."""
+
+
+def _refuse_statistics(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    bound = inspect.signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    if given[_NORMS[func]] and (given["running_mean"] is not None or given["running_var"] is not None):
+        _uncount()
+        raise UsageError(
+            f"{func.__name__} in training would change running statistics, which are here, by values that are not",
+            hint="call the module's .eval() first, or make a plan of it in training: its new statistics are outputs",
+        )
+
+
+def _uncount() -> None:
+    """Take back that a layer counted this batch: it does so before it asks for the function."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        layer = frame.f_locals.get("self")
+        if isinstance(layer, _BatchNorm) and frame.f_code.co_name == "forward":
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.sub_(1)
+            return
+        frame = frame.f_back
 
 
 def _one_device(name: str, pointers: Sequence[PointerTensor]) -> Any:
@@ -234,6 +314,8 @@ def _with_constants_given(graph: Graph) -> tuple[Graph, Any]:
 def _explained(call: str, error: CannotRecord, said: Exception | None) -> FedqError:
     """A refusal in torch's words, if it is about shapes; else in the recorder's."""
     cause = error.__cause__
+    if isinstance(cause, Unrecordable) and cause.message == WRITES_TO_ARGUMENT[0]:
+        return UsageError(f"{call} would change what it is given, and pointers stay", hint=_NO_WRITES)
     if error.hint is None and not isinstance(cause, Unrecordable | None):
         text = (str(said or cause).splitlines() or [""])[0]
         return SpecMismatch(f"{call}: {text}", hint="shapes and dtypes of pointers: p.shape, p.dtype")

@@ -188,7 +188,9 @@ def _operator(name: str) -> Any:
 
 
 _BOTH_SIDES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
-for _name in (*_BOTH_SIDES, *(f"r{n}" for n in _BOTH_SIDES), "lt", "le", "gt", "ge", "neg", "abs", "invert", "getitem"):
+_IN_PLACE = [f"i{n}" for n in _BOTH_SIDES if n != "matmul"]  # p @= q is p = p @ q, as with tensors
+_ONE_SIDE = ("lt", "le", "gt", "ge", "neg", "abs", "invert", "getitem")
+for _name in (*_BOTH_SIDES, *(f"r{n}" for n in _BOTH_SIDES), *_IN_PLACE, *_ONE_SIDE):
     setattr(PointerTensor, f"__{_name}__", _operator(f"__{_name}__"))
 
 

@@ -43,7 +43,7 @@ class Unrecordable(Exception):
 
 
 @cache
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
     return not filename.startswith((*_NOT_USERS, "<frozen", "<eval_with_key", "<string"))
 
 
@@ -76,7 +76,7 @@ def user_line() -> Line:
 
 
 def user_line_of(frame: FrameType | None) -> Line:
-    while frame is not None and not _is_users(frame.f_code.co_filename):
+    while frame is not None and not is_users(frame.f_code.co_filename):
         frame = None if frame.f_code.co_name == ENTRY else frame.f_back
     return Line.of(frame.f_code.co_filename, frame.f_lineno) if frame is not None else Line()
 
@@ -96,7 +96,7 @@ def cannot() -> Iterator[None]:
 
 def _where(error: BaseException) -> tuple[str, int]:
     frames = [(f.f_code.co_filename, n) for f, n in traceback.walk_tb(error.__traceback__)]
-    return next(((f, n) for f, n in reversed(frames) if _is_users(f)), ("", 0))
+    return next(((f, n) for f, n in reversed(frames) if is_users(f)), ("", 0))
 
 
 def _cure(error: Exception, source: str) -> tuple[str, str]:
@@ -105,9 +105,14 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
         return error.message, error.hint
     if isinstance(error, UnsupportedOperatorException):
         return f"{error.func} has no place in a plan", "'fedq ops' lists what has"
-    if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)):
+    if isinstance(error, DynamicOutputShapeException):
+        return f"the size of what {error.func} gives depends on the values of a tensor", _SIZED
+    if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
         if any("distributions" in f.f_code.co_filename for f, _ in traceback.walk_tb(error.__traceback__)):
             return "torch.distributions looks at the values of its parameters", "give it validate_args=False"
+        asker = _torchs_function(error)
+        if asker:
+            return reads_values(asker)
         return (
             "what happens next depends on the values of a tensor, which a plan does not see",
             _instead(source),
@@ -115,16 +120,58 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
     if "allow_non_fake_inputs" in text or "Please convert all Tensors to FakeTensors" in text:
         return (
             "it uses a tensor from outside the function",
-            "pass it as an argument, or give func2plan state=(tensor,) and read it with state.read()",
+            "pass it as an argument, or give func2plan state=(tensor,) and read it with state.read(); "
+            "in a module: self.register_buffer(name, tensor)",
         )
     if "can only be of (<class" in text or "consists of tensor" in text:
         return (
             "a branch or loop is given something that is no tensor",
             "make it a tensor, as torch.tensor(0.5) for 0.5, or use it in the function without giving it",
         )
+    if "Cannot swap" in text:
+        return OTHER_MEMORY
+    if "unhashable type: non-nested Sym" in text:
+        return "it looks up a free size in a dict, set or cache", _LOOKED_UP
+    if _NO_INTEGERS.search(text):
+        return "an op takes no integers or bools", "convert first: x.float()"
     if "not linked with support" in text or "CUDA" in text:
         return f"it asks for another device: {text.splitlines()[0]}", DEVICES
     return f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}", ""
+
+
+_LOOKED_UP = "compare it instead (cached.shape[0] != x.shape[0]), or write the number in args_shape"
+_SIZED = "use one whose result has a size that other sizes tell, such as torch.where(mask, x, 0) for x[mask]"
+_NO_INTEGERS = re.compile(r"floating point or complex|not implemented for '(Long|Int|Short|Char|Byte|Bool)'")
+
+
+def reads_values(name: str) -> tuple[str, str]:
+    """Why a function of torch that looks at values itself is refused."""
+    return (
+        f"{name} reads values of its tensors and goes on from there, which a plan can not follow",
+        "write what it computes with other functions of torch, or get the value and compute it here; "
+        "'fedq ops' lists what a plan takes",
+    )
+
+
+ASKS = frozenset(
+    getattr(torch.Tensor, name)
+    for name in ("item", "__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "is_nonzero")
+) | {torch.equal, torch.allclose, torch.is_nonzero, torch.Tensor.equal, torch.Tensor.allclose}
+"""Functions that give Python a value: it is the user who looks at it."""
+
+
+def _torchs_function(error: BaseException) -> str:
+    """The function of torch's own Python code that asked for a value, if the user's line called one."""
+    codes = [f.f_code for f, _ in traceback.walk_tb(error.__traceback__)]
+    last = max((i for i, code in enumerate(codes) if is_users(code.co_filename)), default=-1)
+    names = [code.co_qualname for code in codes[last + 1 :] if code.co_filename.startswith(_LAYERS)]
+    return next((n for n in reversed(names) if not n.startswith("Module._")), "")
+
+
+_LAYERS = tuple(
+    str(Path(torch.__file__).parent / name)
+    for name in ("nn", "optim", "functional.py", "linalg", "special", "signal", "_lobpcg.py", "_lowrank.py")
+)
 
 
 _INSTEAD = (
@@ -154,17 +201,26 @@ def depends_on_values(line: str) -> CannotRecord:
 _ON_VALUES = "what happens next depends on the values of a tensor, which a plan does not see"
 DEVICES = "leave devices out: a plan runs where the data is"
 _VALUES = "keep it a tensor: a plan is recorded without data"
+WRITES_TO_ARGUMENT = (
+    "it writes to its argument, which whoever calls it would see, and a plan does not change",
+    "make a copy first (x = x.clone()), or a new value (x = x + 1), and return it",
+)
+OTHER_MEMORY = (
+    "it puts another memory behind a tensor, which a plan can not follow",
+    "give the name another tensor (y = ..., and of a buffer self.mean = ...), or write y.copy_(...)",
+)
 
 
 WATCHED: dict[Callable[..., Any], tuple[str, str]] = {
     torch.Tensor.numpy: ("it turns a tensor into a NumPy array", _VALUES),
     torch.Tensor.__array__: ("it turns a tensor into a NumPy array", _VALUES),
     torch.Tensor.tolist: ("it turns a tensor into a list", _VALUES),
+    torch.Tensor.data.__set__: OTHER_MEMORY,  # type: ignore[attr-defined]
     torch.Tensor.data_ptr: ("it asks for a tensor's address", _VALUES),
     torch.Tensor.__repr__: ("it prints a tensor, which has no values yet", "print the result instead"),
     torch.Tensor.__format__: ("it prints a tensor, which has no values yet", "print the result instead"),
 }
-"""Calls that take a tensor's values out of the recording -> the reason and the cure."""
+"""Calls that a recording can not follow -> the reason and the cure."""
 
 
 def names_it_in_an_error(func: Callable[..., Any]) -> bool:
@@ -173,7 +229,7 @@ def names_it_in_an_error(func: Callable[..., Any]) -> bool:
     while frame is not None and frame.f_code.co_filename.endswith(("torch/_tensor.py", "torch/overrides.py")):
         frame = frame.f_back
     printed = func in (torch.Tensor.__repr__, torch.Tensor.__format__)
-    return printed and frame is not None and not _is_users(frame.f_code.co_filename)
+    return printed and frame is not None and not is_users(frame.f_code.co_filename)
 
 
 def line_of_call(again: Callable[[], Any], source: str) -> str:

@@ -12,21 +12,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from fedq.errors import CannotRecord
-from fedq.plan.blame import WATCHED, Unrecordable, cannot, names_it_in_an_error
+from fedq.plan.blame import (
+    ASKS,
+    WATCHED,
+    WRITES_TO_ARGUMENT,
+    Unrecordable,
+    cannot,
+    names_it_in_an_error,
+    reads_values,
+)
 from fedq.plan.control import Control
 from fedq.plan.graph import Tree
+from fedq.plan.held import is_own, recording
 from fedq.plan.recorder import Recorder, Sizes
 from fedq.plan.recording import Free, In, Trace
 from fedq.plan.rules import REWRITTEN
@@ -38,7 +48,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, recorder: Recorder, *, gradients: bool) -> None:
         super().__init__()
-        self.gradients, self.trace = gradients, recorder.trace
+        self.gradients, self.trace, self.recorder = gradients, recorder.trace, recorder
         self.control = Control(recorder, self, gradients=gradients)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,7 +68,25 @@ class _Watch(TorchFunctionMode):
             return args[0].detach()
         if func in _DROPOUTS and _drops_nothing(*args, **(kwargs or {})):
             return args[0]
-        return func(*args, **(kwargs or {}))
+        if func in ASKS:
+            return func(*args, **(kwargs or {}))
+        return self._call(func, args, kwargs or {})
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.recorder.read_values = False
+        try:
+            return func(*args, **kwargs)
+        except (GuardOnDataDependentSymNode, DataDependentOutputException) as error:
+            if not self.recorder.read_values:
+                raise
+            raise Unrecordable(*reads_values(_name_of(func))) from error
+
+
+def _name_of(func: Any) -> str:
+    """``torch.nn.functional.ctc_loss``."""
+    if isinstance(func, FunctionType):
+        return f"{func.__module__}.{func.__name__}"
+    return torch.overrides.resolve_name(func) or str(func)
 
 
 _DROPOUTS = (torch.dropout, torch.nn.functional.dropout)
@@ -119,8 +147,9 @@ def _record(
     for value in (*args, *held):
         recorder.add(value)
     recorder.state_memory = {t.untyped_storage()._cdata for t in held}
+    recorder.arguments = [a for a in args if isinstance(a, torch.Tensor)]
     sizes.asked.clear()
-    with cannot(), _modes(fakes, recorder, gradients=gradients):
+    with cannot(), recording(gradients=gradients), _modes(fakes, recorder, gradients=gradients):
         out, after = run(function, held, args, wanted, pre_dispatch=not gradients)
         new = _changed(held, after)
         trace.updates = tuple(new)
@@ -146,7 +175,15 @@ def _functional(function: Function, held: list[Any], args: list[Any], wanted: li
         wrap = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in (*held, *args)]
         after = [t.requires_grad_(w) for t, w in zip(wrap[: len(held)], wanted, strict=True)]
         out = call_users_function(function, after, wrap[len(held) :])
+        if any(_is_written(a) for a in wrap[len(held) :]):
+            raise Unrecordable(*WRITES_TO_ARGUMENT)
         return tree_map_only(FunctionalTensor, _synced, (out, after))
+
+
+def _is_written(argument: Any) -> bool:
+    if not isinstance(argument, FunctionalTensor) or is_own(argument):
+        return False
+    return torch._functionalize_has_data_mutation(argument.elem)  # type: ignore[attr-defined, no-any-return]
 
 
 def _changed(before: list[Any], after: list[Any]) -> dict[int, Any]:
@@ -220,7 +257,9 @@ def _fake(fakes: FakeTensorMode, sizes: Sizes, trace: Trace, number: int, given:
 def _on_cpu(fakes: FakeTensorMode, meta: torch.Tensor, context: Any, number: int) -> torch.Tensor:
     with torch.utils._python_dispatch._disable_current_modes():
         real = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype)
-    return fakes.from_tensor(real, symbolic_context=context, source=ConstantSource(f"input{number}"))
+    fake = fakes.from_tensor(real, symbolic_context=context, source=ConstantSource(f"input{number}"))
+    fake.item_memo = None  # else torch takes what lies in that memory for the value that item() gives
+    return fake
 
 
 def _number(sizes: Sizes, trace: Trace, number: int, value: Any) -> Any:
@@ -243,7 +282,7 @@ def _outputs(recorder: Recorder, out: Any) -> Tree:
             return {k: _outputs(recorder, v) for k, v in out.items()}
         case None:
             return None
-        case torch.Tensor() | torch.SymInt() | torch.SymFloat() | int() | float():
+        case torch.Tensor() | torch.SymInt() | torch.SymFloat() | torch.SymBool() | int() | float():
             return recorder.arg(out)
     raise CannotRecord(
         f"it returns a {type(out).__name__}",

@@ -194,8 +194,8 @@ class _Emitter:
                 return tuple(self._outputs(o) for o in out)
             case dict():
                 return {k: self._outputs(o) for k, o in out.items()}
-            case bool() | str():
-                raise Unrecordable(f"it returns {out!r}, which depends on nothing", "leave it out")
+            case bool():
+                return self._once("eq", (int(out), 1), "bool", "")
             case int() | float():
                 return self._once("add", (out, type(out)(0)), type(out).__name__, "")
             case None:

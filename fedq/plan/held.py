@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from fedq.errors import UsageError
 
@@ -22,17 +26,102 @@ class State:
         return list(self._held)
 
 
-def named(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, then buffers; tied ones once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+@dataclass(slots=True)
+class Attributes:
+    """Plain tensors of a module that are state.
+
+    Attributes:
+        names: whole names, such as ``encoder.table``.
+        held: whether a call with all of them came to its end.
+    """
+
+    names: tuple[str, ...] = ()
+    held: bool = False
+
+    def leave(self, names: Collection[str]) -> None:
+        self.names = tuple(name for name in self.names if name not in names)
 
 
-def call(module: nn.Module, held: list[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+class Outgrown(BaseException):
+    """A module gives a plain attribute a tensor of another type, so it is not state; not an error of the user's."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+
+def named(module: nn.Module, attributes: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Parameters, then buffers, tied ones once; then those of its attributes that are plain tensors."""
+    found = attributes_of(module) if attributes else {}
+    gone = [name for name in attributes if name not in found]
+    if gone:
+        raise UsageError(f"attribute {gone[0]!r} was a tensor when the plan was built", hint="build the plan again")
+    plain = {name: getattr(*found[name]) for name in attributes}
+    return {**dict(module.named_parameters()), **dict(module.named_buffers()), **plain}
+
+
+def attributes_of(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Attributes that are tensors, but no parameters or buffers: by their whole name, whose they are, and their own."""
+    found = {
+        f"{prefix}.{name}" if prefix else name: (part, name)
+        for prefix, part in nn.Module.named_modules(module)
+        for name, value in vars(part).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return dict(sorted(found.items()))
+
+
+def call(
+    module: nn.Module,
+    held: list[torch.Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    attributes: Collection[str] = (),
+) -> Any:
     """Call a module with these tensors for its own; those it puts in their places are put in the list."""
-    tensors = dict(zip(named(module), held, strict=True))
-    out = torch.func.functional_call(module, tensors, tuple(args), dict(kwargs), tie_weights=True)
-    held[:] = tensors.values()
+    tensors = dict(zip(named(module, attributes), held, strict=True))
+    plain = {name: tensors.pop(name) for name in attributes}
+    with _in_place(module, plain) as after:
+        out = torch.func.functional_call(module, tensors, tuple(args), dict(kwargs), tie_weights=True)
+        held[:] = [*tensors.values(), *after()]
     return out
+
+
+@contextmanager
+def _in_place(module: nn.Module, plain: Mapping[str, torch.Tensor]) -> Iterator[Callable[[], list[torch.Tensor]]]:
+    """The module with these tensors as its attributes; gives a function that says what they are now."""
+    found = attributes_of(module) if plain else {}
+    places = {name: found[name] for name in plain}
+    before = {name: getattr(*at) for name, at in places.items()}
+
+    def after() -> list[torch.Tensor]:
+        now = {name: getattr(*at) for name, at in places.items()}
+        for name, value in now.items():
+            if not _is_like(value, plain[name]):
+                raise Outgrown(module, name)
+        return list(now.values())
+
+    try:
+        for name, at in places.items():
+            setattr(*at, plain[name])
+        yield after
+    finally:
+        for name, at in places.items():
+            setattr(*at, before[name])
+
+
+def _is_like(new: Any, old: torch.Tensor) -> bool:
+    """Asked so that no size is fixed by it."""
+    if new is old:
+        return True
+    if not isinstance(new, torch.Tensor) or new.dtype != old.dtype:
+        return False
+    return tuple(map(_number, new.shape)) == tuple(map(_number, old.shape))
+
+
+def _number(size: Any) -> int | None:
+    """None for a symbol; a symbol that was found to be a number is that."""
+    expr = size.node.expr if isinstance(size, torch.SymInt) else size
+    return int(expr) if isinstance(size, int) or expr.is_number else None
 
 
 def load(held: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> None:
@@ -54,3 +143,38 @@ def load(held: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> N
     with torch.no_grad():
         for name, value in new.items():
             held[name].copy_(value)
+
+
+# -- arguments that are written to ----------------------------------------------------------------
+
+_OWN: ContextVar[list[torch.Tensor] | None] = ContextVar("own", default=None)
+_GRADIENTS: ContextVar[bool] = ContextVar("gradients", default=True)
+
+
+@contextmanager
+def recording(*, gradients: bool) -> Iterator[None]:
+    """While a function is recorded: what `own` is told holds for this recording, and whether it takes a gradient."""
+    tokens = _OWN.set([]), _GRADIENTS.set(gradients)
+    try:
+        yield
+    finally:
+        _OWN.reset(tokens[0])
+        _GRADIENTS.reset(tokens[1])
+
+
+def like(example: Any, value: Any) -> Any:
+    """The value of an argument whose example may require a gradient: then it does, where one is taken."""
+    wanted = isinstance(example, torch.Tensor) and example.requires_grad and _GRADIENTS.get()
+    return value.requires_grad_() if wanted and value.is_floating_point() else value
+
+
+def own(tree: Any) -> Any:
+    """The same structure, of which the function may write to each tensor: it gives all of them back as results."""
+    found = _OWN.get()
+    if found is not None:
+        found += [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return tree
+
+
+def is_own(argument: torch.Tensor) -> bool:
+    return any(argument is t for t in _OWN.get() or ())

@@ -55,8 +55,11 @@ class Lent:
             self.running.pop()
 
     def owns(self, plan: Plan) -> bool:
-        """Whether it is one that runs, or a part of its module: then its state was lent already."""
-        return any(plan is p or any(plan is m for m in p.parts()) for p in self.running)
+        """Whether it is one that runs, or a part of its module: then its state was lent already.
+
+        A part that is a plan of something else keeps that to itself: it is lent like any other.
+        """
+        return any(plan is p or (plan.is_module and any(plan is m for m in p.parts())) for p in self.running)
 
 
 _LENT: ContextVar[Lent | None] = ContextVar("lent", default=None)
@@ -103,3 +106,9 @@ def unique(name: str, known: Sequence[Inner]) -> str:
     """The name, with a number after it where two plans of one name are called."""
     taken = {i.name for i in known}
     return next(n for n in (name, *(f"{name}{k}" for k in range(1, len(taken) + 2))) if n not in taken)
+
+
+def runs_within(plan: Plan) -> bool:
+    """Whether it is called as a part of a plan that runs on what it was lent."""
+    lent = _LENT.get()
+    return lent is not None and lent.owns(plan)

@@ -186,7 +186,7 @@ def taken(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str
             params += (reader.param(k, v) for k, v in bound.arguments.get(name, {}).items())
         elif name in bound.arguments:
             params.append(_with_default(reader.param(name, value), value, p.default))
-        elif type(value) in (int, float):
+        elif type(value) in (int, float, bool):
             bound.arguments[name] = value
             params.append(replace(reader.param(name, value), default=value))
         else:

@@ -63,12 +63,16 @@ class Plan(nn.Module):
         built: tuple[Graph, About, tuple[torch.Tensor, ...]] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(source, type):
+            name = source.__name__
+            raise UsageError(f"{name} is a class: a plan is made of one of its instances", hint=f"write {name}(...)")
         self._source = (source,)  # in a tuple, so that a module is not registered under this name
         self._given = tuple(state)
         self._built = built
         self._fast: Callable[..., Any] | None = None
         self._as_written = False
         self._inner: tuple[nesting.Inner, ...] = ()
+        self._attributes = holding.Attributes()
         self._lent = False
 
     # -- building
@@ -89,6 +93,8 @@ class Plan(nn.Module):
         Raises:
             CannotRecord: it does what a plan cannot hold; names the line and what to write instead.
         """
+        if not isinstance(self, Plan):
+            raise _built_on_the_class()
         return self._build(*args, **kwargs)._tried(lambda: (args, kwargs), check=check)
 
     def build_shapes(self, args_shape: Shapes, *, check: bool = False) -> Plan:
@@ -97,6 +103,8 @@ class Plan(nn.Module):
         Args:
             check: as of `build`, on random numbers.
         """
+        if not isinstance(self, Plan):
+            raise _built_on_the_class()
         self._build(*(Type("f32", _shape(s)) for s in args_shape))
         return self._tried(lambda: (_random(args_shape), {}), check=check)
 
@@ -116,14 +124,16 @@ class Plan(nn.Module):
 
         With updates, ``(result, {name: new value})``, as a replay.
         """
+        from fedq.plan.untouched import Kept
+
         function, state = self._function()
-        held = [t.detach().clone().requires_grad_(t.requires_grad) for _, t in state]
-        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (tuple(args), dict(kwargs)))
+        held = [_own_copy(t) for _, t in state]
+        args, kwargs = tree_map_only(torch.Tensor, _own_copy, (tuple(args), dict(kwargs)))
         self._lent = True
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                out = function(held, *args, **kwargs)
+                out = Kept(function).around(function)(held, *args, **kwargs)
         finally:
             self._lent = False
         new = {name: t for (name, _), t in zip(state, held, strict=True)}
@@ -150,16 +160,54 @@ class Plan(nn.Module):
         return cls(program.module(check_guards=False)).build(*args, **kwargs)
 
     def _build(self, *args: Any, **kwargs: Any) -> Plan:
+        before = self._inner, self._attributes
         self._inner = ()
-        while True:
-            try:
-                return self._record(*args, **kwargs)
-            except nesting.NeedsState as needs:
-                name = nesting.unique(needs.name, self._inner)
-                self._inner = (*self._inner, nesting.Inner(needs.plan, name))
+        self._take_attributes()
+        try:
+            while not self._all_known(args, kwargs):
+                pass
+        except BaseException:
+            self._inner, self._attributes = before
+            raise
+        return self
+
+    def _all_known(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Record it with the state that is known so far: whether that was all of it, and no more."""
+        try:
+            self._record(*args, **kwargs)
+        except nesting.NeedsState as needs:
+            name = nesting.unique(needs.name, self._inner)
+            self._inner = (*self._inner, nesting.Inner(needs.plan, name))
+            if not needs.plan.is_built:
+                needs.plan._take_attributes()
+            return False
+        except holding.Outgrown as outgrown:
+            plans: list[Plan] = [self, *(inner.plan for inner in self._inner)]
+            next(p for p in plans if p._module() is outgrown.module)._attributes.leave({outgrown.name})
+            return False
+        unused = self._unused_attributes()
+        self._attributes.leave(unused)
+        return not unused
+
+    def _take_attributes(self) -> None:
+        """Plain tensors that its module has as attributes are state, too, if they turn out to be used."""
+        module = self._module()
+        self._attributes = holding.Attributes(() if module is None else tuple(holding.attributes_of(module)))
+
+    def _unused_attributes(self) -> set[str]:
+        used = {v.number for g in (self.graph, *self.graph.variants) for v in self._vars_of(g)}
+        names = [name for name, _ in self.graph.state]
+        return {name for name in self._attributes.names if len(self.graph.inputs) + names.index(name) not in used}
+
+    def _vars_of(self, graph: Graph) -> Iterator[ir.Var]:
+        """What its actions and its result need, new values of state aside."""
+        outputs = graph.outputs[0] if self.about.updates else graph.outputs
+        yield from (v for a in graph.actions for v in a.vars())
+        yield from (v for v in ir.flatten(outputs) if isinstance(v, ir.Var))
 
     def _record(self, *args: Any, **kwargs: Any) -> Plan:
         from fedq.plan.trace import trace  # brings sympy and half of torch's compiler: only to build
+        from fedq.plan.untouched import call_and_compare
 
         function, state = self._function()
         for name, tensor in state:
@@ -168,8 +216,8 @@ class Plan(nn.Module):
         asked = [_asked(name, leaf) for name, leaf in zip(taken.names, taken.leaves, strict=True)]
 
         def called(held: list[Any], *leaves: Any) -> Any:
-            args, kwargs = taken.again(leaves)
-            return function(held, *args, **kwargs)
+            args, kwargs = taken.again([holding.like(e, leaf) for e, leaf in zip(taken.leaves, leaves, strict=True)])
+            return call_and_compare(function, held, args, kwargs)
 
         self._fast, self._lent = None, True
         try:
@@ -211,13 +259,25 @@ class Plan(nn.Module):
         module = self._module()
         if module is not None:
             return (
-                lambda held, *args, **kwargs: holding.call(module, held, args, kwargs),
-                list(holding.named(module).items()),
+                lambda held, *args, **kwargs: self._call_module(module, held, args, kwargs),
+                list(holding.named(module, self._attributes.names).items()),
             )
         if self._source[0] is None:
             raise UsageError(f"plan {self.name!r} came from a file: it can not be built again")
         given = [(f"state{i}", t) for i, t in enumerate(self._given)]
         return (lambda held, *args, **kwargs: self._call(held, args, kwargs)), given
+
+    def _call_module(
+        self, module: nn.Module, held: list[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        try:
+            out = holding.call(module, held, args, kwargs, self._attributes.names)
+        except holding.Outgrown:
+            if self._attributes.held:  # so it is these inputs
+                raise CannotRecord("it changes the shape or dtype of its state") from None
+            raise
+        self._attributes.held = True
+        return out
 
     def _call(self, held: Sequence[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the function, with its state as its last argument."""
@@ -229,6 +289,11 @@ class Plan(nn.Module):
         if last.kind in (last.POSITIONAL_OR_KEYWORD, last.KEYWORD_ONLY):
             return source(*args, **kwargs, **{last.name: State(held)})
         return source(*args, State(held), **kwargs)
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is the module itself: a class plan."""
+        return self._module() is self
 
     def _module(self) -> nn.Module | None:
         if isinstance(self._source[0], nn.Module):
@@ -355,13 +420,18 @@ class Plan(nn.Module):
         lent = nesting.lent_for(self)
         if lent is not None:
             return lent.call(self, args, kwargs)
-        if self._built is not None and self.about.updates and not self._lent and (self._source[0] or self._module()):
+        if self._writes_here() and not nesting.runs_within(self):
             return self._apart(args, kwargs)
         if self._source[0] is not None:
             return self._call(self._given, args, kwargs)
         if type(self) is not Plan:
             return super().__call__(*args, **kwargs)
         return self._replay(params.bind(self.graph, args, kwargs, about=self._need()[1]))
+
+    def _writes_here(self) -> bool:
+        """Whether calling its function would write to its state, which then it must not."""
+        own = self._source[0] is not None or self._module() is not None
+        return self._built is not None and bool(self.about.updates) and own and not self._lent
 
     def _apart(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call its function on copies of what it writes to."""
@@ -468,6 +538,16 @@ def from_file(file: PlanFile) -> Plan:
     """A plan that replays what a file holds; the file was checked, and its graph verified."""
     held = tuple(tensors.from_raw(raw) for raw in file.state.values())
     return Plan(built=(file.graph, file.about, held))
+
+
+def _built_on_the_class() -> UsageError:
+    return UsageError(
+        "build was called on a class, not on a plan made of it", hint="make one first: Net().build(...), for class Net"
+    )
+
+
+def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _check_dtype(what: str, tensor: torch.Tensor) -> None:

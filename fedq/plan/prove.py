@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from types import MappingProxyType
 from typing import Any
@@ -105,7 +105,8 @@ class _Prover:
     def run(self) -> Proved:
         least = self._least()
         dtypes = tuple(self._rows(least))
-        inputs = tuple(self._type(i, a) for i, a in enumerate(self.asked))
+        either = self._either([dtype for dtype, *_ in dtypes])
+        inputs = tuple(self._type(i, a, either) for i, a in enumerate(self.asked))
         guards = {_as_tree(g): g.line for g in self.guards}
         self.refused |= {show_guard(guard): line for guard, line in guards.items()}
         looks, none = self._looks(), dict[Place, str]()
@@ -449,9 +450,31 @@ class _Prover:
             return None
         return tuple(NAMES.get(v.dtype, "") if isinstance(v, torch.Tensor) else type(v).__name__ for v in flatten(out))
 
-    def _type(self, i: int, asked: Type) -> Type:
+    # -- which bools do not matter
+
+    def _either(self, dtypes: Sequence[str]) -> set[int]:
+        """Inputs that are bools and change nothing, whatever the others are."""
+        bools = [i for i, a in enumerate(self.asked) if isinstance(a.value, bool)]
+        free = [i for i in bools if self._is_same_with({i}, dtypes)]
+        sets = product((False, True), repeat=len(free)) if len(free) <= 3 else [(True,) * len(free)]
+        several = ({i for i, flip in zip(free, flips, strict=True) if flip} for flips in sets)
+        if len(free) > 3 or not all(self._is_same_with(flipped, dtypes) for flipped in several if len(flipped) > 1):
+            return set()
+        return set(free)
+
+    def _is_same_with(self, flipped: Collection[int], dtypes: Sequence[str]) -> bool:
+        asked, known = self.asked, {g.expr for g in self.base.asked}
+        self.asked = tuple(replace(a, value=not a.value) if i in flipped else a for i, a in enumerate(asked))
+        try:
+            others = [self._again(free=True, dtype=dtype) for dtype in ("", *dtypes)]
+        finally:
+            self.asked = asked
+        return all(not isinstance(o, str) and {g.expr for g in o.asked} <= known for o in others)
+
+    def _type(self, i: int, asked: Type, either: Collection[int]) -> Type:
         if asked.shape is None:
-            return Type(asked.dtype, None, None if (i, -1) in self.base.places else asked.value)
+            free = (i, -1) in self.base.places or i in either
+            return Type(asked.dtype, None, None if free else asked.value)
         return Type(asked.dtype, tuple(self.base.places.get((i, d), n) for d, n in enumerate(asked.shape)))
 
 

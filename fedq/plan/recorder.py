@@ -13,16 +13,17 @@ from typing import Any, cast
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv, free_unbacked_symbols
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fedq.errors import CannotRecord
-from fedq.plan.blame import DEVICES, Line, Unrecordable, shown, user_line
+from fedq.plan.blame import DEVICES, OTHER_MEMORY, WRITES_TO_ARGUMENT, Line, Unrecordable, shown, user_line
 from fedq.plan.graph import Arg, Dtype, Format, Var
+from fedq.plan.held import is_own
 from fedq.plan.recording import Call, Guard, Size, Trace, Value
 from fedq.plan.rules import RUN_AS, refuse_outright
 from fedq.plan.settle import at
@@ -123,6 +124,8 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         self.made: dict[int, tuple[Any, ...]] = {}
         self.state_memory: set[int] = set()
         self.seeded = torch.default_generator.get_state()
+        self.arguments: list[torch.Tensor] = []
+        self.read_values = False
 
     @property
     def trace(self) -> Trace:
@@ -178,10 +181,16 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(func, torch._ops.OpOverload):
             raise Unrecordable(f"torch's {getattr(func, '__name__', func)} has no place in a plan")
         refuse_outright(func)
+        self.read_values |= func in _READS
+        if func.overloadpacket in _OTHER_MEMORY:
+            raise Unrecordable(*OTHER_MEMORY)
         was, self.sizes.inside_op = self.sizes.inside_op, True
         try:
             run = RUN_AS.get(func, func) if self.pre_dispatch else func
             out = _apart(run(*args, **kwargs), func, args)
+        except (GuardOnDataDependentSymNode, DataDependentOutputException):
+            self.read_values |= not free_unbacked_symbols((args, tuple(kwargs.values())))
+            raise
         finally:
             self.sizes.inside_op = was
         leaves = list(out) if isinstance(out, (tuple, list)) else [out]
@@ -212,22 +221,33 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise Unrecordable(*SEEDS)
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        if func.overloadpacket in _HIDDEN_WRITES and any(self._is_state(a) for a in args[3:5]) and args[5]:
-            raise Unrecordable(*_HIDDEN_STATE)
+        if func.overloadpacket in _HIDDEN_WRITES and args[5]:
+            self._refuse_hidden_writes([a for a in args[3:5] if isinstance(a, torch.Tensor)])
         if not func._schema.is_mutable:
             return
         self.trace.writes = True
-        for i, spec in enumerate(func._schema.arguments):
-            value = args[i] if i < len(args) else kwargs.get(spec.name)
-            written = spec.alias_info is not None and spec.alias_info.is_write
-            values = value if isinstance(value, list) else [value]
-            if written and any(v.untyped_storage()._cdata in self.frames[-1].memory for v in values):
+        for value in _written(func, args, kwargs):
+            if _memory(value) in self.frames[-1].memory:
                 raise Unrecordable(
                     "a branch or loop writes to what it was given", "make a new value: i = i + 1, not i += 1"
                 )
+            if not self.functional and self._is_argument(value, whole=torch.Tag.inplace_view in func.tags):
+                raise Unrecordable(*WRITES_TO_ARGUMENT)
 
-    def _is_state(self, value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in self.state_memory
+    def _refuse_hidden_writes(self, statistics: list[torch.Tensor]) -> None:
+        if any(_memory(t) in self.state_memory for t in statistics):
+            raise Unrecordable(*_HIDDEN_STATE)
+        if any(self._is_argument(t) for t in statistics):
+            raise Unrecordable(*WRITES_TO_ARGUMENT)
+
+    def _is_argument(self, value: torch.Tensor, *, whole: bool = False) -> bool:
+        """Whether it is an argument, or a view of one: who calls the function would see it written.
+
+        Args:
+            whole: whether the argument itself is meant: an op such as ``t_`` turns a view of it alone.
+        """
+        given = [a for a in self.arguments if not is_own(a)]
+        return any(value is a for a in given) if whole else _memory(value) in {_memory(a) for a in given}
 
     def add(self, value: Any) -> int:
         """The number of a value that was just made."""
@@ -287,6 +307,20 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         return found and (found[0], *(self._size(a) if isinstance(a, _SYMS) else a for a in found[1:]))
 
 
+def _memory(value: torch.Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+    """The tensors that an op writes to."""
+    for i, spec in enumerate(func._schema.arguments):
+        if spec.alias_info is not None and spec.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(spec.name)
+            yield from value if isinstance(value, (list, tuple)) else [value]
+
+
+_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+_OTHER_MEMORY = (torch.ops.aten.set_, torch.ops.aten.resize_, torch.ops.aten.resize_as_, torch.ops.aten.set_data)
 _HIDDEN_WRITES = (torch.ops.aten.batch_norm, torch.ops.aten.native_batch_norm, torch.ops.aten.instance_norm)
 _HIDDEN_STATE = (
     "it writes to its state (a parameter or buffer), and a plan has outputs, never hidden writes",

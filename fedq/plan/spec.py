@@ -114,8 +114,18 @@ def _row(graph: Graph, given: Sequence[Type], about: About) -> tuple[str, ...]:
     wanted = "|".join(_admitted(graph, i))
     raise SpecMismatch(
         f"{place(about, i)}: {wanted} expected, {given[i]} given{_because(about, dtype)}",
-        hint=f"rebuild with an example of {dtype}, or convert the input",
+        hint=_other_dtype(dtype, graph.inputs[i].dtype),
     )
+
+
+def _other_dtype(given: str, built: str) -> str:
+    if _is_float(built) and not _is_float(given):
+        return "convert the input: x.float()"
+    return f"rebuild with an example of {given}, or convert the input"
+
+
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("f", "bf", "c"))
 
 
 def _admitted(graph: Graph, i: int) -> list[str]:
@@ -136,6 +146,9 @@ _AS_BUILT = "give it with the shape it was built with, or build another plan wit
 
 def _rebuild(graph: Graph, given: Sequence[Type]) -> str:
     """A hint that would admit what was given: -1 where sizes differ from the expected ones."""
+    fixed = next((w for w, g in zip(graph.inputs, given, strict=True) if w.value not in (None, g.value)), None)
+    if fixed is not None:
+        return f"the plan was built with {fixed.value!r} there: build another plan for the other value"
     shapes = []
     for want, got in zip(graph.inputs, given, strict=True):
         if want.shape is None or got.shape is None:

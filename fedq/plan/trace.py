@@ -22,6 +22,8 @@ from fedq.plan.prove import Proved, prove
 from fedq.plan.recording import In
 from fedq.plan.rehearse import rehearse
 from fedq.plan.settle import settle
+from fedq.plan.twice import refuse_memory
+from fedq.plan.untouched import Kept
 
 Traced = tuple[Graph, About, tuple[torch.Tensor, ...]]
 
@@ -52,8 +54,11 @@ def trace(
     """
     tensors = [tensor for _, tensor in state]
     names = [n for n, _ in state]
+    as_it_is, kept = function, Kept(function)
+    function = kept.around(as_it_is)
     with _seeds_untouched(lambda: prove(function, asked, tensors)):
         proved = prove(function, asked, tensors, as_written=as_written)
+        refuse_memory(as_it_is, kept, asked, proved.inputs, tensors)
         first, examples = _graph(proved, names, name, params), [proved.example]
         others: list[Traced] = []
         waiting = deque([(first[0], asked)])

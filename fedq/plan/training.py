@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from fedq.errors import CannotRecord, UsageError
 from fedq.plan import given as giving
+from fedq.plan import held as holding
 from fedq.plan import optimizers, ranges, unchanged
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, Var
@@ -228,7 +229,7 @@ class TrainingPlan(Plan):
         kept = self._kept()
 
         def step(held: Sequence[torch.Tensor], carry: Carry, *batch: torch.Tensor, given: Any = None) -> Any:
-            return self._step(carry, batch, dict(zip(kept, held, strict=True)), given)
+            return self._step(holding.own(carry), batch, dict(zip(kept, held, strict=True)), given)
 
         return step, list(kept.items())
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
+import operator
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import fedq as fq
 from fedq.client.pending import Pending, Step
@@ -178,8 +181,20 @@ REFUSED = {
     "in place": (lambda x, y: x.add_(1), UsageError, "add_ would change a value"),
     "in place, a local tensor": (lambda x, y: torch.ones(2).mul_(x), UsageError, "mul_ would change"),
     "out=": (lambda x, y: torch.add(x, y, out=torch.ones(2)), UsageError, "out= of add"),
+    "added in place": (lambda x, y: operator.iadd(x, y), UsageError, r"p \+= q would change"),
     "an item set": (lambda x, y: x.__setitem__(0, 1.0), UsageError, "never changed"),
     "what no plan may hold": (lambda x, y: torch.as_strided(x, (1,), (1,)), CannotRecord, "aten.as_strided"),
+    "statistics": (lambda x, y: torch.nn.BatchNorm1d(1)(x[:, None]), UsageError, "batch_norm in training would change"),
+    "a renormed table": (
+        lambda x, y: torch.nn.functional.embedding(torch.tensor([0]), x[:, None], max_norm=1.0),
+        UsageError,
+        r"embedding\(.*\) would change what it is given",
+    ),
+    "statistics given by hand": (
+        lambda x, y: torch.batch_norm(x[:, None], None, None, torch.zeros(1), torch.ones(1), True, 0.1, 0.1, False),
+        UsageError,
+        r"batch_norm\(.*\) would change what it is given",
+    ),
     "a text": (lambda x, y: x.add("text"), SpecMismatch, "add.*must be Tensor, not str"),
 }  # fmt: skip
 
@@ -191,6 +206,50 @@ def test_what_can_not_be_done_is_refused_at_once_with_what_to_do(device, x, y, n
         do(x, y)
     assert caught.value.hint
     assert sent(device) == []
+
+
+INPLACE = sorted(
+    name
+    for name, f in vars(F).items()
+    if inspect.isfunction(f) and not name.startswith("_") and "inplace" in inspect.signature(f).parameters
+)
+
+
+@pytest.mark.parametrize("name", INPLACE)
+def test_a_function_that_writes_to_its_argument_is_refused_and_without_that_right(device, x, name):
+    function, more = getattr(F, name), (0.5, 1.0) if name == "threshold" else ()
+    with pytest.raises(UsageError, match=f"{name} with inplace=True would change a value") as caught:
+        function(x, *more, inplace=True, **({"training": True} if "dropout" in name else {}))
+    assert f"torch.nn.functional.{name}" in caught.value.hint
+    still = {"training": False} if "dropout" in name else {}
+    shape = (1,) * (int(name[-2]) + 1) + (2,) if name.endswith("d") and name[-2].isdigit() else (2,)
+    if name != "rrelu":  # which no plan holds
+        made = function(x.reshape(shape), *more, **still)
+        assert torch.equal(made.get(20), function(X.reshape(shape), *more, **still))
+    assert torch.equal(x.copy(20), X)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(3), torch.nn.InstanceNorm1d(3, track_running_stats=True)])
+def test_a_norm_in_training_is_refused_and_its_statistics_stay_after_eval_it_is_right(device, layer):
+    m, values = device.find("m").reshape(1, 3, 2), torch.arange(6.0).reshape(1, 3, 2)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(UsageError, match="in training would change running statistics") as caught:
+        layer(m)
+    assert ".eval()" in caught.value.hint
+    assert all(torch.equal(t, before[n]) for n, t in layer.state_dict().items())
+    layer.eval()
+    assert torch.allclose(layer(m).get(20), layer(values))
+    assert all(torch.equal(t, before[n]) for n, t in layer.state_dict().items())
+
+
+def test_a_model_after_eval_may_say_inplace_where_nothing_is_written(device, x):
+    assert torch.equal(torch.nn.Dropout(inplace=True).eval()(x).get(20), X)
+
+
+def test_p_at_q_into_p_is_a_new_value_as_with_tensors(device):
+    m = square = device.send(torch.arange(4.0).reshape(2, 2))
+    square @= m
+    assert torch.equal(square.get(20), torch.tensor([[2.0, 3.0], [6.0, 11.0]])) and square is not m
 
 
 def test_no_attribute_of_no_tensor_is_made_up(x):

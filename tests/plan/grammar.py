@@ -89,6 +89,8 @@ class Writer:
             self.statement(2)
         out = self.random.choice(("{a}", "{a}", "{a}", "({a}, {b})", "{{'a': {a}, 'n': {n}}}", "[{a}, {n}]"))
         self.line(f"return {self.fill(out, 1)}")
+        if any("# writes" in line for line in self.lines) and self.random.random() < 0.8:
+            self.lines[:0] = [f"    {name} = {name}.clone()" for name in self.inputs]
         arguments = ", ".join([*self.inputs, *(["k"] if self.number else [])])
         return "\n".join([f"def f({arguments}):", *self.lines, ""])
 
@@ -152,7 +154,7 @@ class Writer:
             name = self.new()
             self.line(f"{name} = {self.random.choice(self.names)}.clone()")
             self.names.append(name)
-        self.line(self.fill(self.random.choice(WRITES), 1))
+        self.line(f"{self.fill(self.random.choice(WRITES), 1)}  # writes")
 
     def branch(self, depth: int) -> None:
         name = self.random.choice(self.names)

@@ -97,8 +97,12 @@ class Apart(TorchFunctionMode):
 
 
 def eager(function, inputs):
+    given = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
     with torch.compiler.set_stance("force_eager"), torch.no_grad(), Apart():
-        return function(*[x.clone() if isinstance(x, torch.Tensor) else x for x in inputs])
+        out = function(*given)
+    if not all(same(a, b) for a, b in zip(given, inputs, strict=True)):
+        raise Wrong("was built, though the function writes to its arguments")
+    return out
 
 
 def lines_of(graph, about, given):
@@ -166,6 +170,8 @@ def call(graph, about, constants, compiled, function, inputs, outcomes):
     kept = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
     try:
         theirs = eager(function, inputs)
+    except Wrong:
+        raise
     except Exception as error:
         theirs = error
     try:

@@ -15,6 +15,7 @@ from fedq.plan.file import decode_plan, encode_plan
 from fedq.plan.graph import Param, Type, Var, graph_from_json, graph_to_json, show
 from fedq.plan.params import bind
 from fedq.plan.plan import Plan, State, from_file, func2plan
+from fedq.plan.spec import match
 from fedq.plan.verify import verify
 from fedq.trust.keys import Key
 
@@ -216,3 +217,41 @@ def test_arguments_that_do_not_hold_each_input_once_in_order_are_not_admitted(pa
     assert graph.inputs[1] == Type("int")
     with pytest.raises(NotAllowed):
         verify(replace(graph, params=params))
+
+
+# -- bools ----------------------------------------------------------------------------------------
+
+
+def test_a_bool_that_changes_nothing_may_be_either():
+    plan = Plan(lambda x, flag: x * 2).build(torch.ones(3), True)
+    for flag in (True, False):
+        assert torch.equal(plan.compiled()(torch.ones(4), flag), torch.full((4,), 2.0))
+        match(plan.graph, [Type("f32", (3,)), Type("bool", None, flag)])
+
+
+def test_a_bool_that_was_left_out_and_changes_nothing_may_be_given():
+    def f(x, verbose=False):
+        return x + 1
+
+    plan = Plan(f).build(torch.ones(3))
+    loaded = from_file(plan.file())
+    for call in (loaded, plan.compiled()):
+        assert torch.equal(call(torch.ones(3)), call(torch.ones(3), verbose=True))
+
+
+def test_bools_that_matter_together_are_fixed():
+    plan = Plan(lambda x, a, b: x * 2 if a and b else x).build(torch.ones(3), False, False)
+    assert [t.value for t in plan.graph.inputs[1:]] == [False, False]
+
+
+def test_a_bool_that_matters_for_some_sizes_or_dtypes_is_fixed():
+    small = Plan(lambda x, flag: x * 2 if flag and x.shape[0] == 3 else x).build(torch.ones(5), False)
+    double = Plan(lambda x, flag: x * 2 if flag and x.dtype == torch.float64 else x).build(torch.ones(5), False)
+    assert small.graph.inputs[1].value is False and double.graph.inputs[1].value is False
+
+
+def test_the_other_value_of_a_bool_that_matters_needs_another_plan():
+    plan = Plan(lambda x, flag: x * 2 if flag else x).build(torch.ones(3), True)
+    with pytest.raises(SpecMismatch, match="bool=true expected, bool=false given") as caught:
+        match(plan.graph, [Type("f32", (3,)), Type("bool", None, False)])
+    assert "build another plan" in caught.value.hint and "args_shape" not in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 
@@ -234,7 +235,8 @@ def write_through_views(x):
     return y, row, turned
 
 
-def write_to_inputs(x):
+def write_to_a_copy(x):
+    x = x.clone()
     x[0] = 5
     x += 1
     return x.relu_() * 2
@@ -256,13 +258,14 @@ def write_to_parts(x):
 
 
 def write_through_dropout(x):
+    x = x.clone()
     y = F.dropout(x, 0.5, training=False).view(-1)
     x[0] = 7
     return y * 1, torch.dropout(y, p=0.0, train=True)
 
 
 @pytest.mark.parametrize(
-    "function", [write_through_views, write_to_inputs, write_with_masks, write_to_parts, write_through_dropout]
+    "function", [write_through_views, write_to_a_copy, write_with_masks, write_to_parts, write_through_dropout]
 )
 def test_writes_give_what_eager_gives_and_no_action_writes(function):
     plan = Plan(function).build_shapes([(-1, 2)])
@@ -414,8 +417,15 @@ def draws_from_random(x):
 
 
 def counts_calls(x):
-    Counter.count += 1
-    return x * Counter.count  # here
+    Counter.count += 1  # here
+    return x * Counter.count
+
+
+NUMBERS = itertools.count()
+
+
+def draws_from_a_counter(x):
+    return x * next(NUMBERS)  # here
 
 
 def reads_the_clock(x):
@@ -449,7 +459,8 @@ REFUSED = [
     (uses_a_tensor_outside, "from outside the function", "state="),
     (seeds, "seeds torch", "seed"),
     (draws_from_random, "draws from 'random'", "argument"),
-    (counts_calls, "another graph each time", "arguments"),
+    (counts_calls, "changes what the next call gives", "register_buffer"),
+    (draws_from_a_counter, "another graph each time", "arguments"),
     (reads_the_clock, "another graph each time", "arguments"),
     (picks_values, "size of a result depends on data", "torch.where"),
     (asks_for_a_gpu, "another device", "devices"),

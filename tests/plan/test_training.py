@@ -501,7 +501,7 @@ def test_a_module_that_trains_itself_gives_its_new_parameters(kind):
 
 
 def steps_by_hand(w, x, y):
-    w = wanting(w)
+    w = wanting(w.clone())
     optimizer = torch.optim.SGD([w], 0.1, momentum=0.9)
     for _ in range(2):
         optimizer.zero_grad()
