@@ -152,7 +152,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "use torch.nn.functional.batch_norm",
     ),
     "_batch_norm_with_update": (
-        "torch._batch_norm_with_update writes to its statistics",
+        "aten._batch_norm_with_update writes to its statistics",
         "use torch.nn.functional.batch_norm",
     ),
     "_chunk_cat": ("torch._chunk_cat crashes on some sizes", "use torch.chunk and torch.cat"),

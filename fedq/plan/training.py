@@ -213,7 +213,8 @@ class TrainingPlan(Plan):
     def _with_given(self, error: CannotRecord) -> CannotRecord:
         """Where torch itself asks for a value, and no line of the user's: it may be a number that is given."""
         names = ", ".join(map(repr, self._takes.examples))
-        if not names or error.fields.get("line") or "depends on the values" not in str(error):
+        asked = "depends on the values" in str(error) or "reads values" in str(error)
+        if not names or error.fields.get("line") or not asked:
             return error
         hint = (
             f"a number that is given may be what torch asks for: leave it out ({names}), it is then fixed in the plan"

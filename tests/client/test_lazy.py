@@ -183,7 +183,7 @@ REFUSED = {
     "out=": (lambda x, y: torch.add(x, y, out=torch.ones(2)), UsageError, "out= of add"),
     "added in place": (lambda x, y: operator.iadd(x, y), UsageError, r"p \+= q would change"),
     "an item set": (lambda x, y: x.__setitem__(0, 1.0), UsageError, "never changed"),
-    "what no plan may hold": (lambda x, y: torch.as_strided(x, (1,), (1,)), CannotRecord, "aten.as_strided"),
+    "what no plan may hold": (lambda x, y: torch.as_strided(x, (1,), (1,)), CannotRecord, "torch.as_strided"),
     "statistics": (lambda x, y: torch.nn.BatchNorm1d(1)(x[:, None]), UsageError, "batch_norm in training would change"),
     "a renormed table": (
         lambda x, y: torch.nn.functional.embedding(torch.tensor([0]), x[:, None], max_norm=1.0),

@@ -214,7 +214,7 @@ REFUSED = {
     "params": (proximal, {"params": 1.0}, UsageError, "'params' are not given"),
     "another shape of number": (F.cross_entropy, {"lr": (0.1, 0.2)}, UsageError, "'lr' is 0.1, not"),
     "a value as Python's": (rounding, {"mu": 0.1}, CannotRecord, r"takes the value of given\['mu'\]"),
-    "a value in torch": (F.cross_entropy, {"label_smoothing": 0.1}, CannotRecord, "depends on the values"),
+    "a value in torch": (F.cross_entropy, {"label_smoothing": 0.1}, CannotRecord, "cross_entropy reads values"),
     "a loss that asks for more": (asking, {"mu": 0.1}, CannotRecord, r"asks whether given\['mu'\] is 0.5"),
 }
 
