@@ -301,7 +301,7 @@ class Plan(nn.Module):
         return self if self._source[0] is None and type(self) is not Plan else None
 
     def _taken(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> params.Taken:
-        signature = inspect.signature(self._called())
+        signature = _signature(self._called())
         if self._given:
             *own, last = signature.parameters.values()
             own += [last] if last.kind is last.VAR_POSITIONAL else []
@@ -544,6 +544,15 @@ def _built_on_the_class() -> UsageError:
     return UsageError(
         "build was called on a class, not on a plan made of it", hint="make one first: Net().build(...), for class Net"
     )
+
+
+def _signature(called: Callable[..., Any]) -> inspect.Signature:
+    """Of a function; any arguments for one of torch's own, which tells none."""
+    try:
+        return inspect.signature(called)
+    except ValueError:
+        kinds = {"x": inspect.Parameter.VAR_POSITIONAL, "named": inspect.Parameter.VAR_KEYWORD}
+        return inspect.Signature([inspect.Parameter(name, kind) for name, kind in kinds.items()])
 
 
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -255,3 +255,8 @@ def test_the_other_value_of_a_bool_that_matters_needs_another_plan():
     with pytest.raises(SpecMismatch, match="bool=true expected, bool=false given") as caught:
         match(plan.graph, [Type("f32", (3,)), Type("bool", None, False)])
     assert "build another plan" in caught.value.hint and "args_shape" not in caught.value.hint
+
+
+def test_a_function_of_torch_itself_takes_what_it_is_given():
+    plan = Plan(torch.add).build(torch.ones(3), torch.ones(3), alpha=2)
+    assert torch.equal(plan.compiled()(torch.ones(4), torch.ones(4), alpha=3), torch.full((4,), 4.0))
