@@ -29,8 +29,7 @@ test-more: setup samples ## what takes longer: every model, every first call in 
 
 samples: setup ## PyTorch's own samples of every op, on a worker, against eager, as docs/samples.md says
 	$(BIN)/python -m tests.plan.samples
-	FEDQ_SAMPLES=1 $(BIN)/python -m pytest tests/plan/test_first_call.py
-	FEDQ_SAMPLES=1 $(BIN)/python -m pytest tests/plan/test_first_call.py
+	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto tests/plan/test_first_call.py
 
 fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py

@@ -149,9 +149,18 @@ def reads_values(name: str) -> tuple[str, str]:
     """Why a function of torch that looks at values itself is refused."""
     return (
         f"{name} reads values of its tensors and goes on from there, which a plan can not follow",
-        "write what it computes with other functions of torch, or get the value and compute it here; "
-        "'fedq ops' lists what a plan takes",
+        _CURES.get(name.rpartition(".")[2], _COMPUTE_IT),
     )
+
+
+_COMPUTE_IT = (
+    "write what it computes with other functions of torch, or get the value and compute it here; "
+    "'fedq ops' lists what a plan takes"
+)
+_CURES = {
+    "one_hot": "give it num_classes",
+    "gaussian_nll_loss": "write 0.5 * (var.log() + (target - mean) ** 2 / var).mean() for it",
+}
 
 
 ASKS = frozenset(
@@ -181,6 +190,8 @@ _INSTEAD = (
         "for a fixed number of steps, torch.where(condition, a, b) in each"),
     (r"assert\b", "leave it out, or return the condition as a result; {cond} chooses, torch.where too"),
     (r"for\b", "go over a fixed number, or use while_loop or scan of torch._higher_order_ops"),
+    (r".*\bequal\(", "write (a == b).all(), which is a tensor; {cond} chooses by it"),
+    (r".*\ballclose\(", "write torch.isclose(a, b).all(), which is a tensor; {cond} chooses by it"),
     (r".*\b(int|float|bool|complex)\(|.*\.item\(",
         "keep it a tensor; to choose, {cond} or torch.where(condition, a, b)"),
 )  # fmt: skip

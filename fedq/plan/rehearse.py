@@ -7,6 +7,7 @@ no data is touched. Of a branch both sides are run, of a loop one pass.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -79,9 +80,9 @@ def _not_allowed(error: NotAllowed, graph: Graph, about: About) -> CannotRecord:
     """The refusal with the user's line: of the action, or of the first in a body with this op."""
     action, op = error.fields.get("action"), error.fields.get("op")
     line = about.line(action) if action is not None else _line_of_op(graph, about, op)
-    why, _, cure = str(error.args[0]).partition("; ")
-    why = why.rpartition(" (action ")[0] or why if action is not None and not cure else why
-    cure = cure.rpartition(" (action ")[0] or cure
+    why, _, cure = re.sub(r" \(action \d+\)(?=$|, in a body)", "", str(error.args[0])).partition("; ")
+    if (fixed := re.search(r"argument '(\w+)' is one of (.+)$", why)) is not None:
+        cure = f"give {fixed[1]} as {fixed[2]}"
     return CannotRecord(f"{why}{f': {line}' if line else ''}{shown(line)}", hint=cure or error.hint, line=line)
 
 

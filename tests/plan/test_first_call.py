@@ -38,7 +38,7 @@ FIRST = {
     "pooling, padding, images": lambda x: F.pad(x, (1, 1), value=0.5),
 }  # fmt: skip
 FEW = ("running and sorting", "losses")
-CHOSEN = tuple(FIRST) if "FEDQ_SAMPLES" in os.environ else FEW
+CHOSEN = tuple(FIRST) if "FEDQ_MORE" in os.environ else FEW
 
 
 @pytest.mark.parametrize("family", CHOSEN)
