@@ -22,14 +22,14 @@ test: setup ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not more"
 
-test-more: setup samples ## what takes longer: every model, every first call in a worker of its own, PyTorch's samples
-	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal tests/test_fresh.py tests/plan/test_models.py
+test-more: setup ## what takes longer: every model, every first call in a worker of its own, PyTorch's samples
+	$(BIN)/python -m tests.plan.samples
+	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "more or scaled"
 
 samples: setup ## PyTorch's own samples of every op, on a worker, against eager, as docs/samples.md says
 	$(BIN)/python -m tests.plan.samples
-	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto tests/plan/test_first_call.py
 
 fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py

@@ -17,6 +17,7 @@ from fedq.device.journal import Ends
 from fedq.errors import Cancelled, Failed, UnknownValue, WaitingForApproval, WorkerDied
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
+from tests.marks import more, rows
 from tests.rig import Rig, wait_until
 from tests.test_kill import begun, children, slow_plan
 from tests.test_workers import deadline, other
@@ -150,6 +151,7 @@ def test_a_held_call_can_be_cancelled_by_its_sender(rig):
     assert background.failed(rig.config, [rig.name]) == ends_of(rig) == []
 
 
+@more
 def test_deaths_of_gate_and_worker_are_counted_apart(rig):
     out = rig.device.send_plan(slow_plan(400))(rig.device.find("x"))
     for _ in range(2):
@@ -192,6 +194,7 @@ def test_a_fold_without_an_end_is_ended_by_its_deadline_though_it_goes_on_and_on
     assert "took more than 1 s" in row["reason"]
 
 
+@more
 def test_each_call_of_a_batch_has_its_own_time_and_the_start_of_a_worker_is_nobodys(rig):
     """Together they take longer than the deadline, and so does loading torch."""
     one = slow_plan(40)
@@ -236,6 +239,7 @@ def test_cancel_ends_a_fold_that_runs_within_a_second_and_others_go_on(rig):
     bob.close()
 
 
+@more
 def test_what_shares_a_batch_with_a_cancelled_call_is_done_and_what_needs_it_says_why(rig):
     rig.start()
     square = "f32[600,600]"
@@ -312,18 +316,19 @@ FAILING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("failing", "args", "words", "theirs"), FAILING.values(), ids=FAILING)
-def test_a_failure_names_its_kind_and_line_and_torchs_words_are_the_owners(request, rig, failing, args, words, theirs):
+@pytest.mark.parametrize("kind", rows(FAILING, ("an index that a contract finds", "not_finite")))
+def test_a_failure_names_its_kind_and_line_and_torchs_words_are_the_owners(rig, kind):
     """On a worker that just started. What torch says echoes values: it is in the log, not in the reply."""
+    failing, args, words, theirs = FAILING[kind]
     rig.start()
     out = rig.device.send_plan(failing)(*args)
     with pytest.raises(Failed) as caught:
         out.get(timeout_s=60)
     op = failing.graph.actions[0].op
     assert str(caught.value) == f"plan 'pick': action 0 {op} failed: {words}   pick.py:7 (on device_1)"
-    kind = caught.value.fields["kind"]
-    assert kinds.KINDS[kind] == words
-    assert caught.value.hint == kinds.HINTS[kind]
+    found = caught.value.fields["kind"]
+    assert kinds.KINDS[found] == words
+    assert caught.value.hint == kinds.HINTS[found]
     raw = bytes(rig.device.pair.carrier.get(rig.device.pair.reply_name(rig.device.ask([out])[out.id])))
     assert theirs.encode() not in raw
     assert b"Traceback" not in raw
@@ -331,6 +336,7 @@ def test_a_failure_names_its_kind_and_line_and_torchs_words_are_the_owners(reque
     assert "Traceback" in log_of(rig)
 
 
+@more
 def test_the_log_has_it_also_where_cron_serves_a_device(rig):
     failing, args, *_ = FAILING["shape"]
     out = rig.device.send_plan(failing)(*args)

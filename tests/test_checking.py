@@ -9,6 +9,7 @@ from torch import nn
 
 import fedq as fq
 from fedq.errors import CannotRecord
+from tests.marks import more
 
 PLAN = """
 import fedq as fq
@@ -58,8 +59,8 @@ def test_a_check_that_fails_in_the_worker_names_the_line():
     ("name", "words", "code"),
     [
         ("noisy", [], 0),
-        ("noisy", ["--args-shape", "(-1,7)"], 0),
-        ("pick", [], 0),
+        pytest.param("noisy", ["--args-shape", "(-1,7)"], 0, marks=more),
+        pytest.param("pick", [], 0, marks=more),
         ("knowing", [], 4),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from fedq.config import find
 from fedq.device import daemon
+from tests.marks import more
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "run.py"
 
@@ -35,6 +36,7 @@ def gate_of(folder):
     return daemon.pid(find(cwd=root, environ={"HOME": str(root)}))
 
 
+@more
 def test_the_demo_checks_its_own_numbers_and_ends_its_daemon(start, tmp_path):
     demo = start()
     out, err = demo.communicate(timeout=120)
@@ -45,6 +47,7 @@ def test_the_demo_checks_its_own_numbers_and_ends_its_daemon(start, tmp_path):
     assert gate_of(tmp_path) is None
 
 
+@more
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process_behind(how, start, tmp_path):
     demo = start()

@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.marks import rows
+
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/tutorial.md", "docs/tutorial.ja.md", "docs/pysyft.md"]
 FILES = {"README.md": {"readings.csv": "1\n-2\n3.5\n"}}
@@ -88,7 +90,10 @@ def test_the_python_of_a_page_runs_and_prints_what_it_says(page, place):
     assert not hasattr(torch.Tensor, "tag"), f"{page} leaves torch.Tensor patched"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.kind == "console" for b in blocks(p))])
+CONSOLES = [p for p in PAGES if any(b.kind == "console" for b in blocks(p))]
+
+
+@pytest.mark.parametrize("page", rows(CONSOLES, [p for p in CONSOLES if not p.endswith(".ja.md")]))
 def test_the_console_of_a_page_shows_what_happens(page, place):
     for name, text in FILES.get(page, {}).items():
         (place / name).write_text(text)

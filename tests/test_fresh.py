@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import fedq as fq
 from tests import workers
+from tests.marks import rows
 
 X = torch.tensor([[-1.5, 0.25, 2.0], [0.75, -0.5, 3.0]])
 FIRST = {
@@ -31,6 +32,7 @@ FIRST = {
 }
 
 
+@pytest.mark.scaled
 def test_a_workers_first_call_gives_eagers_value():
     for what in FIRST if os.environ.get("FEDQ_MORE") else ("clamp to floats", "dropout"):
         function = FIRST[what]
@@ -64,7 +66,7 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("first", ["clamp to floats", "a comparison with a float"])
+@pytest.mark.parametrize("first", rows(["clamp to floats", "a comparison with a float"], ["clamp to floats"]))
 def test_a_loaded_plan_and_an_inline_device_give_it_in_a_process_that_built_nothing(tmp_path, monkeypatch, first):
     monkeypatch.setenv("FEDQ_HOME", str(tmp_path / "home"))
     names = [first, *(what for what in FIRST if what not in (first, "dropout"))]

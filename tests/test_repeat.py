@@ -23,6 +23,7 @@ from fedq.plan import arrays
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import encode_plan
 from fedq.trust.keys import Key
+from tests.marks import more
 from tests.repeat import Runner, plans
 from tests.rig import Rig, client_of, config_of
 
@@ -107,6 +108,7 @@ def test_a_block_killed_at_any_line_and_step_ends_as_one_that_was_not(towns):
             assert (ended[0]["said"], ended[1]) == (expected[0]["said"], expected[1]), token
 
 
+@more
 def test_a_block_killed_again_and_again_ends_as_one_that_was_not(towns):
     here, twin = towns
     for n in (3, 9, 14, 19, 24):
@@ -115,6 +117,7 @@ def test_a_block_killed_again_and_again_ends_as_one_that_was_not(towns):
     assert here("often")[0]["said"] == twin("often")[0]["said"]
 
 
+@more
 def test_two_processes_that_do_the_same_at_the_same_time_send_it_once(towns):
     here, twin = towns
     other = Runner(here.config.home.parent)
@@ -146,6 +149,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@more
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_killed_at_any_step_ends_as_one_that_was_not(towns, name):
     here, twin = towns

@@ -29,6 +29,7 @@ from fedq.plan.graph import About, Action, Graph, Type, Var
 from fedq.queue.message import Get, Put, Ref, Run, SendPlan
 from fedq.trust import keys
 from tests.device.world import DOUBLE, f32
+from tests.marks import more
 from tests.rig import Rig, wait_until
 from tests.test_kill import begun, children, slow_plan
 
@@ -109,6 +110,7 @@ def other(rig, name: str) -> Client:
     return Client(config)
 
 
+@more
 def test_five_thousand_messages_of_one_hardly_delay_another(tmp_path):
     (tmp_path / "fedq.toml").write_text('durability = "none"\n')
     with Rig(tmp_path) as rig:
@@ -146,6 +148,7 @@ def flood(rig) -> None:
     bob.close()
 
 
+@more
 def test_thirty_roots_on_one_machine_at_once(tmp_path):
     rigs = [Rig(tmp_path / str(n)) for n in range(30)]
     try:

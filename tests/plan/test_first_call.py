@@ -41,6 +41,7 @@ FEW = ("running and sorting", "losses")
 CHOSEN = tuple(FIRST) if "FEDQ_MORE" in os.environ else FEW
 
 
+@pytest.mark.scaled
 @pytest.mark.parametrize("family", CHOSEN)
 def test_the_first_call_of_a_fresh_worker_takes_a_float_number_and_gives_eagers_value(family):
     x, pool = torch.linspace(-1.0, 1.0, 16).view(4, 4), samples.Pool()

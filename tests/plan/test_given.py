@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -390,7 +392,9 @@ LOADS = {
 }  # fmt: skip
 
 
+@cache
 def normed_plan():
+    """Not trained: whoever uses it leaves it so."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, CLASSES))
     return fq.training_plan(model, F.cross_entropy, torch.optim.Adam(model.parameters()), X[:6], Y[:6])

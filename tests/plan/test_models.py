@@ -12,6 +12,7 @@ FAST = ("nn.RNN", "nn.Conv1d", "nn.GroupNorm", "nn.TransformerEncoder")
 CHECKED = tuple(models.MODELS) if os.environ.get("FEDQ_MORE") else FAST
 
 
+@pytest.mark.scaled
 @pytest.mark.parametrize("name", CHECKED)
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_is_as_the_page_says(name):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import more
 from tests.rig import Rig
 
 PAGE = Path(__file__).parents[2] / "docs/training.md"
@@ -26,6 +27,7 @@ def home(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDQ_USER", "alice")
 
 
+@more
 def test_the_code_of_the_page_runs():
     run(PAGE.read_text("utf-8"))
 
