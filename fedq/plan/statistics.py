@@ -37,7 +37,7 @@ def _instance_norm(
         return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     F._verify_spatial_size(input.size())  # type: ignore[attr-defined]
     n, c, *rest = input.shape
-    given = (t if t is None else t.repeat(n) for t in (weight, bias, running_mean, running_var))
+    given = (t if t is None else t.to(input.dtype).repeat(n) for t in (weight, bias, running_mean, running_var))
     out, _, _, means, variances = _norm(input.reshape(1, n * c, *rest), *given, True, momentum, eps)
     running_mean.copy_(means.view(n, c).mean(0))
     running_var.copy_(variances.view(n, c).mean(0))

@@ -15,6 +15,7 @@ from fedq.plan.codec import decode
 from fedq.plan.file import decode_plan, encode_plan
 from fedq.plan.plan import from_file, func2plan
 from fedq.trust.keys import Key
+from tests import workers
 
 NORMS = {
     "batch": (nn.BatchNorm1d(4), (6, 4)),
@@ -188,3 +189,17 @@ def test_trained_state_is_sent_again_to_another_worker(tmp_path):
     assert not torch.equal(first, second) and torch.allclose(second, net(x).detach())
     for worker in workers:
         worker.client.close()
+
+
+@pytest.mark.parametrize(
+    ("layers", "dtype"),
+    [(torch.float32, torch.float64), (torch.float32, torch.float16), (torch.float16, torch.float16)],
+)
+def test_statistics_of_instances_are_in_the_inputs_dtype_as_eagers_are(layers, dtype):
+    layer = nn.InstanceNorm2d(3, track_running_stats=True, affine=layers == dtype).to(layers)
+    x = torch.randn(2, 3, 4, 4).to(dtype)
+    plan = fq.func2plan()(layer).build(x)
+    out, new = plan(x)
+    made, there = workers.replayed(plan.file(), x)
+    assert torch.equal(made, out)
+    assert all(torch.equal(there[name], new[name]) for name in new)
