@@ -244,6 +244,12 @@ def names_it_in_an_error(func: Callable[..., Any]) -> bool:
     return printed and frame is not None and not is_users(frame.f_code.co_filename)
 
 
+def asked_by_user() -> bool:
+    """Whether the user's own code called what a torch function mode sees, and not torch's."""
+    frame = sys._getframe(2)
+    return is_users(frame.f_code.co_filename)
+
+
 def line_of_call(again: Callable[[], Any], source: str) -> str:
     """Run it once more to find the user's line that calls torch.manual_seed, random or numpy.random."""
     found: list[str] = []

@@ -30,13 +30,14 @@ from fedq.plan.blame import (
     WATCHED,
     WRITES_TO_ARGUMENT,
     Unrecordable,
+    asked_by_user,
     cannot,
     names_it_in_an_error,
     reads_values,
 )
 from fedq.plan.control import Control
 from fedq.plan.graph import Tree
-from fedq.plan.held import is_own, recording
+from fedq.plan.held import any_would_require_grad, is_own, mark_parameter, recording
 from fedq.plan.recorder import Recorder, Sizes
 from fedq.plan.recording import Free, In, Trace
 from fedq.plan.rules import REWRITTEN
@@ -56,6 +57,8 @@ class _Watch(TorchFunctionMode):
         self.trace.transformed |= transformed
         if not self.gradients and (transformed or func in _GRADIENTS or torch.is_autocast_enabled("cpu")):
             raise TakesGradient
+        if func in _FLAGS and not self.gradients and self._misses_gradients() and asked_by_user():
+            raise TakesGradient
         if func in WATCHED and not names_it_in_an_error(func):
             raise Unrecordable(WATCHED[func])
         if isinstance(func, torch._ops.HigherOrderOperator):
@@ -71,6 +74,9 @@ class _Watch(TorchFunctionMode):
         if func in ASKS:
             return func(*args, **(kwargs or {}))
         return self._call(func, args, kwargs or {})
+
+    def _misses_gradients(self) -> bool:
+        return self.recorder.differentiable or any_would_require_grad()
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         self.recorder.read_values = False
@@ -103,6 +109,8 @@ class TakesGradient(BaseException):
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _GRADIENTS = (torch.autograd.grad, torch.Tensor.backward, torch.autograd.backward)
+_FLAGS = tuple(getattr(torch.Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf"))
+"""Asked whether it takes a gradient, only a recording below autograd answers as eager does."""
 
 
 Function = Callable[..., Any]
@@ -142,6 +150,9 @@ def _record(
     args = [_fake(fakes, sizes, trace, i, given) for i, given in enumerate(inputs)]
     held = [fakes.from_tensor(t.detach(), static_shapes=True) for t in state]
     wanted = [gradients and t.requires_grad for t in state]
+    for t, real in zip(held, state, strict=True):
+        mark_parameter(t, isinstance(real, torch.nn.Parameter))
+    recorder.differentiable = any(t.requires_grad for t in state)
     trace.num_inputs, trace.num_state = len(args), len(held)
     trace.gradients, trace.functional = gradients, run is _functional
     for value in (*args, *held):
@@ -174,6 +185,8 @@ def _functional(function: Function, held: list[Any], args: list[Any], wanted: li
     with FunctionalTensorMode(pre_dispatch=pre_dispatch):
         wrap = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in (*held, *args)]
         after = [t.requires_grad_(w) for t, w in zip(wrap[: len(held)], wanted, strict=True)]
+        for t, plain in zip(after, held, strict=True):
+            mark_parameter(t, isinstance(plain, torch.nn.Parameter))
         out = call_users_function(function, after, wrap[len(held) :])
         if any(_is_written(a) for a in wrap[len(held) :]):
             raise Unrecordable(*WRITES_TO_ARGUMENT)

@@ -149,23 +149,48 @@ def load(held: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> N
 
 _OWN: ContextVar[list[torch.Tensor] | None] = ContextVar("own", default=None)
 _GRADIENTS: ContextVar[bool] = ContextVar("gradients", default=True)
+_LEAVES: ContextVar[list[torch.Tensor]] = ContextVar("leaves")
 
 
 @contextmanager
 def recording(*, gradients: bool) -> Iterator[None]:
     """While a function is recorded: what `own` is told holds for this recording, and whether it takes a gradient."""
-    tokens = _OWN.set([]), _GRADIENTS.set(gradients)
+    tokens = _OWN.set([]), _GRADIENTS.set(gradients), _LEAVES.set([])
     try:
         yield
     finally:
         _OWN.reset(tokens[0])
         _GRADIENTS.reset(tokens[1])
+        _LEAVES.reset(tokens[2])
+
+
+def mark_parameter(tensor: torch.Tensor, is_one: bool) -> None:
+    """Let a stand-in pass for an nn.Parameter, as torch lets tensors of other types."""
+    if is_one:
+        tensor._is_param = True
+
+
+def own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that takes gradients, and passes for a parameter, as the tensor does."""
+    made = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    mark_parameter(made, isinstance(tensor, torch.nn.Parameter))
+    return made
 
 
 def like(example: Any, value: Any) -> Any:
     """The value of an argument whose example may require a gradient: then it does, where one is taken."""
-    wanted = isinstance(example, torch.Tensor) and example.requires_grad and _GRADIENTS.get()
-    return value.requires_grad_() if wanted and value.is_floating_point() else value
+    if not (isinstance(example, torch.Tensor) and example.requires_grad and value.is_floating_point()):
+        return value
+    mark_parameter(value, isinstance(example, torch.nn.Parameter))
+    if _GRADIENTS.get():
+        return value.requires_grad_()
+    _LEAVES.get().append(value)
+    return value
+
+
+def any_would_require_grad() -> bool:
+    """Whether an argument of what is recorded requires a gradient, which this recording leaves out."""
+    return bool(_LEAVES.get())
 
 
 def own(tree: Any) -> Any:

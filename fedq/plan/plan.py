@@ -127,8 +127,8 @@ class Plan(nn.Module):
         from fedq.plan.untouched import Kept
 
         function, state = self._function()
-        held = [_own_copy(t) for _, t in state]
-        args, kwargs = tree_map_only(torch.Tensor, _own_copy, (tuple(args), dict(kwargs)))
+        held = [holding.own_copy(t) for _, t in state]
+        args, kwargs = tree_map_only(torch.Tensor, holding.own_copy, (tuple(args), dict(kwargs)))
         self._lent = True
         try:
             with torch.random.fork_rng(devices=[]):
@@ -437,7 +437,7 @@ class Plan(nn.Module):
         """Call its function on copies of what it writes to."""
         function, state = self._function()
         written = self.about.updates
-        held = [t.detach().clone().requires_grad_(t.requires_grad) if n in written else t for n, t in state]
+        held = [holding.own_copy(t) if n in written else t for n, t in state]
         self._lent = True
         try:
             out = function(held, *args, **kwargs)
@@ -553,10 +553,6 @@ def _signature(called: Callable[..., Any]) -> inspect.Signature:
     except ValueError:
         kinds = {"x": inspect.Parameter.VAR_POSITIONAL, "named": inspect.Parameter.VAR_KEYWORD}
         return inspect.Signature([inspect.Parameter(name, kind) for name, kind in kinds.items()])
-
-
-def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _check_dtype(what: str, tensor: torch.Tensor) -> None:

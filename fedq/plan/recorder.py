@@ -25,7 +25,7 @@ from fedq.plan.blame import DEVICES, OTHER_MEMORY, WRITES_TO_ARGUMENT, Line, Unr
 from fedq.plan.graph import Arg, Dtype, Format, Var
 from fedq.plan.held import is_own
 from fedq.plan.recording import Call, Guard, Size, Trace, Value
-from fedq.plan.rules import RUN_AS, refuse_outright
+from fedq.plan.rules import RUN_AS, refuse_empty, refuse_outright
 from fedq.plan.settle import at
 from fedq.plan.sizes import FLOAT_ORDER
 from fedq.plan.tensors import NAMES
@@ -126,6 +126,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seeded = torch.default_generator.get_state()
         self.arguments: list[torch.Tensor] = []
         self.read_values = False
+        self.differentiable = False
 
     @property
     def trace(self) -> Trace:
@@ -181,6 +182,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(func, torch._ops.OpOverload):
             raise Unrecordable(f"torch's {getattr(func, '__name__', func)} has no place in a plan")
         refuse_outright(func)
+        refuse_empty(func, args)
         self.read_values |= func in _READS
         if func.overloadpacket in _OTHER_MEMORY:
             raise Unrecordable(*OTHER_MEMORY)

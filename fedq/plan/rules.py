@@ -6,7 +6,7 @@ op gives; the op is recorded as one, and eager's own code runs when it is replay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -158,6 +158,25 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "_chunk_cat": ("torch._chunk_cat crashes on some sizes", "use torch.chunk and torch.cat"),
 }
 """Ops that are refused before they run on fakes, by name or base name: the reason and the cure."""
+
+
+_FULL: dict[Any, tuple[int, ...]] = {
+    **{getattr(_ATEN, name).input: (0,) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+    **dict.fromkeys((_ATEN.multi_margin_loss.default, _ATEN.multilabel_margin_loss.default), (0, 1)),
+    **dict.fromkeys((_ATEN.embedding_bag.default, _ATEN.embedding_bag.padding_idx), (0, 2)),
+    **dict.fromkeys((_ATEN.fractional_max_pool2d.default, _ATEN.fractional_max_pool3d.default), (0,)),
+    _ATEN._native_batch_norm_legit_functional.default: (0,),
+}
+"""Ops that a device does not run on no elements, which their rules for fakes let pass -> the arguments meant."""
+
+
+def refuse_empty(func: Any, args: Sequence[Any]) -> None:
+    """Leave sizes out of a plan at which eager gives something, and the op that it records fails."""
+    given = [args[i] for i in _FULL.get(func, ()) if i < len(args)]
+    if any(isinstance(d, int) and d == 0 for tensor in given for d in tensor.shape):
+        raise Unrecordable(
+            f"torch.{func.overloadpacket.__name__} is given a tensor without elements", "give it at least one row"
+        )
 
 
 def refuse_outright(func: Any) -> None:
