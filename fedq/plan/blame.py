@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -24,10 +24,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fedq.errors import CannotRecord, FedqError
 
-_NOT_USERS = tuple(
-    str(Path(p))
-    for p in (Path(torch.__file__).parent, Path(__file__).parent, Path(traceback.__file__).parent / "contextlib.py")
-)
+_NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_STDLIB = str(Path(traceback.__file__).parent)
 
 
 _HERE = str(Path(__file__).parent)
@@ -45,6 +43,8 @@ class Unrecordable(Exception):
 
 @cache
 def is_users(filename: str) -> bool:
+    if filename.startswith(_STDLIB) and "site-packages" not in filename:
+        return False
     return not filename.startswith((*_NOT_USERS, "<frozen", "<eval_with_key", "<string"))
 
 
@@ -133,11 +133,34 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
         return OTHER_MEMORY
     if "unhashable type: non-nested Sym" in text:
         return "it looks up a free size in a dict, set or cache", _LOOKED_UP
+    known = next((why for word, why in _KNOWN.items() if word in text), None)
+    if known:
+        return known
     if _NO_INTEGERS.search(text):
         return "an op takes no integers or bools", "convert first: x.float()"
     if "not linked with support" in text or "CUDA" in text:
         return f"it asks for another device: {text.splitlines()[0]}", DEVICES
-    return f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}", ""
+    return (
+        f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}",
+        "call the function on the example first; if that works, write this line with other functions of torch",
+    )
+
+
+_KNOWN = {
+    "The following operation failed in the TorchScript interpreter": (
+        "a script of torch.jit looks at values, or fails",
+        "leave out torch.jit.script, to see the line; torch.cond and while_loop choose by values",
+    ),
+    "The stateless API can't be used with Jitted modules": (
+        "a module of torch.jit keeps its weights to itself",
+        "build the module that was given to torch.jit.script or torch.jit.trace",
+    ),
+    "its data is not allocated yet": (
+        "values of tensors are put into a tensor by Python",
+        "torch.stack([a, b]) makes one tensor of several, x.clone() a copy",
+    ),
+}
+"""Words of torch that tell a user nothing -> why, and the cure."""
 
 
 _LOOKED_UP = "compare it instead (cached.shape[0] != x.shape[0]), or write the number in args_shape"
@@ -255,13 +278,7 @@ def line_of_call(again: Callable[[], Any], source: str) -> str:
     found: list[str] = []
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
-        called = (
-            frame.f_code.co_filename
-            if event == "call"
-            else str(getattr(arg, "__self__", ""))
-            if event == "c_call"
-            else ""
-        )
+        called = frame.f_code.co_filename if event == "call" else _owner(arg) if event == "c_call" else ""
         ours = frame.f_code.co_filename.startswith(_HERE)  # the recorder asks how the generator stands
         if not (found or ours) and _is_source(called, source):
             found.append(user_line_of(frame if event == "c_call" else frame.f_back))
@@ -273,7 +290,40 @@ def line_of_call(again: Callable[[], Any], source: str) -> str:
         pass
     finally:
         sys.setprofile(None)
+    return next((line for line in found if line), "") or (_line_by_state(again) if source == "numpy" else "")
+
+
+def _line_by_state(again: Callable[[], Any]) -> str:
+    """The user's line that changes NumPy's generator: its functions are compiled, and no profiler sees them called."""
+    numpy = sys.modules["numpy"]
+    found: list[Line] = []
+    last, before = Line(), numpy.random.get_state()[1:3]
+
+    def watch(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal last, before
+        if not is_users(frame.f_code.co_filename):
+            return None
+        now = numpy.random.get_state()[1:3]
+        if now[1] != before[1] or (now[0] != before[0]).any():
+            found.append(last)
+        last, before = Line.of(frame.f_code.co_filename, frame.f_lineno), now
+        return watch
+
+    was = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        again()
+    except Exception:
+        pass
+    finally:
+        sys.settrace(was)
     return next((line for line in found if line), "")
+
+
+def _owner(builtin: Any) -> str:
+    """Whose method it is: its module's name, or its class's."""
+    own = getattr(builtin, "__self__", None)
+    return own.__name__ if isinstance(own, ModuleType) else f"{type(own).__module__}.{type(own).__qualname__}"
 
 
 def _is_source(called: str, source: str) -> bool:

@@ -40,6 +40,12 @@ _KINDS = {torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
 _SYMS = tuple(_KINDS)
 
 
+def _hint_for(value: Any) -> str:
+    if isinstance(value, torch.Generator):
+        return "leave the generator out: random numbers are drawn from the seed of the message"
+    return "give it tensors and numbers"
+
+
 def _kind(value: Any) -> str:
     return next(kind for type_, kind in _KINDS.items() if isinstance(value, type_))
 
@@ -274,7 +280,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
                 return [self.arg(v) for v in value]
             case None | bool() | int() | float() | complex() | str():
                 return value
-        raise Unrecordable(f"a {type(value).__name__} can not be an argument of a recorded op")
+        raise Unrecordable(f"a {type(value).__name__} can not be an argument of a recorded op", _hint_for(value))
 
     def _tensor(self, value: torch.Tensor) -> Var:
         number = self.numbers.get(value)  # type: ignore[no-untyped-call]
@@ -290,7 +296,8 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(value, FakeTensor):
                 raise Unrecordable(
                     "it uses a tensor that no op of it made",
-                    "leave out torch.vmap and its like, and return from a branch or loop what is used after it",
+                    "write torch.zeros(2, 3) for torch.Tensor(2, 3), leave out torch.vmap and its like, and "
+                    "return from a branch or loop what is used after it",
                 )
             whole = self.frames[0]
             whole.numbers[value] = number = len(whole.trace.values)

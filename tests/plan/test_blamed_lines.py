@@ -1,0 +1,70 @@
+"""The line of a refusal is one of the user's own: none of Python's library, and none at all is the last resort."""
+
+from __future__ import annotations
+
+import inspect
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedq as fq
+
+
+def by_numpy(x):
+    return x * np.random.rand()
+
+
+def by_python(x):
+    return x * random.choice([1, 2])
+
+
+class Counting(nn.Module):
+    seen = 0
+
+    def forward(self, x):
+        self.seen += 1
+        return x * self.seen
+
+
+def number(function, offset):
+    return f"test_blamed_lines.py:{inspect.getsourcelines(function)[1] + offset}"
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (by_numpy, number(by_numpy, 1)),
+        (by_python, number(by_python, 1)),
+        (Counting(), number(Counting.forward, 1)),
+    ],
+)
+def test_a_refusal_names_the_users_line_and_no_line_of_pythons_library(function, line):
+    with pytest.raises(fq.CannotRecord) as refused:
+        fq.func2plan()(function).build(torch.randn(3))
+    assert refused.value.fields["line"] == line
+
+
+def test_what_torch_says_alone_has_a_cure_too():
+    with pytest.raises(fq.CannotRecord) as refused:
+        fq.func2plan()(lambda x: torch.testing.assert_close(x, x)).build(torch.randn(3))
+    assert refused.value.hint
+
+
+def branching(x: torch.Tensor) -> torch.Tensor:
+    if bool(x.sum() > 0):
+        return x * 2
+    return -x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("scripted", "cure"),
+    [(nn.Linear(3, 2), "build the module that was given to torch.jit.script"), (branching, "torch.cond")],
+)
+def test_what_torch_jit_made_says_what_to_build_instead(scripted, cure):
+    with pytest.raises(fq.CannotRecord, match=r"torch\.jit") as refused:
+        fq.func2plan()(torch.jit.script(scripted)).build(torch.randn(4, 3))
+    assert cure in refused.value.hint
