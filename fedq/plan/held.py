@@ -171,8 +171,8 @@ def mark_parameter(tensor: torch.Tensor, is_one: bool) -> None:
 
 
 def own_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that takes gradients, and passes for a parameter, as the tensor does."""
-    made = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    """A copy that takes gradients, and passes for a parameter, as the tensor does; in memory as a device holds it."""
+    made = tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_(tensor.requires_grad)
     mark_parameter(made, isinstance(tensor, torch.nn.Parameter))
     return made
 

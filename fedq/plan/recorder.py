@@ -204,6 +204,8 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         leaves = list(out) if isinstance(out, (tuple, list)) else [out]
         same = _same_value(func, args, kwargs)
         if same is not None:
+            if any(isinstance(a, torch.device) and a.type != "cpu" for a in (*args, *kwargs.values())):
+                raise Unrecordable("it moves a tensor to another device", DEVICES)
             self.numbers[out] = self._tensor(same).number
         elif func._schema.is_mutable or any(isinstance(x, (torch.Tensor, *_SYMS)) for x in leaves):
             self._append(func, args, kwargs, leaves)

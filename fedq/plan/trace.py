@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from fedq.plan.rehearse import rehearse
 from fedq.plan.settle import settle
 from fedq.plan.twice import refuse_memory
 from fedq.plan.untouched import Kept
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Recording changes what is torch's and Python's own for a while: generators, modes, the user's globals."""
 
 Traced = tuple[Graph, About, tuple[torch.Tensor, ...]]
 
@@ -56,7 +60,7 @@ def trace(
     names = [n for n, _ in state]
     as_it_is, kept = function, Kept(function)
     function = kept.around(as_it_is)
-    with _seeds_untouched(lambda: prove(function, asked, tensors)):
+    with _ONE_AT_A_TIME, _seeds_untouched(lambda: prove(function, asked, tensors)):
         proved = prove(function, asked, tensors, as_written=as_written)
         refuse_memory(as_it_is, kept, asked, proved.inputs, tensors)
         first, examples = _graph(proved, names, name, params), [proved.example]

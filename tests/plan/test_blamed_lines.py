@@ -68,3 +68,9 @@ def test_what_torch_jit_made_says_what_to_build_instead(scripted, cure):
     with pytest.raises(fq.CannotRecord, match=r"torch\.jit") as refused:
         fq.func2plan()(torch.jit.script(scripted)).build(torch.randn(4, 3))
     assert cure in refused.value.hint
+
+
+def test_a_tensor_sent_to_the_meta_device_is_refused():
+    with pytest.raises(fq.CannotRecord, match="another device") as refused:
+        fq.func2plan()(lambda x: x.to("meta") * 2).build(torch.randn(3))
+    assert refused.value.hint

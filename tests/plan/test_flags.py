@@ -75,3 +75,8 @@ def test_where_nothing_requires_a_gradient_asking_changes_nothing_of_the_plan():
 def test_the_check_gives_the_function_parameters_where_it_has_them():
     plan = fq.func2plan()(Listed()).build(torch.randn(4, 5))
     assert plan.eager((torch.ones(2, 5),), {}, seed=0).unique().tolist() == [4]
+
+
+def test_the_check_gives_the_function_its_example_in_memory_as_a_device_holds_it():
+    plan = fq.func2plan()(lambda x: x * 2 if x.is_contiguous() else x * 3)
+    assert plan.build(torch.randn(4, 3).T, check=True).is_built
