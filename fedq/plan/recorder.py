@@ -205,7 +205,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         same = _same_value(func, args, kwargs)
         if same is not None:
             if any(isinstance(a, torch.device) and a.type != "cpu" for a in (*args, *kwargs.values())):
-                raise Unrecordable("it moves a tensor to another device", DEVICES)
+                raise Unrecordable(*(_FORWARD if self.trace.transformed else ("it uses another device", DEVICES)))
             self.numbers[out] = self._tensor(same).number
         elif func._schema.is_mutable or any(isinstance(x, (torch.Tensor, *_SYMS)) for x in leaves):
             self._append(func, args, kwargs, leaves)
@@ -383,7 +383,10 @@ _SPELLED = {
 }
 _PLACED = {"aten.empty_strided": 1, "aten.empty_permuted": 1, "aten.new_empty_strided": 2}
 """Ops that place what they make in memory -> how many of their arguments say what it is."""
-_HESSIAN = "for torch.func.hessian(f) write torch.func.jacrev(torch.func.grad(f)); leave out the meta device"
+_FORWARD = (
+    "torch's forward derivative of a derivative has no place in a plan",
+    "for torch.func.hessian(f) write torch.func.jacrev(torch.func.grad(f)); leave out the meta device",
+)
 _STRIPPED = ("device", "layout", "pin_memory")
 
 
@@ -391,7 +394,7 @@ def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[str, Any, dict
     """Our name and arguments of an op: no devices, no layouts, nothing uninitialised."""
     device = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.device)), None)
     if device is not None and device.type == "meta":
-        raise Unrecordable("torch's forward derivative of a derivative has no place in a plan", _HESSIAN)
+        raise Unrecordable(*_FORWARD)
     if device is not None and device.type != "cpu":
         raise Unrecordable(f"it asks for device {device}", DEVICES)
     op = func.name().replace("::", ".")
