@@ -43,8 +43,9 @@ def test_a_function_that_acts_otherwise_while_it_is_recorded_is_found_by_the_che
         return x * 3 if type(x) is torch.Tensor else x * 2
 
     fq.func2plan()(knowing).build(torch.ones(3))
-    with pytest.raises(CannotRecord, match="another value than its function: result 0: values differ"):
+    with pytest.raises(CannotRecord, match="another value than its function: result 0: values differ") as refused:
         fq.func2plan()(knowing).build(torch.ones(3), check=True)
+    assert "isinstance" in refused.value.hint
 
 
 def test_a_check_that_fails_in_the_worker_names_the_line():
