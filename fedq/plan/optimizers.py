@@ -21,11 +21,16 @@ Groups = Sequence[Mapping[str, Any]]
 
 
 def trained(model: nn.Module, optimizer: Optimizer) -> dict[torch.Tensor, str]:
-    """What the optimizer trains, in the model's order, with its name there."""
+    """What the optimizer trains, in the model's order, with its name there; a frozen parameter is passed over."""
     theirs = {p for group in optimizer.param_groups for p in group["params"]}
-    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p in theirs}
-    if theirs - names.keys():
+    if theirs - set(model.parameters()):
         raise UsageError("the optimizer trains a parameter that the model does not have")
+    names: dict[torch.Tensor, str] = {p: n for n, p in model.named_parameters() if p in theirs and p.requires_grad}
+    if not names:
+        raise UsageError(
+            "the optimizer trains nothing: its parameters are all frozen",
+            hint="set requires_grad to True of those to be trained, before the plan is built",
+        )
     return names
 
 
@@ -35,7 +40,7 @@ def step_of(
     """Take one step of an optimizer like this one, over these parameters and this state."""
     like = object.__new__(type(optimizer))
     like.__dict__.update(vars(optimizer))
-    like.param_groups = [{**g, "params": [params[p] for p in g["params"]]} for g in groups]
+    like.param_groups = [{**g, "params": [params[p] for p in g["params"] if p in params]} for g in groups]
     like.state = defaultdict(dict, {p: dict(s) for p, s in zip(params.values(), state.values(), strict=True) if s})
     try:
         type(optimizer).step(like)

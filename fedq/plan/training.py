@@ -84,7 +84,6 @@ class TrainingPlan(Plan):
         self.model = model
         self.optimizer, self._loss, self._inputs = optimizer, (loss,), inputs
         self._correct = (gradient,)
-        self._names = optimizers.trained(model, optimizer)
         self._takes = giving.read(optimizer, given, [loss, *filter(None, self._correct)])
         self._changing = [name for name, _ in model.named_buffers()]
         self._as_written = True
@@ -93,6 +92,7 @@ class TrainingPlan(Plan):
     def _look(self) -> None:
         """Take down what the plan is built from."""
         optimizer, given = self.optimizer, self._takes
+        self._names = optimizers.trained(self.model, optimizer)
         unchanged.check_hooks(optimizer, self._names)
         self._groups = [{**g, **optimizers.plain(g)} for g in optimizer.param_groups]
         others = given.groups(self._groups, given.others(self._groups)) if given.numbers else None

@@ -1,7 +1,7 @@
-"""What a training plan was built from, to be noticed when it changes: the optimizer's numbers, and hooks.
+"""What a training plan was built from, to be noticed when it changes: the optimizer's numbers, the model, hooks.
 
-A plan holds what was recorded. What a scheduler changes later, or a hook that is added later, would
-do nothing in it.
+A plan holds what was recorded. What a scheduler changes later, a parameter that is frozen later, a layer
+that is put in the place of another, or a hook that is added later, would do nothing in it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ _MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Numbers of each group of parameters, which parameters are in it, and all hooks, by place."""
+    """Numbers of each group of parameters, which parameters are in it, all hooks by place, and the model's parts.
+
+    Attributes:
+        parts: modules and parameters by what they are called in a message; told apart by what they are.
+        frozen: parameters of the optimizer that require no gradient.
+    """
 
     numbers: tuple[dict[str, Any], ...]
     members: tuple[tuple[str | None, ...], ...]
     hooks: Hooks
+    parts: dict[str, Any]
+    frozen: frozenset[str]
 
 
 def take(model: nn.Module, optimizer: Optimizer, names: Mapping[torch.Tensor, str], given: frozenset[str]) -> Snapshot:
@@ -36,7 +43,9 @@ def take(model: nn.Module, optimizer: Optimizer, names: Mapping[torch.Tensor, st
     numbers = tuple({k: _plain(v) for k, v in g.items() if k not in given} for g in optimizer.param_groups)
     members = tuple(tuple(names.get(p) for p in g["params"]) for g in optimizer.param_groups)
     numbers = tuple({k: v for k, v in g.items() if k not in _NOT_NUMBERS} for g in numbers)
-    return Snapshot(numbers, members, dict(_hooks(model, optimizer, names)))
+    theirs = {p for group in optimizer.param_groups for p in group["params"]}
+    frozen = frozenset(n for n, p in model.named_parameters() if p in theirs and not p.requires_grad)
+    return Snapshot(numbers, members, dict(_hooks(model, optimizer, names)), _parts(model), frozen)
 
 
 def check(before: Snapshot, now: Snapshot) -> None:
@@ -45,6 +54,7 @@ def check(before: Snapshot, now: Snapshot) -> None:
         raise UsageError(
             "the optimizer trains other parameters than when the plan was built", hint="build another plan"
         )
+    _check_model(before, now)
     for i, (old, new) in enumerate(zip(before.numbers, now.numbers, strict=True)):
         for key, value in old.items():
             if new.get(key, value) != value:
@@ -52,6 +62,24 @@ def check(before: Snapshot, now: Snapshot) -> None:
     odd = next((p for p in before.hooks.keys() | now.hooks.keys() if not _same(before.hooks, now.hooks, p)), None)
     if odd is not None:
         raise UsageError(f"hooks of {odd} changed since the plan was built", hint="build another plan")
+
+
+def _check_model(before: Snapshot, now: Snapshot) -> None:
+    """UsageError for another layer or parameter in the place of one, and for what was frozen or unfrozen."""
+    for place in dict.fromkeys([*before.parts, *now.parts]):
+        if before.parts.get(place) is not now.parts.get(place):
+            raise UsageError(f"{place} is another one than when the plan was built", hint="build another plan")
+    for name in sorted(before.frozen ^ now.frozen):
+        is_now, was = ("frozen", "trained") if name in now.frozen else ("trained", "frozen")
+        raise UsageError(
+            f"parameter {name!r} is {is_now} now, and was {was} when the plan was built",
+            hint=f"build another plan, or set its requires_grad to {name not in before.frozen} again",
+        )
+
+
+def _parts(model: nn.Module) -> dict[str, Any]:
+    modules = {f"module {name!r}": module for name, module in model.named_modules() if name}
+    return modules | {f"parameter {name!r}": p for name, p in model.named_parameters()}
 
 
 def _changed(key: str, old: Any, new: Any, where: str) -> None:

@@ -298,6 +298,11 @@ CHANGES = {
                              "hooks of the optimizer"),
     "another group": (lambda plan: plan.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]}),
                       "trains other parameters"),
+    "a parameter that is frozen": (lambda plan: plan.model[0].weight.requires_grad_(False),
+                                   "parameter '0.weight' is frozen now, and was trained"),
+    "another layer": (lambda plan: plan.model.__setitem__(1, nn.Sigmoid()), "module '1' is another one"),
+    "another parameter": (lambda plan: plan.model.load_state_dict(plan.model.state_dict(), assign=True),
+                          "parameter '0.weight' is another one"),
 }  # fmt: skip
 
 

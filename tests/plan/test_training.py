@@ -218,6 +218,23 @@ def test_frozen_parameters_and_still_buffers_are_state():
     assert {"0.weight", "1.weight", "1.running_mean"} <= {name for name, _ in plan.graph.state}
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_frozen_parameter_that_the_optimizer_has_is_not_trained(served, optimizer):
+    model, _, shape = made("mlp")
+    model[0].weight.requires_grad_(False)
+    plan, _ = check(model, OPTIMIZERS[optimizer](model.parameters()), shape)
+    assert "0.weight" not in plan.carry()["params"] and "0.weight" in dict(plan.graph.state)
+    check_served(served, plan, shape)
+
+
+def test_an_optimizer_whose_parameters_are_all_frozen_is_refused():
+    model, optimizer, shape = made("mlp")
+    model.requires_grad_(False)
+    with pytest.raises(UsageError, match="trains nothing") as caught:
+        training_plan(model, F.cross_entropy, optimizer, *batch(shape, ROWS))
+    assert "requires_grad" in caught.value.hint
+
+
 def test_groups_of_parameters_keep_their_own_numbers():
     model, _, shape = made()
     groups = [{"params": model[2].parameters(), "lr": 0.5}, {"params": model[0].parameters(), "weight_decay": 0.1}]
