@@ -50,8 +50,9 @@ _PATTERNS = (
     ("shape", r"^Dimension out of range"),
     ("index_out_of_range", r"out of (range|bounds)|not in the valid range|Class values must be|invalid max index"
                            r"|exceeds dimension size"),
+    ("value", r"or element < 0"),
     ("not_finite", r"not finite|non-finite|\binfs? (or|and) nan|`inf`, `nan`|float (nan|infinity) to integer"),
-    ("dtype", r"not implemented for|expected (scalar type|m1 and m2 to have the same dtype)|must have the same dtype"),
+    ("dtype", r"not implemented for|same (data ?|d)type|expected (scalar |target d)type|found dtype"),
     ("value", r"ZeroDivisionError|singular|positive-definite|ill-conditioned|non-negative|can ?not be negative"
               r"|between 0 and 1|p_in|elements? of std|range \[0, 1\]|sum of probabilities"),
     ("shape", r"\bshapes?\b|\bsizes?\b|\bdimensions?\b|\bdim\b|\d-d\b|1D vector|must match|same length"

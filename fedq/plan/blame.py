@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fedq.errors import CannotRecord, FedqError
+from fedq.plan import dtypes
 
 _NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _STDLIB = str(Path(traceback.__file__).parent)
@@ -142,8 +143,11 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
         return f"it asks for another device: {text.splitlines()[0]}", DEVICES
     return (
         f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}",
-        "call the function on the example first; if that works, write this line with other functions of torch",
+        dtypes.HINT if dtypes.SAID.search(text) else _CALL_IT_FIRST,
     )
+
+
+_CALL_IT_FIRST = "call the function on the example first; if that works, write this line with other functions of torch"
 
 
 _KNOWN = {

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from fedq.errors import BadFile, CannotRecord, NotAllowed, SpecMismatch
-from fedq.plan import loops, optable, replay, spec
+from fedq.plan import dtypes, loops, optable, replay, spec
 from fedq.plan.blame import shown
 from fedq.plan.codec import MAX_HEADER_BYTES, parse_json
 from fedq.plan.contracts import ON_VALUES
@@ -34,7 +34,7 @@ from fedq.plan.graph import (
     graph_from_json,
     graph_to_json,
 )
-from fedq.plan.kernels import exact
+from fedq.plan.kernels import SYM, exact, kernel
 from fedq.plan.rules import RUN_AS
 from fedq.plan.tensors import DTYPES, type_of
 from fedq.plan.verify import Verified, verify
@@ -111,6 +111,13 @@ def _dry_run(verified: Verified, about: About, given: Sequence[Type]) -> None:
             made = compiled.fn(*map(_fake, (*given, *state)))
     except _NEEDS_DATA:
         return  # recording followed it as far as that goes
+    except dtypes.Unfit as error:
+        line = _line(verified, which, about, replay.blame(compiled, error)[0])
+        raise CannotRecord(
+            f"{error}{f': {line}' if line else ''}{shown(line)}",
+            hint=dtypes.HINT,
+            line=line,
+        ) from None
     except Exception as error:
         action, op = replay.blame(compiled, error)
         raise _fails(f"{op or 'it'} does not run as it was recorded", _line(verified, which, about, action)) from error
@@ -146,15 +153,20 @@ def _fake(type_: Type) -> Any:
 
 
 def _kernels(graph: Graph) -> Mapping[str, Callable[..., Any]]:
-    """Callables for ops that a dry run can not call as they are: they look at values, or take very long on fakes."""
+    """Callables that a dry run calls: the op, or what stands for it where it looks at values or takes long on fakes.
+
+    Each runs the op itself, too, once for each row of dtypes that is not f32 alone.
+    """
     named = {op.name().replace("::", "."): run for op, run in RUN_AS.items()}
     found: dict[str, Callable[..., Any]] = {}
+    tried = dtypes.Tried()
     for name in set(_ops(graph)):
         op = optable.find(name)
-        if name in named:
-            found[name] = named[name]
-        elif op is not None and any(words[0] in ON_VALUES for words in op.contract):
-            found[name] = exact(op)
+        if op is None or name in SYM:
+            continue
+        looks = any(words[0] in ON_VALUES for words in op.contract)
+        dry = named.get(name) or (exact(op) if looks else kernel(op))
+        found[name] = tried.kernel(name, dry, kernel(op))
     return found
 
 

@@ -57,6 +57,30 @@ def test_a_result_of_a_size_of_its_own_is_eagers_at_every_size_that_is_admitted(
     assert fitting > (len(SIZES) // 2 if free else 0)
 
 
+TOGETHER = {
+    "a product": (lambda x, y: x @ y, torch.rand(3, 3), torch.rand(3, 3).double()),
+    "a linear layer": (lambda x, y: F.linear(x, y, y[0]), torch.rand(3, 3), torch.rand(3, 3).double()),
+    "a target of i32": (F.cross_entropy, torch.rand(3, 4), torch.zeros(3, dtype=torch.int32)),
+    "a target of f64": (F.binary_cross_entropy, torch.rand(3, 4), torch.zeros(3, 4).double()),
+    "a branch": (lambda x, y: torch.cond(x.sum() > 0, lambda x, y: (x @ y).double(), lambda x, y: y + 1, (x, y)),
+                 torch.rand(3, 3), torch.rand(3, 3).double()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TOGETHER)
+def test_dtypes_that_an_op_does_not_take_together_are_refused_at_build(what):
+    function, *example = TOGETHER[what]
+    with pytest.raises(CannotRecord, match="together") as caught:
+        fq.func2plan()(lambda *args: function(*args)).build(*example)
+    assert "test_rehearse.py" in str(caught.value) and "convert" in caught.value.hint
+
+
+def test_a_training_step_whose_model_and_data_have_two_dtypes_is_refused_at_build():
+    model, batch = torch.nn.Linear(3, 2).double(), (torch.rand(4, 3), torch.ones(4).long())
+    with pytest.raises(CannotRecord, match="together"):
+        fq.training_plan(model, F.cross_entropy, torch.optim.SGD(model.parameters()), *batch)
+
+
 def test_results_of_sizes_of_their_own_come_back_from_a_worker(tmp_path):
     given = {f"x{i}": torch.rand(sizes) for i, sizes in enumerate([(6, 4), (5, 7), (33, 2)])}
     with Rig(tmp_path, data=given) as rig:
