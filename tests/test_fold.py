@@ -323,6 +323,12 @@ def test_a_count_that_is_none_is_refused(quiet, options):
         TRACE().send(quiet).fold([torch.tensor(0)], [torch.arange(8)], **options)
 
 
+@pytest.mark.parametrize("options", [{"shuffle": "no"}, {"drop_last": 0}, {"drop_last": None}])
+def test_a_word_for_yes_or_no_is_refused(quiet, options):
+    with pytest.raises(UsageError, match="neither yes nor no"):
+        TRACE().send(quiet).fold([torch.tensor(0)], [torch.arange(8)], batch_size=4, **options)
+
+
 def test_the_device_refuses_what_the_requester_could_not_know(quiet):
     later = plan_of(lambda x: x[x > 2].sum().reshape(1).repeat(3), torch.arange(6)).send(quiet)(torch.arange(6))
     later.type = None

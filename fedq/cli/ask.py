@@ -86,7 +86,7 @@ def run(
 
     All is looked up before anything is sent: what one device does not have, no device runs.
     """
-    by_name = dict(map(words.named, named))
+    by_name = words.by_name(named)
     given, names = [argument(a) for a in (*args, *by_name.values())], where(on, [*args, *by_name.values()])
     devices, wanted = [client.device(name) for name in names], plan(text)
     looked_up = [[on_device(device, arg) for arg in given] for device in devices]
@@ -112,7 +112,7 @@ def fold(
     token: str | None,
 ) -> list[list[PointerTensor]]:
     """Fold a plan over data on each device; the results of each, as of `run`."""
-    by_name = dict(map(words.named, named))
+    by_name = words.by_name(named)
     texts = [*carry, *data, *by_name.values()]
     given, names = [argument(a) for a in texts], where(on, texts)
     devices, wanted = [client.device(name) for name in names], plan(text)

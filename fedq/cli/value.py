@@ -72,8 +72,7 @@ def run(
     """Run a plan where the data is. Prints DEVICE:RESULT-ID at once, before it has run."""
     from fedq.cli import ask
 
-    if ((timeout or out) and not wait) or (wait and keep):
-        raise UsageError("--timeout and --out go with --wait, --keep without it")
+    _check_waiting(wait, keep, timeout, out)
     made = ask.run(call.client, plan, args or [], arg or [], on=on, release=not keep, token=token)
     return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
 
@@ -91,11 +90,14 @@ def run(
 def fold(
     call: Call,
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan of one step: a file, or a name or id there.")],
-    data: Annotated[str, typer.Option("--data", metavar="REFS", help="Tensors cut into batches together: a,b.")],
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="REFS", help="Tensors cut into batches together: a,b. Or repeat it.")
+    ],
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Rows of a batch.", min=1)],
     carry: Annotated[
-        str, typer.Option("--carry", metavar="REFS", help="The plan's first arguments: its first outputs are the next.")
-    ] = "",
+        list[str] | None,
+        typer.Option("--carry", metavar="REFS", help="The plan's first arguments: its first outputs are the next."),
+    ] = None,
     arg: Annotated[
         list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="The same in every step. May be repeated.")
     ] = None,
@@ -125,14 +127,25 @@ def fold(
     from fedq.cli import ask
     from fedq.plan import fold as folds
 
-    if ((timeout or out) and not wait) or (wait and keep):
-        raise UsageError("--timeout and --out go with --wait, --keep without it")
+    _check_waiting(wait, keep, timeout, out)
     folds.check_words(metrics, nonfinite)
     batches = folds.batches(batch_size, epochs, shuffle=shuffle, drop_last=drop_last)
-    first, whole = words.items(carry), words.items(data)
+    first, whole = words.items(",".join(carry or [])), words.items(",".join(data))
     loop = folds.Loop(len(first), len(whole), batches, metrics, nonfinite)
     made = ask.fold(call.client, plan, first, whole, arg or [], loop, on=on, release=not keep, token=token)
     return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
+
+
+def _check_waiting(wait: bool, keep: bool, timeout: str | None, out: str | None) -> None:
+    """UsageError for what would be found out only when the request is under way, or done."""
+    from fedq.plan import arrays
+
+    if ((timeout or out) and not wait) or (wait and keep):
+        raise UsageError("--timeout and --out go with --wait, --keep without it")
+    if timeout:
+        words.duration(timeout)
+    if out:
+        arrays.check_place(out)
 
 
 def _promised(

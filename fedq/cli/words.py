@@ -86,6 +86,16 @@ def named(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
+def by_name(texts: Sequence[str]) -> dict[str, str]:
+    """Arguments by their names, each once."""
+    found: dict[str, str] = {}
+    for name, value in map(named, texts):
+        if name in found:
+            raise UsageError(f"argument {name!r} is given twice, as {found[name]} and {value}", hint="give it once")
+        found[name] = value
+    return found
+
+
 def is_tensor_file(text: str) -> bool:
     return tensor_file(text)[0].suffix in TENSOR_SUFFIXES
 

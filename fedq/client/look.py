@@ -55,7 +55,11 @@ def plan(device: Device, ref: str) -> PointerPlan:
     """The one plan with this name or id that was sent there; UnknownPlan, Ambiguous."""
     rows = device.client.history.plans(device.number, ref)
     if len(rows) > 1:
-        raise Ambiguous(f"{ref!r} fits {len(rows)} plans on {device.name}: {', '.join(r.id for r in rows)}")
+        some = ", ".join(r.id[:12] for r in rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        raise Ambiguous(
+            f"{ref!r} fits {len(rows)} plans on {device.name}: {some}",
+            hint="name it by 6 or more digits of its id, or send the plan: what is there is not sent again",
+        )
     for row in rows:
         graph, about = graph_from_json(parse_json(row.graph)), about_from_json(parse_json(row.about))
         return PointerPlan(device, row.id, graph, about)

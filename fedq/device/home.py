@@ -278,7 +278,12 @@ class Home:
         fits = [key for key in there if key[1].startswith(prefix)] if not 0 < len(prefix) < 6 else []
         if not fits:
             held = ", ".join(message for _, message in there) or "nothing"
-            raise UnknownValue(f"{self.name} holds no message {prefix!r} that was running when it ended (held: {held})")
+            if not prefix:
+                raise UnknownValue(f"{self.name} holds nothing: there is nothing to let go on")
+            raise UnknownValue(
+                f"{self.name} holds no message {prefix!r} (held: {held})",
+                hint="6 or more digits of an id, or none for all",
+            )
         if prefix and len(fits) > 1:
             raise Ambiguous(f"{prefix!r} fits {', '.join(message for _, message in fits)}", hint="give more digits")
         with self.journal.transaction():

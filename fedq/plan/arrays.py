@@ -98,7 +98,8 @@ def read_one(path: str | Path, name: str | None = None) -> RawTensor:
         return next(iter(tensors.values()))
     if name is not None and name in tensors:
         return tensors[name]
-    shown = ", ".join(list(tensors)[:8]) or "none"
+    more = f" and {len(tensors) - 8} more" if len(tensors) > 8 else ""
+    shown = (", ".join(list(tensors)[:8]) or "none") + more
     wanted = f"no tensor {name!r}" if name is not None else f"{len(tensors)} tensors, one is needed"
     raise UsageError(f"{path}: {wanted}", hint=f"write {path}:NAME; it holds: {shown}")
 
@@ -216,6 +217,14 @@ def check_suffix(path: str | Path, count: int) -> str:
     if suffix in (".npy", ".csv") and count != 1:
         raise UsageError(f"{path}: {count} tensors do not fit one {suffix}", hint="use .safetensors or .npz")
     return suffix
+
+
+def check_place(path: str | Path) -> None:
+    """UsageError, FileMissing if nothing can be written there, whatever it is."""
+    check_suffix(path, 1)
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileMissing(f"no folder {folder}", hint=f"mkdir -p {folder}, or write elsewhere")
 
 
 def encode(suffix: str, tensors: Mapping[str, RawTensor]) -> Sequence[Buffer]:

@@ -63,8 +63,11 @@ def batches(batch_size: int, epochs: int = 1, *, shuffle: bool = False, drop_las
     """Batches as a user asks for them; UsageError for what can not be."""
     for name, value, most in (("batch_size", batch_size, MAX_BATCH), ("epochs", epochs, MAX_EPOCHS)):
         if type(value) is not int or not 0 < value <= most:
-            raise UsageError(f"{name} {value!r} is no count", hint=f"{name}: a whole number from 1 on")
-    return Batches(batch_size, epochs, bool(shuffle), bool(drop_last))
+            raise UsageError(f"{name} {value!r} is no count", hint=f"{name}: a whole number from 1 to {most}")
+    for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
+        if type(flag) is not bool:
+            raise UsageError(f"{name}={flag!r} says neither yes nor no", hint=f"{name}=True or {name}=False")
+    return Batches(batch_size, epochs, shuffle, drop_last)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,10 @@ def read(optimizer: Optimizer, given: Mapping[str, Tree] | None, takers: Iterabl
         if name == "params":
             raise UsageError("'params' are not given: whoever names them gets those of the step")
         if name not in numbers and value is None:
-            raise UsageError(f"{name!r} is no number of {type(optimizer).__name__}", hint="give an example, not None")
+            raise UsageError(
+                f"{name!r} is no number of {type(optimizer).__name__}",
+                hint=f"it has {', '.join(numbers)}; for what the loss takes give an example, not None",
+            )
         if name not in numbers and not any(name in names or rest for names, rest in map(_parameters, takers)):
             raise UsageError(
                 f"nobody takes {name!r}",
@@ -209,7 +212,8 @@ def _own(groups: Groups, name: str) -> Tree:
 def _check_groups(optimizer: Optimizer, name: str, value: Tree) -> None:
     groups = len(optimizer.param_groups)
     if isinstance(value, list) and len(value) != groups:
-        raise UsageError(f"{name!r} has {len(value)} numbers, the optimizer {groups} groups", hint="one for each")
+        have = f"{groups} group{'s' * (groups > 1)} of parameters"
+        raise UsageError(f"{name!r} has {len(value)} numbers, and the optimizer {have}", hint="give one for each group")
     like = _map(_as_number, optimizer.param_groups[0][name])
     for one in value if isinstance(value, list) else [value]:
         fits = len(one) == len(like) if isinstance(like, tuple) and isinstance(one, tuple) else _is_number(one)

@@ -32,6 +32,25 @@ def test_a_fold_is_sent_and_fetched_as_a_run_is(town):
     assert town.json(*words, "--metrics", "average", code=2)["error_code"] == "usage"
 
 
+def test_words_that_can_not_be_are_refused_before_anything_is_sent(town):
+    town.plan("totals.safetensors", totals().file())
+    np.save(town.root / "zero.npy", np.zeros(2, "f4"))
+    np.save(town.root / "rows.npy", np.ones((5, 2), "f4"))
+    np.save(town.root / "rate.npy", np.array(2.0, "f4"))
+    words = ("fold", "totals.safetensors", "--carry", "zero.npy", "--data", "rows.npy", "--arg", "rate=rate.npy",
+             "--on", "device_1", "--batch-size", "2")  # fmt: skip
+    before = town.json("ls")
+    for more, code, said in (
+        (("--wait", "--timeout", "soon"), 2, "'soon' is not a duration"),
+        (("--wait", "-o", "out.xyz"), 2, "can not write .xyz"),
+        (("--wait", "-o", "nowhere/out.npz"), 3, "no folder"),
+        (("--arg", "rate=rate.npy"), 2, "'rate' is given twice"),
+        (("--data", "rows.npy"), 4, "'rate' is given twice"),
+    ):
+        assert said in town.json(*words, *more, code=code)["message"]
+    assert town.json("ls") == before
+
+
 def test_a_fold_that_stops_says_at_which_step(town):
     town.plan("totals.safetensors", totals().file())
     np.save(town.root / "zero.npy", np.zeros(2, "f4"))

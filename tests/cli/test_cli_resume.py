@@ -29,5 +29,6 @@ def test_an_owner_sees_what_is_held_and_lets_it_go_on(shell):
         {"device": "device_1", "requester": "ann-01234567", "message": other}
     ]
     assert shell.json("device", "status")[0]["held"] == 0
-    for words in ((), (other,), ("ffff",)):
+    assert "holds nothing" in shell("device", "resume", "device_1", code=3).stderr
+    for words in ((other,), ("ffff",)):
         assert "holds no message" in shell("device", "resume", "device_1", *words, code=3).stderr

@@ -155,7 +155,7 @@ def test_each_group_has_its_own_number():
         group["lr"] = lr
     eager(other, optimizers[1], F.cross_entropy, X, Y)
     assert same(carry["params"], other)
-    with pytest.raises(UsageError, match="'lr' has 3 numbers, the optimizer 2 groups"):
+    with pytest.raises(UsageError, match="'lr' has 3 numbers, and the optimizer 2 groups of parameters"):
         fq.training_plan(model, F.cross_entropy, optimizers[0], X[:6], Y[:6], given={"lr": [1.0, 2.0, 3.0]})
 
 
