@@ -29,10 +29,10 @@ _MOST = 1 << 22
 class Unfit(Exception):
     """An op is not made for the dtypes that it is given."""
 
-    def __init__(self, op: str, dtypes: tuple[torch.dtype, ...], said: str) -> None:
+    def __init__(self, op: str, dtypes: tuple[torch.dtype, ...]) -> None:
         names = list(dict.fromkeys(NAMES[d] for d in dtypes))
         together = f"{', '.join(names[:-1])} and {names[-1]} together" if len(names) > 1 else names[0]
-        super().__init__(f"{op} does not take {together} ({said})")
+        super().__init__(f"{op} does not take {together}")
 
 
 class Tried:
@@ -67,4 +67,4 @@ class Tried:
             except (RuntimeError, NotImplementedError, TypeError) as error:
                 said = (str(error).splitlines() or [""])[0]
                 if SAID.search(said):
-                    raise Unfit(name, dtypes, said) from None
+                    raise Unfit(name, dtypes) from None
