@@ -83,6 +83,18 @@ def user_line_of(frame: FrameType | None) -> Line:
     return Line.of(frame.f_code.co_filename, frame.f_lineno) if frame is not None else Line()
 
 
+def calling_line() -> Line:
+    """The user's line that led here, outside all installed packages."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (not is_users(frame.f_code.co_filename) or _is_installed(frame.f_code.co_filename)):
+        frame = frame.f_back
+    return Line.of(frame.f_code.co_filename, frame.f_lineno) if frame is not None else Line()
+
+
+def _is_installed(filename: str) -> bool:
+    return "site-packages" in filename or filename.startswith(sys.prefix)
+
+
 @contextmanager
 def cannot() -> Iterator[None]:
     """Turns what recording raises into CannotRecord with file, line, source text and cure."""

@@ -166,6 +166,9 @@ class Plan(nn.Module):
         try:
             while not self._all_known(args, kwargs):
                 pass
+        except CannotRecord as error:
+            self._inner, self._attributes = before
+            raise _with_line(error) from error.__cause__
         except BaseException:
             self._inner, self._attributes = before
             raise
@@ -553,6 +556,16 @@ def _signature(called: Callable[..., Any]) -> inspect.Signature:
     except ValueError:
         kinds = {"x": inspect.Parameter.VAR_POSITIONAL, "named": inspect.Parameter.VAR_KEYWORD}
         return inspect.Signature([inspect.Parameter(name, kind) for name, kind in kinds.items()])
+
+
+def _with_line(error: CannotRecord) -> CannotRecord:
+    """The refusal with a line of the user's: where no line of the function is to blame, the one that builds it."""
+    from fedq.plan.blame import calling_line, shown
+
+    line = error.fields.get("line") or calling_line()
+    if error.fields.get("line") or not line:
+        return error
+    return CannotRecord(f"{error.args[0]}: {line}{shown(line)}", hint=error.hint, line=line)
 
 
 def _check_dtype(what: str, tensor: torch.Tensor) -> None:
