@@ -14,7 +14,7 @@ from fedq.cli import background
 from fedq.client import again, fetch, standing
 from fedq.device import daemon, kinds
 from fedq.device.journal import Ends
-from fedq.errors import Cancelled, Failed, UnknownValue, WaitingForApproval, WorkerDied
+from fedq.errors import Cancelled, Failed, UnknownValue, UsageError, WaitingForApproval, WorkerDied
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
 from tests.marks import more, rows
@@ -192,6 +192,21 @@ def test_a_fold_without_an_end_is_ended_by_its_deadline_though_it_goes_on_and_on
     assert caught.value.fields["kind"] == "deadline"
     (row,) = background.failed(rig.config, [rig.name])
     assert "took more than 1 s" in row["reason"]
+
+
+def test_a_new_deadline_holds_on_a_device_that_is_up(rig):
+    rig.start()
+    assert rig.device.send(torch.ones(2)).copy(timeout_s=60).tolist() == [1, 1]
+    fine = rig.device.send_plan(slow_plan(1))(rig.device.find("x"))
+    assert fine.get(timeout_s=60) is not None
+    deadline(rig, 1)
+    with pytest.raises(WorkerDied, match="it took too long"):
+        fold_for_ever(rig).get(timeout_s=120)
+
+
+def test_a_deadline_of_no_time_is_refused(rig):
+    with pytest.raises(UsageError, match="lets no call run"):
+        deadline(rig, 0)
 
 
 @more

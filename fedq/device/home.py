@@ -52,13 +52,15 @@ def init(
 
     Args:
         group: may use the pair, too: for a requester who is another user of this machine.
-        deadline_s: how long one call may take from now on.
+        deadline_s: how long one call may take from now on, > 0; a running call keeps the one it began with.
 
     Raises:
         UsageError: the name can not name a directory.
     """
     if not ids.is_name(name):
         raise UsageError(f"{name!r} can not name a device", hint="use letters, digits, '_', '-', '.'; at most 64")
+    if deadline_s is not None and deadline_s <= 0:
+        raise UsageError("a deadline of 0 s lets no call run", hint="--deadline 10min, or leave it out for 1h")
     if not pairs.is_root(config.queue):
         pairs.create_root(config.queue, id=new_id())
     path = config.devices / name
@@ -73,6 +75,7 @@ def init(
     home.trust(requester)
     if group is not None:
         pairs.share_pair(config.queue, name, requester.name, group)
+    home.poke()
     return home
 
 
@@ -108,13 +111,17 @@ class Home:
                 hint=f"fedq device init {path.name}",
             )
         self.path, self.config, self.name = path, config, path.name
-        said = _said(path)
-        self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
-        self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
+        self.reread()
         self.durable = config.durability == "full"
         self.key = keys.load_or_create(path / "key")
         self.journal = Journal(path / "journal.sqlite", durable=self.durable)
         self.store = Store(path, self.journal, self.key, durable=self.durable)
+
+    def reread(self) -> None:
+        """Take over what ``device.json`` says now."""
+        said = _said(self.path)
+        self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
+        self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
 
     def close(self) -> None:
         self.journal.close()

@@ -93,6 +93,11 @@ class Served:
 
     def refresh(self) -> None:
         """Look again at who is trusted and what the owner changed."""
+        before = self.home.deadline_s
+        self.home.reread()
+        for peer in self.peers.values() if self.home.deadline_s != before else ():
+            for lane in [lane for lane in peer.lanes if not lane.calls]:
+                self._crew.close(peer, lane)  # its worker has the deadline it was started with
         for requester in self.home.trusted():
             if requester.name not in self.peers:
                 with self._apart():
