@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedq.client.pending import Step
 from fedq.client.pointers import PointerTensor, raw_tensor
 from fedq.errors import CannotRecord, FedqError, SpecMismatch, UsageError
-from fedq.plan.blame import WRITES_TO_ARGUMENT, Unrecordable
+from fedq.plan.blame import FAILED, WRITES_TO_ARGUMENT, Unrecordable
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Graph, Type, unflatten
 from fedq.plan.tensors import DTYPES, to_raw
@@ -316,7 +316,7 @@ def _explained(call: str, error: CannotRecord, said: Exception | None) -> FedqEr
     cause = error.__cause__
     if isinstance(cause, Unrecordable) and cause.message == WRITES_TO_ARGUMENT[0]:
         return UsageError(f"{call} would change what it is given, and pointers stay", hint=_NO_WRITES)
-    if error.hint is None and not isinstance(cause, Unrecordable | None):
+    if str(error).startswith(FAILED) and not isinstance(cause, Unrecordable | None):
         text = (str(said or cause).splitlines() or [""])[0]
         return SpecMismatch(f"{call}: {text}", hint="shapes and dtypes of pointers: p.shape, p.dtype")
     text = str(error).splitlines()[0].partition(f": {Path(__file__).name}:")[0]

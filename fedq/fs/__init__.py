@@ -13,6 +13,7 @@ from fedq.fs.reading import (
     check_private,
     descriptor,
     fingerprint,
+    is_folder,
     map_private,
     names,
     read,
@@ -23,7 +24,7 @@ from fedq.fs.writing import TEMP, delete, flush, is_shared, make_dir, put, repla
 
 __all__ = [
     "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Lock", "append", "check_private", "clock",
-    "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder", "is_shared", "lock",
+    "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder", "is_folder", "is_shared", "lock",
     "make_dir", "map_private", "names", "put", "read", "replace", "share", "size_bytes", "step", "sweep", "tail",
     "told",
 ]  # fmt: skip

@@ -97,6 +97,11 @@ def names(path: AnyPath, *, follow: bool = True) -> list[str]:
         return []
 
 
+def is_folder(path: AnyPath) -> bool:
+    """Whether a folder stands there."""
+    return os.path.isdir(path)
+
+
 def fingerprint(path: AnyPath) -> tuple[int, int, int, int] | None:
     """Changes when the file does: device, inode, size, time of change (ns). None if it is not there."""
     try:

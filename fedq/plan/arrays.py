@@ -223,7 +223,7 @@ def check_place(path: str | Path) -> None:
     """UsageError, FileMissing if nothing can be written there, whatever it is."""
     check_suffix(path, 1)
     folder = Path(path).absolute().parent
-    if not folder.is_dir():
+    if not fs.is_folder(folder):
         raise FileMissing(f"no folder {folder}", hint=f"mkdir -p {folder}, or write elsewhere")
 
 

@@ -154,11 +154,12 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
     if "not linked with support" in text or "CUDA" in text:
         return f"it asks for another device: {text.splitlines()[0]}", DEVICES
     return (
-        f"it failed while being recorded: {type(error).__name__}: {text.splitlines()[0] if text else ''}",
+        f"{FAILED}: {type(error).__name__}: {text.splitlines()[0] if text else ''}",
         dtypes.HINT if dtypes.SAID.search(text) else _CALL_IT_FIRST,
     )
 
 
+FAILED = "it failed while being recorded"
 _CALL_IT_FIRST = "call the function on the example first; if that works, write this line with other functions of torch"
 
 

@@ -28,7 +28,7 @@ from fedq.plan.trace import trace
 from fedq.plan.verify import verify
 from tests.plan.grammar import written
 
-CASES = int(os.environ.get("FEDQ_FUZZ", "96"))
+CASES = int(os.environ.get("FEDQ_FUZZ", "64"))
 SEED = int(os.environ.get("FEDQ_SEED", "0")) or (random.SystemRandom().randrange(1 << 40) if CASES > 1000 else 1)
 SHARDS = 8
 SIZES = (0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 12, 17)
