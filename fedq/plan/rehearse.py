@@ -34,7 +34,7 @@ from fedq.plan.graph import (
     graph_from_json,
     graph_to_json,
 )
-from fedq.plan.kernels import SYM, exact, kernel
+from fedq.plan.kernels import SYM, exact
 from fedq.plan.rules import RUN_AS
 from fedq.plan.tensors import DTYPES, type_of
 from fedq.plan.verify import Verified, verify
@@ -104,7 +104,7 @@ def _dry_run(verified: Verified, about: About, given: Sequence[Type]) -> None:
     """Run one of the graphs on fakes of these types, and compare what it gives with what it says it gives."""
     which, _ = spec.choose(verified.graph, given)
     chosen = (verified, *verified.variants)[which]
-    compiled = replay.compile_one(chosen, replay.Dry(RULES, _kernels(chosen.graph)))
+    compiled = replay.compile_one(chosen, replay.Dry(RULES, _kernels()))
     state = [t for _, t in chosen.graph.state]
     try:
         with FakeTensorMode(shape_env=ShapeEnv(), allow_fallback_kernels=False), torch.no_grad():
@@ -152,22 +152,21 @@ def _fake(type_: Type) -> Any:
     return type_.value if type_.shape is None else torch.empty([int(d) for d in type_.shape], dtype=DTYPES[type_.dtype])
 
 
-def _kernels(graph: Graph) -> Mapping[str, Callable[..., Any]]:
-    """Callables that a dry run calls: the op, or what stands for it where it looks at values or takes long on fakes.
+def _kernels() -> Callable[[optable.Op, Callable[..., Any]], Callable[..., Any]]:
+    """What a dry run calls: the op, or what stands for it where it looks at values or takes long on fakes.
 
     Each runs the op itself, too, once for each row of dtypes that is not f32 alone.
     """
     named = {op.name().replace("::", "."): run for op, run in RUN_AS.items()}
-    found: dict[str, Callable[..., Any]] = {}
     tried = dtypes.Tried()
-    for name in set(_ops(graph)):
-        op = optable.find(name)
-        if op is None or name in SYM:
-            continue
+
+    def of(op: optable.Op, usual: Callable[..., Any]) -> Callable[..., Any]:
+        if op.name in SYM:
+            return usual
         looks = any(words[0] in ON_VALUES for words in op.contract)
-        dry = named.get(name) or (exact(op) if looks else kernel(op))
-        found[name] = tried.kernel(name, dry, kernel(op))
-    return found
+        return tried.kernel(op.name, named.get(op.name) or (exact(op) if looks else usual), usual)
+
+    return of
 
 
 def _both(then: loops.Body, other: loops.Body) -> Callable[..., Any]:

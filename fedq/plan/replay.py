@@ -190,11 +190,11 @@ class Dry:
 
     Attributes:
         rules: as `loops.RULES`.
-        kernels: op -> callable, for the ops that have one of their own.
+        kernel: given an op and the callable that a device would call, what is called.
     """
 
     rules: Mapping[str, Callable[..., Callable[..., Any]]]
-    kernels: Mapping[str, Callable[..., Any]]
+    kernel: Callable[[optable.Op, Callable[..., Any]], Callable[..., Any]]
 
 
 class _Writer:
@@ -202,7 +202,7 @@ class _Writer:
 
     def __init__(self, graph: Graph, dry: Dry | None = None) -> None:
         self.graph = graph
-        self.rules, self.kernels = (dry.rules, dry.kernels) if dry else (loops.RULES, {})
+        self.dry, self.rules = dry, dry.rules if dry else loops.RULES
         self.types = graph.types
         self.scope: dict[str, Any] = {"__builtins__": {"__import__": _loaded}}
         self.named: dict[Any, str] = {}
@@ -273,12 +273,12 @@ class _Writer:
         if op.name == "sym.size" and len(action.args) == 2:
             return f"{args[0]}.shape[{args[1]}]"
         name = method(op)
-        if op.name in self.kernels:
-            return f"{self.constant(self.kernels[op.name])}({', '.join(args)})"
         if any(isinstance(a, Format) for a in action.args):  # methods take a memory format by name only
             op, name = dataclasses.replace(op, fast=""), None
         if not all(keyword[k].keyword for k in named) or (name and not self.is_tensor(action.args[0])):
             op, name = dataclasses.replace(op, fast=""), None
+        if self.dry is not None:
+            return f"{self.constant(self.dry.kernel(op, kernel(op)))}({', '.join(args)})"
         if name:
             return f"{args[0]}.{name}({', '.join(args[1:])})"
         return f"{self.constant(kernel(op))}({', '.join(args)})"
