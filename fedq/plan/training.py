@@ -201,14 +201,17 @@ class TrainingPlan(Plan):
         """As of any plan, from model and optimizer as they are now; notes which numbers must be above 0."""
         self._look()
         self._takes.above_zero.clear()
-        try:
-            super()._build(*args, **kwargs)
-        except CannotRecord as error:
-            raise self._with_given(error) from None
+        super()._build(*args, **kwargs)
         graph, about, constants = self._need()
         refused = {ranges.refusal(path): "" for path in self._takes.above_zero}
         self._built = graph, replace(about, refused={**about.refused, **refused}), constants
         return self
+
+    def _record(self, *args: Any, **kwargs: Any) -> Plan:
+        try:
+            return super()._record(*args, **kwargs)
+        except CannotRecord as error:
+            raise self._with_given(error) from error.__cause__
 
     def _with_given(self, error: CannotRecord) -> CannotRecord:
         """Where torch itself asks for a value, and no line of the user's: it may be a number that is given."""
