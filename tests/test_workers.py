@@ -211,6 +211,7 @@ def as_user(uid: int, root, program: str, *words: str) -> str:
 CLI = "from fedq.cli import main; main()"
 
 
+@more
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two other users")
 def test_two_users_of_one_machine_share_a_queue_by_their_group(shared):
     for name, uid in (("queue", DEVICE_UID), ("devices", DEVICE_UID)):

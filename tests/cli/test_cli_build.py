@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.marks import rows
+
 TOUR = """
 import torch
 
@@ -71,11 +73,14 @@ def test_a_plan_that_is_built_in_the_file_is_written(desk):
     assert shown.splitlines()[-1].endswith("tour.py:12")
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "called"),
-    [("plain", "(-1,)", "plain"), ("later", "(-1,)", "later"), ("Net", "(-1,3)", "Net"), ("line", "(-1,3)", "Linear")],
-)
-def test_functions_classes_and_modules_are_built_with_shapes(name, shape, called, desk):
+BUILT = {
+    "plain": ("(-1,)", "plain"), "later": ("(-1,)", "later"), "Net": ("(-1,3)", "Net"), "line": ("(-1,3)", "Linear"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", rows(BUILT, ("Net",)))
+def test_functions_classes_and_modules_are_built_with_shapes(name, desk):
+    shape, called = BUILT[name]
     row = desk.json("build", f"more.py:{name}", "-o", "out.safetensors", "--args-shape", shape)
     assert (row["file"], row["name"]) == ("out.safetensors", called)
     assert len(row["id"]) == 64
@@ -91,8 +96,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("name", "more", "code", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_can_not_be_built_says_why_with_the_users_line(name, more, code, said, desk):
+@pytest.mark.parametrize("what", rows(REFUSED, ("not built", "a branch on data")))
+def test_what_can_not_be_built_says_why_with_the_users_line(what, desk):
+    name, more, code, said = REFUSED[what]
     refused = desk("build", f"more.py:{name}", "-o", "no.safetensors", *more, code=code)
     assert said in refused.stderr
     assert "fedq/" not in refused.stderr
@@ -110,8 +116,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_file_that_does_not_run_is_told_with_its_own_line(text, said, desk):
+@pytest.mark.parametrize("what", rows(BROKEN, ("an error",)))
+def test_a_file_that_does_not_run_is_told_with_its_own_line(what, desk):
+    text, said = BROKEN[what]
     desk.file("broken.py", text)
     refused = desk("build", "broken.py:f", "-o", "no.safetensors", code=4)
     assert said in refused.stderr

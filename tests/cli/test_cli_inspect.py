@@ -8,6 +8,7 @@ import pytest
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
+from tests.marks import more
 
 ROW, WEIGHT = Type("f32", ("n", 4)), Type("f32", (4, 3))
 
@@ -38,6 +39,10 @@ def test_the_cost_follows_the_printed_form(desk):
         "cost at n = 10: 240 FLOPs, 448 B at most at once, 12 parameters and constants (48 B)"
     )
     assert desk.json("show", "a.safetensors", "--cost")["cost"]["sizes"] == {"n": 32}
+
+
+@more
+def test_sizes_for_the_cost_are_checked(desk):
     assert "no size 'k'" in desk("show", "a.safetensors", "--cost", "--at", "k=1", code=2).stderr
     assert "n=32" in desk("show", "a.safetensors", "--cost", "--at", "n=x", code=2).stderr
     assert "--cost" in desk("show", "a.safetensors", "--at", "n=3", code=2).stderr

@@ -12,6 +12,7 @@ from fedq.errors import CannotRecord, SpecMismatch
 from fedq.plan import rehearse, spec
 from fedq.plan.graph import About, Action, Dtype, Graph, Type, Var, flatten
 from fedq.plan.tensors import type_of
+from tests.marks import scaled, share
 from tests.rig import Rig
 
 OWN_SIZES = {
@@ -81,11 +82,13 @@ def test_a_training_step_whose_model_and_data_have_two_dtypes_is_refused_at_buil
         fq.training_plan(model, F.cross_entropy, torch.optim.SGD(model.parameters()), *batch)
 
 
+@scaled
 def test_results_of_sizes_of_their_own_come_back_from_a_worker(tmp_path):
     given = {f"x{i}": torch.rand(sizes) for i, sizes in enumerate([(6, 4), (5, 7), (33, 2)])}
     with Rig(tmp_path, data=given) as rig:
         rig.start()
-        plans = {what: fq.func2plan(args_shape=[(-1, -1)])(f).send(rig.device) for what, f in OWN_SIZES.items()}
+        some = share(OWN_SIZES.items(), 3)
+        plans = {what: fq.func2plan(args_shape=[(-1, -1)])(f).send(rig.device) for what, f in some}
         for tag, x in given.items():
             outs = {what: plan(rig.device.find(tag)) for what, plan in plans.items()}
             for what, out in outs.items():
