@@ -150,6 +150,18 @@ class Denied(FedqError):
     exit_code = 5
 
 
+class Replaced(Refused):
+    """The owner put another value in the place of one that was asked about. ``id``: of the new one."""
+
+    code = "replaced"
+
+
+class Removed(Refused):
+    """The owner removed a value that was asked about."""
+
+    code = "removed"
+
+
 class WaitingForApproval(FedqError):
     """The result exists and waits for its owner."""
 

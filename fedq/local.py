@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 from fedq import config as configs
 from fedq import fs, ids
 from fedq.client.device import Device
+from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client, trust_device
 from fedq.config import Config
+from fedq.device import review
 from fedq.device.gate import Gate
 from fedq.device.home import Home, Requester, init
+from fedq.device.journal import QuestionRow
 from fedq.device.pool import InlineWorker
 from fedq.errors import UsageError
-from fedq.trust import keys
+from fedq.trust import keys, policy
 
 if TYPE_CHECKING:
     import torch
@@ -120,17 +123,38 @@ class VirtualWorker(Device):
         while self.gate.step(self._clock()):
             pass
 
-    def approve(self, id: str) -> None:
-        """Release a result held for review, as its owner would."""
-        self._judge(id, "approved")
+    def review(self) -> list[QuestionRow]:
+        """What waits for its owner, the oldest first."""
+        self.step()
+        return review.questions(self.home)
 
-    def deny(self, id: str) -> None:
-        """Decline to release a result."""
-        self._judge(id, "denied")
+    def approve(self, what: PointerTensor | str, *, look: bool = False) -> None:
+        """Say the owner's word for a pointer's value, or for a question by its reply's id: run it, and release it.
 
-    def _judge(self, id: str, verdict: str) -> None:
-        self.home.judge(id, verdict)
+        Args:
+            look: run it and hold the outcome for a second word.
+
+        A value that nobody asked for is asked for first.
+        """
+        self._decide(what, policy.LOOK if look else policy.APPROVE)
+
+    def deny(self, what: PointerTensor | str, *, why: str = "") -> None:
+        """Decline it, as its owner; the requester is told, and why."""
+        self._decide(what, review.DENY, why)
+
+    def _decide(self, what: PointerTensor | str, word: str, why: str = "") -> None:
+        reply = what if isinstance(what, str) else self._reply(what)
+        self.step()
+        review.decide(self.home, [review.find(self.home, reply)], word, why=why)
         self.gate.served[self.name].refresh()
+        self.step()
+
+    def _reply(self, pointer: PointerTensor) -> str:
+        """Under which reply a value is asked for."""
+        self.check_known([pointer])
+        replies = self.ask([pointer])
+        self.flush()
+        return self.asked_last(replies, {pointer.address: pointer})[pointer.address]
 
     def __repr__(self) -> str:
         return f"VirtualWorker({self.name!r})"

@@ -14,7 +14,7 @@ from fedq.client import fetch
 from fedq.client.device import Device
 from fedq.client.session import Client
 from fedq.config import Config
-from fedq.device import daemon, gate
+from fedq.device import daemon, gate, review
 from fedq.device.daemon import log_file as log_file
 from fedq.device.home import Home, homes
 from fedq.errors import FedqError, UnknownDevice, Unreachable, UsageError
@@ -132,7 +132,7 @@ def state(config: Config, name: str) -> dict[str, Any]:
     """A device as ``device ls`` shows it; counts are over all its requesters."""
     home = Home(config.devices / name, config)
     values, waiting = len(home.values()), home.journal.count_open() + _not_taken(home)
-    held = len(home.held()) + len(home.stopped())
+    held = len(review.questions(home)) + len(home.stopped())
     failed = len(home.journal.failed())
     beats = _beats(home)
     last = max((b.time for b in beats), default=None)

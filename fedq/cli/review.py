@@ -16,21 +16,24 @@ Ref = Annotated[str, typer.Argument(metavar="DEVICE:ID", help="A result that wai
 @command(app, examples=["fedq approve device_1:0197a3c4", "fedq device ls"])
 def approve(call: Call, ref: Ref) -> Shown:
     """Release a result that waits for your review."""
-    return _judge(call, ref, "approved")
+    return _judge(call, ref, "approve")
 
 
 @command(app, examples=["fedq deny device_1:0197a3c4"])
 def deny(call: Call, ref: Ref) -> Shown:
     """Decline to release a result. Its requester is told so."""
-    return _judge(call, ref, "denied")
+    return _judge(call, ref, "deny")
 
 
 def _judge(call: Call, ref: str, verdict: str) -> Shown:
     from fedq.cli import words
+    from fedq.device import review
 
     device, id_ = words.reference(ref)
-    rows = [
-        {"device": device, "id": id_, "requester": requester, "verdict": verdict}
-        for requester, id_ in call.home(device).judge(id_, verdict)
-    ]
-    return Shown(rows, "\n".join(f"{device}:{r['id']}  {verdict} for {r['requester']}" for r in rows))
+    home = call.home(device)
+    (said,) = review.decide(home, [review.find(home, id_)], verdict)
+    row = {"device": device, "reply": said.reply, "requester": said.sender, "word": said.word}
+    return Shown([row], f"{device}:{said.reply}  {_PAST[verdict]} for {said.sender}")
+
+
+_PAST = {"approve": "approved", "deny": "denied"}

@@ -78,8 +78,11 @@ def retry(pointer: PointerTensor) -> list[PointerTensor]:
     ]
     draft.tensors = dict(file.tensors)
     draft.types = {new_id: _type(device, old) for old, new_id in new.items()}
+    outbox = device.client.outbox
+    draft.private = {i: p.private for old, i in new.items() for p in outbox.promised(device.number, old) if p.private}
     sending.send(device, draft)
-    return [PointerTensor(device, new_id, draft.types[new_id]) for new_id in new.values()]
+    private = draft.private
+    return [PointerTensor(device, i, draft.types[i], private=private.get(i, frozenset())) for i in new.values()]
 
 
 def _type(device: Device, value: str) -> Type | None:
@@ -110,5 +113,7 @@ def _renamed(verb: Verb, new: Mapping[str, str], draft: Draft) -> Verb:
             carry, data, rest = args(verb.carry), args(verb.data), args(verb.args)
             return replace(verb, carry=carry, data=data, args=rest, results=ids(verb.results))
         case Get():
-            return replace(verb, reply=new.get(verb.reply) or draft.new_id(), values=ids(verb.values))
+            return replace(
+                verb, reply=new.get(verb.reply) or draft.new_id(), values=ids(verb.values), owners=verb.owners
+            )
     return verb

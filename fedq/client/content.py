@@ -16,7 +16,20 @@ from fedq import ids
 from fedq.client.pending import Step
 from fedq.plan.codec import RawTensor, sha256
 from fedq.plan.graph import canonical, graph_to_json
-from fedq.queue.message import Fold, Get, Inline, Message, Put, Ref, Run, RunArg, SendPlan, Verb, message_to_json
+from fedq.queue.message import (
+    Fold,
+    Get,
+    Inline,
+    Message,
+    OwnerRef,
+    Put,
+    Ref,
+    Run,
+    RunArg,
+    SendPlan,
+    Verb,
+    message_to_json,
+)
 
 if TYPE_CHECKING:
     from fedq.client.pointers import PointerTensor
@@ -87,10 +100,10 @@ def _operation(step: Step) -> tuple[bytes, ...]:
     return canonical(graph_to_json(step.graph)), given, canonical(list(step.results))
 
 
-def _given(given: PointerTensor | RawTensor | str) -> Ref | Inline:
+def _given(given: PointerTensor | RawTensor | str) -> Ref | OwnerRef | Inline:
     if isinstance(given, RawTensor):
         return Inline(_digest(given))
-    return Ref(given if isinstance(given, str) else given.address)
+    return Ref(given) if isinstance(given, str) else given.reference
 
 
 def _told(verb: Verb, row: list[object]) -> tuple[str, ...]:
@@ -110,7 +123,7 @@ def _told(verb: Verb, row: list[object]) -> tuple[str, ...]:
 def _argument(arg: RunArg) -> str:
     """A letter for what it is, then what tells it from others."""
     match arg:
-        case Ref():
+        case Ref() | OwnerRef():
             return f"v{_short(arg.id)}"
         case Inline():
             return f"t{_short(arg.name)}"

@@ -41,6 +41,20 @@ GET_AT_MOST = MAX_TENSORS - 96
 """Values of one reply: it is a file, too."""
 
 
+Wanted = Mapping[str, PointerTensor | None]
+"""What is asked for, by id: values, or a plan."""
+
+
+def _ask_apart(draft: Draft, wanted: Wanted, missing: Sequence[str]) -> None:
+    """Ask for what waits for the owner's word apart from what does not."""
+    pointers = {id_: p for id_ in missing if (p := wanted[id_]) is not None}
+    owners = {id_ for id_, p in pointers.items() if p.owners}
+    private = [id_ for id_, p in pointers.items() if p.private]
+    for some in ([id_ for id_ in missing if id_ not in set(private)], private):
+        for start in range(0, len(some), GET_AT_MOST):
+            draft.ask(some[start : start + GET_AT_MOST], owners)
+
+
 class Device:
     """A handle on a device: ``fq.Device("device_1")``.
 
@@ -234,7 +248,7 @@ class Device:
         for steps, outputs in waiting.parts():
             file, args = merge(steps, outputs)
             self._draft.merged.update(outputs[:1])
-            self.send_plan(file).run_as(args, outputs)
+            self.send_plan(file).run_as(args, outputs, steps[0].private)
 
     def flush(self) -> None:
         """Send what waits: operations on pointers, and what the batch holds so far."""
@@ -333,7 +347,7 @@ class Device:
             value id -> the reply it will come in. For one value made by the same message that
             is its own id.
         """
-        wanted = dict.fromkeys(p.address for p in values)
+        wanted: Wanted = {p.address: p for p in values}
         if not self.pending.made.isdisjoint(wanted):
             with self.batch():
                 self.settle()
@@ -342,11 +356,11 @@ class Device:
 
     def ask_plan(self, id_: str) -> str:
         """Ask for a plan, if it was not asked for; the reply that its file will be. Sent at once."""
-        replies = self._ask([id_])
+        replies = self._ask({id_: None})
         self.flush()
-        return self.asked_last(replies)[id_]
+        return self.asked_last(replies, {id_: None})[id_]
 
-    def asked_last(self, replies: dict[str, str]) -> dict[str, str]:
+    def asked_last(self, replies: dict[str, str], wanted: Wanted) -> dict[str, str]:
         """Where values come that were asked for and sent: in a block with a token, under which reply they last were.
 
         What a block asked for may be of no use any more when it is done again, since it was denied or
@@ -358,20 +372,17 @@ class Device:
         missing = [id_ for id_ in replies if id_ not in last]
         if missing:
             draft = self._new_draft()
-            for start in range(0, len(missing), GET_AT_MOST):
-                draft.ask(missing[start : start + GET_AT_MOST])
+            _ask_apart(draft, wanted, missing)
             sending.send(self, draft)
             last |= draft.replies
         return last
 
-    def _ask_once(self, draft: Draft, wanted: Collection[str]) -> dict[str, str]:
+    def _ask_once(self, draft: Draft, wanted: Wanted) -> dict[str, str]:
         """Ask for what this block did not ask for: what else this process knows is not the same in another."""
-        missing = [id_ for id_ in wanted if id_ not in draft.replies]
-        for start in range(0, len(missing), GET_AT_MOST):
-            draft.ask(missing[start : start + GET_AT_MOST])
+        _ask_apart(draft, wanted, [id_ for id_ in wanted if id_ not in draft.replies])
         return {id_: draft.replies[id_] for id_ in wanted}
 
-    def _ask(self, wanted: Collection[str]) -> dict[str, str]:
+    def _ask(self, wanted: Wanted) -> dict[str, str]:
         if self._draft is not None and self._draft.token is not None:
             return self._ask_once(self._draft, wanted)
         replies = self.client.outbox.replies(self.number, wanted, self.client.now())
@@ -380,8 +391,7 @@ class Device:
         missing = [id_ for id_ in wanted if id_ not in replies]
         if missing:
             with self.drafting() as draft:
-                for start in range(0, len(missing), GET_AT_MOST):
-                    draft.ask(missing[start : start + GET_AT_MOST])
+                _ask_apart(draft, wanted, missing)
                 replies |= draft.replies
         return {id_: replies[id_] for id_ in wanted}
 

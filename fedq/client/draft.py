@@ -5,7 +5,7 @@ Pure: ids, keys and times come in, signed bytes and the outbox's record come out
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fedq import fs, ids
@@ -35,6 +35,7 @@ class Sent:
     Attributes:
         digest: of its bytes; chunks: the bytes.
         values: id -> type as text, if known.
+        private: id -> the owner's values that are not open and that it comes from.
         replies: value id -> reply id.
         uses: values of this requester that its calls read. Neither they nor those in ``replies`` are
             dropped before it is done.
@@ -47,6 +48,7 @@ class Sent:
     expires: float
     chunks: Sequence[Buffer]
     values: dict[str, str | None] = field(default_factory=dict)
+    private: dict[str, frozenset[str]] = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
     uses: set[str] = field(default_factory=set)
     plans: list[PlanRow] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Draft:
         block: the id of the block's first message; section: how many of its messages came before.
         lasting: whether the block can be done again, so that what it made must stay.
         types: of the values promised here, where known.
+        private: of those that come from the owner's values that are not open: from which.
         replies: values asked for here, and in sections before -> reply id.
         operations: on pointers, that became calls here; merged: the first results of these calls.
         begun: whether a part of it was sent, or promised.
@@ -82,6 +85,7 @@ class Draft:
     actions: list[Verb] = field(default_factory=list)
     tensors: dict[str, RawTensor] = field(default_factory=dict)
     types: dict[str, Type | None] = field(default_factory=dict)
+    private: dict[str, frozenset[str]] = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
     operations: list[Step] = field(default_factory=list)
     merged: set[str] = field(default_factory=set)
@@ -112,11 +116,16 @@ class Draft:
         self.tensors[name] = raw
         return Inline(name)
 
-    def ask(self, values: Sequence[str]) -> None:
-        """Ask for values with one action; the reply to one that is made here has its id."""
+    def ask(self, values: Sequence[str], owners: Collection[str] = ()) -> None:
+        """Ask for values, of which some are the owner's, with one action; the reply to one made here has its id."""
         reply = values[0] if len(values) == 1 and values[0] in self.types else self.new_id()
-        self.actions.append(Get(reply, tuple(values)))
+        self.actions.append(Get(reply, tuple(values), frozenset(owners).intersection(values)))
         self.replies.update(dict.fromkeys(values, reply))
+
+    def comes_from(self, results: Iterable[str], private: frozenset[str]) -> None:
+        """Note of which of the owner's values, those that are not open, results are made."""
+        if private:
+            self.private.update(dict.fromkeys(results, private))
 
     @property
     def asks(self) -> bool:
@@ -216,6 +225,8 @@ def _promise(sent: Sent, actions: Sequence[Verb], draft: Draft) -> None:
             case Run() | Fold():
                 for id_ in verb.results:
                     sent.values[id_] = _text(draft.types.get(id_))
+                    if id_ in draft.private:
+                        sent.private[id_] = draft.private[id_]
                 for arg in verb.given:
                     if isinstance(arg, Ref):
                         sent.uses.add(arg.id)

@@ -35,6 +35,7 @@ STEPS_S = 5.0
 """How often who waits is told how far a fold is."""
 SILENT_S = 30.0
 """A device that was not heard of for so long is not running, whatever it said last."""
+ASKED = "it waits for its owner"
 HELD = "held: the device's daemon ended five times while it ran; it goes on when its owner says so"
 ASK_AGAIN = ("denied", "missing_value")
 """Failures that may be over when the value is asked for again."""
@@ -95,7 +96,10 @@ def outcomes(
         asked = {device: device.ask(some) for device, some in wanted.items()}
         for device in wanted:
             device.flush()
-        asked = {device: device.asked_last(replies) for device, replies in asked.items()}
+        asked = {
+            device: device.asked_last(replies, {p.address: p for p in wanted[device]})
+            for device, replies in asked.items()
+        }
     found: list[Any] = [None] * len(pointers)
     for (device, reply), places in _by_reply(pointers, asked).items():
         keep = not take or _stays(device, reply, [pointers[n].address for n in places])
@@ -235,7 +239,7 @@ def _late(device: Device, reply: str, value: str) -> FedqError:
     error = errors.from_code(code, f"{id_} did not come from {device.name}: {why}", device=device.name, id=id_)
     if isinstance(error, WaitingForApproval):
         stopped = f"fedq cancel {device.name}:{id_}, or its owner says: fedq device resume {device.name}"
-        error.hint = stopped if why == HELD else f"fedq approve {device.name}:{id_}"
+        error.hint = stopped if why == HELD else f"its owner says: fedq review {device.name}:{reply}"
     return error
 
 
@@ -253,11 +257,11 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
     for message, code in beat.refused:
         if message in makers:
             return f"{device.name} does not take the message ({code})", code, value
-    for id_, release in beat.held:
-        if id_ in coming and release == pairs.STOPPED:
+    for id_, what in beat.held:
+        if id_ in coming and what == pairs.STOPPED:
             return HELD, WaitingForApproval.code, id_
-        if id_ in coming:
-            return f"it waits for the owner's approval (release: {release})", WaitingForApproval.code, id_
+        if id_ == reply and what == pairs.ASKED:
+            return ASKED, WaitingForApproval.code, value
     if beat.trouble and beat.state == "up":
         why = {"disk_full": "its disk is full", "unreachable": "it can not use its queue or disk"}
         return f"{device.name} holds: {why.get(beat.trouble, beat.trouble)}; it goes on by itself", late, value

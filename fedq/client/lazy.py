@@ -74,9 +74,10 @@ def apply(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any])
     recorded = _recorded(func, frozen, types)
     if isinstance(recorded, _Known):
         return recorded.value
-    made = [PointerTensor(device, device.new_id(), t, mine=device.lets_go) for t in _types(recorded)]
+    private = frozenset[str]().union(*(g.private for g in given if isinstance(g, PointerTensor)))
+    made = [PointerTensor(device, device.new_id(), t, mine=device.lets_go, private=private) for t in _types(recorded)]
     held = [_held(device, g) for g in given]
-    step = Step(recorded.graph, (*held, *recorded.constants), tuple(p.address for p in made), _line())
+    step = Step(recorded.graph, (*held, *recorded.constants), tuple(p.address for p in made), _line(), private)
     device.pending.add(step, made)
     return unflatten(recorded.outputs, iter(made))
 

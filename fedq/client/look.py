@@ -40,7 +40,7 @@ def by_id(device: Device, prefix: str) -> dict[str, PointerTensor]:
         if p.state and p.id == prefix:
             raise UnknownValue(f"{p.id} on {device.name} was taken away by .get()", hint=".copy() leaves it there")
         if not p.state:
-            found[p.id] = PointerTensor(device, p.id, Type.parse(p.type) if p.type else None)
+            found[p.id] = PointerTensor(device, p.id, Type.parse(p.type) if p.type else None, private=p.private)
     return found
 
 
@@ -74,4 +74,4 @@ def tags(entry: Entry) -> list[str]:
 
 
 def _pointer(device: Device, entry: Entry) -> PointerTensor:
-    return PointerTensor(device, entry.id, entry.type, entry.tag)
+    return PointerTensor(device, entry.id, entry.type, entry.tag, owners=entry.owners, private=entry.private)

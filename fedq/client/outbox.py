@@ -42,7 +42,8 @@ CREATE TABLE IF NOT EXISTS messages(
   put INTEGER NOT NULL DEFAULT 0, file BLOB, PRIMARY KEY(pair, id));
 CREATE INDEX IF NOT EXISTS unput ON messages(pair) WHERE NOT put;
 CREATE TABLE IF NOT EXISTS vals(
-  pair INTEGER, id TEXT, message TEXT NOT NULL, type TEXT, state TEXT NOT NULL DEFAULT '', PRIMARY KEY(pair, id)
+  pair INTEGER, id TEXT, message TEXT NOT NULL, type TEXT, state TEXT NOT NULL DEFAULT '',
+  private TEXT NOT NULL DEFAULT '', PRIMARY KEY(pair, id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS taken ON vals(pair) WHERE state = 'taken';
 CREATE TABLE IF NOT EXISTS replies(
@@ -69,12 +70,13 @@ _FORGET_FILES = "UPDATE messages SET file=NULL WHERE put AND file IS NOT NULL AN
 
 @dataclass(frozen=True, slots=True)
 class Promised:
-    """An id this requester chose; ``state``: ``""``, ``taken`` or ``dropped``."""
+    """An id this requester chose; ``state``: ``""``, ``taken`` or ``dropped``; ``private``: as of a pointer."""
 
     id: str
     message: str
     type: str | None
     state: str
+    private: frozenset[str]
 
 
 _Statements = list[tuple[str, list[tuple[Any, ...]]]]
@@ -213,8 +215,8 @@ class Outbox:
         file = None if s.size_bytes > SPOOL_ABOVE_BYTES else b"".join(s.chunks)
         db.execute("INSERT INTO messages VALUES(?,?,?,?,?,0,?)", (pair, s.id, s.digest, s.created, s.expires, file))
         if s.values:
-            rows = ((pair, id_, s.id, type_) for id_, type_ in s.values.items())
-            db.executemany("INSERT INTO vals(pair, id, message, type) VALUES(?,?,?,?)", rows)
+            made = ((pair, i, s.id, type_, " ".join(sorted(s.private.get(i, ())))) for i, type_ in s.values.items())
+            db.executemany("INSERT INTO vals(pair, id, message, type, private) VALUES(?,?,?,?,?)", made)
         if s.replies:
             rows = ((pair, value, reply, s.id) for value, reply in s.replies.items())
             db.executemany("INSERT OR REPLACE INTO replies VALUES(?,?,?,?)", rows)
@@ -312,9 +314,9 @@ class Outbox:
 
     def promised(self, pair: int, prefix: str) -> list[Promised]:
         """Values this requester made whose id begins with the prefix; at most 20."""
-        sql = "SELECT id, message, type, state FROM vals WHERE pair=? AND id>=? AND id<? LIMIT 20"
+        sql = "SELECT id, message, type, state, private FROM vals WHERE pair=? AND id>=? AND id<? LIMIT 20"
         rows, taken = self.all(sql, (pair, prefix, prefix + "g")), self._of(pair).taken
-        return [Promised(i, m, t, "taken" if i in taken else state) for i, m, t, state in rows]
+        return [Promised(i, m, t, "taken" if i in taken else state, frozenset(p.split())) for i, m, t, state, p in rows]
 
     def own(self, pair: int, ids: Collection[str]) -> set[str]:
         """Those of the ids that this requester made and did not take away."""

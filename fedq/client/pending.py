@@ -32,12 +32,14 @@ class Step:
         graph: recorded; its inputs are ``given``, the Vars of its outputs ``results``.
         given: PointerTensors, tensors sent along, and ids of results of steps before.
         line: of the user's, ``tour.py:9``.
+        private: the owner's values that are not open and that its results come from.
     """
 
     graph: Graph
     given: tuple[Any, ...]
     results: tuple[str, ...]
     line: str
+    private: frozenset[str] = frozenset()
 
     @property
     def needs(self) -> list[str]:
@@ -64,14 +66,18 @@ class Pending:
         self.alive.update(before.alive)
 
     def parts(self) -> list[tuple[list[Step], list[str]]]:
-        """The steps that are needed, as few plans as the caps allow; each with the ids it must give."""
+        """The steps that are needed, as few plans as the caps allow; each with the ids it must give.
+
+        Those that come from other private values are other plans: all results of a call wait for the
+        word that one of them needs. A step's private values are among those of the steps that use it.
+        """
         wanted = set(self.alive)
         needed: list[Step] = []
         for step in reversed(self.steps):
             if not wanted.isdisjoint(step.results):
                 needed.append(step)
                 wanted.update(step.needs)
-        parts = _split(needed[::-1])
+        parts = _split(sorted(needed, key=lambda step: (len(step.private), sorted(step.private))))
         return [(part, _outputs(part, parts[n + 1 :], set(self.alive))) for n, part in enumerate(parts)]
 
 
@@ -81,7 +87,8 @@ def _split(steps: Iterable[Step]) -> list[list[Step]]:
     for step in steps:
         actions += len(step.graph.actions)
         tensors += len(step.given)
-        if not parts or actions > MAX_ACTIONS // 2 or tensors > MAX_TENSORS // 2:
+        apart = bool(parts) and parts[-1][0].private != step.private
+        if not parts or apart or actions > MAX_ACTIONS // 2 or tensors > MAX_TENSORS // 2:
             parts.append([])
             actions, tensors = len(step.graph.actions), len(step.given)
         parts[-1].append(step)

@@ -182,9 +182,12 @@ class PointerPlan:
         if self._above_zero:
             ranges.check(self.about, [_number(arg) for arg in given])
         made = self._output_types(tuple(types)) if loop is None else self._folded_types(tuple(types), loop)
-        results = [PointerTensor(self.device, draft.new_id(), t, mine=draft.token is None) for t in made]
+        private = frozenset[str]().union(*(a.private for a in args if isinstance(a, PointerTensor)))
+        mine = draft.token is None
+        results = [PointerTensor(self.device, draft.new_id(), t, mine=mine, private=private) for t in made]
         for p in results:
             draft.types[p.address] = p.type
+        draft.comes_from([p.address for p in results], private)
         sent = tuple([draft.inline(self.device.hold(a)) if isinstance(a, RawTensor) else a for a in given])
         draft.actions.append(self._verb(sent, loop, tuple([p.address for p in results])))
         for p in results if release else ():
@@ -198,13 +201,19 @@ class PointerPlan:
         words = loop.metrics, loop.nonfinite
         return Fold(self.id, given[:k], given[k:end], loop.batches, results, given[end:], *words)
 
-    def run_as(self, args: Sequence[PointerTensor | RawTensor | str], results: Sequence[str]) -> None:
+    def run_as(
+        self,
+        args: Sequence[PointerTensor | RawTensor | str],
+        results: Sequence[str],
+        private: frozenset[str] = frozenset(),
+    ) -> None:
         """Replay it under these ids, on arguments that are known to fit; text is the id of a value."""
         with self.device.drafting() as draft:
             given = [
-                draft.inline(a) if isinstance(a, RawTensor) else Ref(a if isinstance(a, str) else a.address)
+                draft.inline(a) if isinstance(a, RawTensor) else Ref(a) if isinstance(a, str) else a.reference
                 for a in args
             ]
+            draft.comes_from(results, private)
             types = (self.graph.types[v.number] for v in self.graph.output_vars)
             draft.types.update(zip(results, types, strict=True))
             draft.actions.append(Run(self.id, tuple(given), {}, tuple(results)))
@@ -227,7 +236,7 @@ class PointerPlan:
                     hint="send the plan there, or get the value and pass it as a tensor",
                 )
             arg.check_not_taken()
-            return Ref(arg.address), arg.type
+            return arg.reference, arg.type
         if isinstance(arg, (bool, int, float)):
             return arg, Type(type(arg).__name__, None, arg)
         raw = raw_tensor(arg)

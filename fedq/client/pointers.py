@@ -15,7 +15,7 @@ from fedq.client import fetch
 from fedq.errors import CannotRecord, FedqError, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Type
-from fedq.queue.message import Number
+from fedq.queue.message import Number, OwnerRef, Ref
 
 if TYPE_CHECKING:
     import torch
@@ -39,14 +39,25 @@ class PointerTensor:
         mine: whether it was made here, by this very pointer.
         told: whether somebody may have noted its id.
         taken: whether `get` took it away.
+        owners: whether it is a value of the device's owner.
+        private: the owner's values that are not open and that it comes from: it leaves only with the owner's word.
     """
 
-    __slots__ = ("__weakref__", "address", "device", "mine", "tag", "taken", "told", "type")
+    __slots__ = ("__weakref__", "address", "device", "mine", "owners", "private", "tag", "taken", "told", "type")
 
     def __init__(
-        self, device: Device, id_: str, type_: Type | None, tag: str | None = None, *, mine: bool = False
+        self,
+        device: Device,
+        id_: str,
+        type_: Type | None,
+        tag: str | None = None,
+        *,
+        mine: bool = False,
+        owners: bool = False,
+        private: frozenset[str] = frozenset(),
     ) -> None:
         self.device, self.address, self.type, self.tag, self.mine = device, id_, type_, tag, mine
+        self.owners, self.private = owners, private
         self.taken = self.told = False
 
     def __del__(self) -> None:
@@ -60,6 +71,11 @@ class PointerTensor:
         if self.address in self.device.pending.made:
             self.device.settle()
         return self.address
+
+    @property
+    def reference(self) -> Ref | OwnerRef:
+        """It as a message names it: the owner's values and the requester's own are spelt apart."""
+        return OwnerRef(self.address) if self.owners else Ref(self.address)
 
     @property
     def location(self) -> Device:

@@ -6,6 +6,7 @@ given along. The release rule of a result is settled here, from what flows into 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedq import ids
 from fedq.device import fold as folds
 from fedq.device.calls import Call
-from fedq.device.journal import NOTHING, Value
+from fedq.device.journal import Value, failed
 from fedq.device.kinds import HINTS, KINDS, checked
 from fedq.device.wire import Sendable
 from fedq.errors import BadFile
@@ -21,7 +22,8 @@ from fedq.plan.bodies import nested
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Graph, Type, graph_to_json
-from fedq.queue.message import Failure, Inline, Ref, RunArg
+from fedq.plan.verify import Verified
+from fedq.queue.message import Failure, Inline, OwnerRef, Ref, RunArg
 from fedq.trust import policy
 
 if TYPE_CHECKING:
@@ -55,33 +57,37 @@ class Batch:
         return {"plans": self.plans, "give": self.give, "forget": self.forget, "calls": self.rows}
 
 
-def make(peer: Peer, lane: Lane, now: float, most: int = MAX_CALLS, *, suspects: bool = True) -> Batch:
+def make(
+    peer: Peer, lane: Lane, queue: deque[Call], now: float, most: int = MAX_CALLS, *, suspects: bool = True
+) -> Batch:
     """Take calls from the queue into a batch; those that cannot run get their failure.
 
     A call in whose time something ended before goes alone, so that if it happens again, it is known
     which one did it; so does a fold, for whose end nobody else should wait. A call whose argument is
-    being made by another worker stays in the queue; so does one that may end the gate, unless ``suspects``.
+    being made by another worker stays in the queue; so does one that may end the gate, unless ``suspects``,
+    and one of other private values than the lane's.
     """
     batch, inside, later, held = Batch(), set[str](), list[Call](), lane.worker.held
-    while peer.queue and len(batch.calls) < min(most, MAX_CALLS) and len(later) < MAX_CALLS:
-        call = peer.queue[0]
+    while queue and len(batch.calls) < min(most, MAX_CALLS) and len(later) < MAX_CALLS:
+        call = queue[0]
         alone = call.ends.workers or call.ends.gates or call.loop
         if alone and batch.calls:
             break
-        peer.queue.popleft()
-        if (call.suspect and not suspects) or any(r in peer.coming and r not in inside for r in call.refs):
+        queue.popleft()
+        coming = any(r in peer.coming and r not in inside for r in call.refs)
+        if (call.suspect and not suspects) or coming or peer.private_sources(call) != lane.sources:
             later.append(call)
             continue
         failure = _add(peer, held, batch, call)
         if failure is not None and failure.code == "worker_died":
             peer.give_up_on(call, failure, now)
         elif failure is not None:
-            peer.fail(call, failure, now)
+            peer.answered(call, failures(peer, call, failure), now)
         elif alone:
             break
         else:
             inside.update(call.results)
-    peer.queue.extendleft(reversed(later))
+    queue.extendleft(reversed(later))
     _forget_oldest(peer, lane, batch)
     return batch
 
@@ -90,13 +96,11 @@ def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
     if call.ends.workers >= ATTEMPTS:
         return _worn_out(call)
     plan = peer.plan(call.plan)
-    if plan is None or isinstance(plan, Failure):
-        return plan or Failure("unknown_plan", f"plan {call.plan[:12]} is not on the device", {"id": call.plan})
-    if call.words:
-        return Failure("spec_mismatch", f"a run takes its inputs in order, not by name: {call.words[0]!r}")
-    if len(call.results) != len(plan[0].graph.output_vars):
-        count = len(plan[0].graph.output_vars)
-        return Failure("spec_mismatch", f"the plan gives {count} values, {len(call.results)} ids were named")
+    if (refused := refusal(call, plan)) is not None or not isinstance(plan, tuple):
+        return refused
+    call.sources = peer.sources_of(call)
+    if not policy.may_be_given(peer.journal.rules(call.sources), call.word):
+        return Failure("denied", "its owner has not said a word for it")
     args = []
     data = folds.data(call.loop)
     for n, arg in enumerate(call.args):
@@ -111,12 +115,28 @@ def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
     return None
 
 
+def refusal(call: Call, plan: tuple[PlanFile, Verified] | Failure | None) -> Failure | None:
+    """Why a call cannot run, from its message and its plan alone."""
+    if plan is None or isinstance(plan, Failure):
+        return plan or Failure("unknown_plan", f"plan {call.plan[:12]} is not on the device", {"id": call.plan})
+    if call.words:
+        return Failure("spec_mismatch", f"a run takes its inputs in order, not by name: {call.words[0]!r}")
+    if len(call.results) != len(plan[0].graph.output_vars):
+        count = len(plan[0].graph.output_vars)
+        return Failure("spec_mismatch", f"the plan gives {count} values, {len(call.results)} ids were named")
+    return None
+
+
 def _worn_out(call: Call) -> Failure:
     """A call that ended its worker too often: what ended it last, and what to do."""
     ends = call.ends
     kind, _, by = ends.kind.partition(" ")
     text = f"the device's worker ended {ends.workers} times while it did this"
     said = f"{KINDS.get(kind, '')}{f' by {by}' if by else ''}"
+    if call.word:
+        return Failure(
+            "worker_died", "the device's worker ended each time while it did this", {"kind": kind or "other"}
+        )
     facts = {"attempts": ends.workers, "kind": kind or "other"} | ({"signal": by} if by else {})
     return Failure("worker_died", f"{text}: {said}" if said else text, _hinted(facts))
 
@@ -143,14 +163,17 @@ def _argument(peer: Peer, held: Held, batch: Batch, call: Call, arg: RunArg, *, 
         case Ref():
             if arg.id in peer.coming:
                 return key_of(peer.name, arg.id)
-            value = peer.value(arg.id)
+            value = peer.journal.value(peer.name, arg.id)
             if value is None:
                 return Failure("missing_value", f"argument {arg.id} was dropped", {"id": arg.id})
-            return (value.failure and _inherited(value.failure, arg.id)) or _given(peer, held, batch, value, whole)
+            return (value.failure and inherited(value.failure, arg.id)) or _given(peer, held, batch, value, whole)
+        case OwnerRef():
+            value = peer.owners_version(arg.id) if call.word else peer.owners_value(arg.id)
+            return peer.owners_failure(arg.id) if value is None else _given(peer, held, batch, value, whole)
     return {"n": arg}
 
 
-def _inherited(failure: Failure, id_: str) -> Failure:
+def inherited(failure: Failure, id_: str) -> Failure:
     """The failure of a call whose argument failed: the first cause, and which argument."""
     text = failure.text if "argument" in failure.fields else f"argument {id_[:12]}: {failure.text}"
     return Failure(failure.code, text, {**failure.fields, "argument": id_})
@@ -210,39 +233,33 @@ def _forget_oldest(peer: Peer, lane: Lane, batch: Batch) -> None:
 def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], held: Held | None = None) -> list[Value]:
     """The contents of a call's results, from the row a worker sent; ``held``: what that worker holds."""
     if row[0] == "ok" and len(row[1]) == len(call.results):
-        rules = _rules(peer, call)
-        return [_value(peer, call, *it, tensors, held) for it in zip(call.results, row[1], rules, strict=True)]
+        return [_value(peer, call, *it, tensors, held) for it in zip(call.results, row[1], strict=True)]
     code, text, fields = row[1:4] if row[0] == "e" else ("failed", "the worker's answer fits no result", {})
-    failure = _explain(peer, call, code, text, fields)
-    return [Value(peer.name, r, None, NOTHING, "open", None, failure) for r in call.results]
+    return failures(peer, call, _explain(peer, call, code, text, fields))
 
 
-def _value(
-    peer: Peer, call: Call, id_: str, made: Any, rule: str, tensors: Sequence[RawTensor], held: Held | None
-) -> Value:
+def failures(peer: Peer, call: Call, failure: Failure) -> list[Value]:
+    """A failure in the place of all results; it comes from what they would have come from."""
+    return [failed(peer.name, r, failure, _kept(call)) for r in call.results]
+
+
+def _kept(call: Call) -> frozenset[str]:
+    """What a result's sources are: of one that failed on open data alone there is nothing to keep."""
+    return call.sources if call.word else frozenset()
+
+
+def _value(peer: Peer, call: Call, id_: str, made: Any, tensors: Sequence[RawTensor], held: Held | None) -> Value:
     if isinstance(made, dict) and "e" in made:
         code, text, fields = made["e"]
-        failure = _explain(peer, call, code, text, fields)
-        return Value(peer.name, id_, None, NOTHING, "open", None, failure)
+        return failed(peer.name, id_, _explain(peer, call, code, text, fields), _kept(call))
     if isinstance(made, dict):
         number = made["n"]
-        return Value(peer.name, id_, None, Type(type(number).__name__, None, number), rule)
+        type_ = Type(type(number).__name__, None, number)
+        return Value(peer.name, id_, None, type_, sources=call.sources)
     raw = tensors[made]
     if held is not None:
         held.add(key_of(peer.name, id_), raw.size_bytes)
-    return peer.store.keep(peer.name, id_, raw, release=rule)
-
-
-def _rules(peer: Peer, call: Call) -> list[str]:
-    """The release rule of each result: the strictest of the inputs that reach it."""
-    plan = peer.plan(call.plan)
-    if plan is None or isinstance(plan, Failure):
-        return [policy.DEFAULT] * len(call.results)
-    rules = [v.release if isinstance(a, Ref) and (v := peer.value(a.id)) else "open" for a in call.args]
-    if rules.count("open") == len(rules):
-        return ["open"] * len(call.results)
-    reaches = folds.reaches(plan[1].reaches, call.loop)
-    return [policy.strictest(rules[n] for n in reach if n < len(rules)) for reach in reaches]
+    return peer.store.keep(peer.name, id_, raw, sources=call.sources)
 
 
 def well_formed(row: Any, tensors: int) -> bool:
@@ -294,13 +311,24 @@ def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any
     code, fields = code if code in CODES else "failed", _facts(fields)
     if code == "not_finite":
         fields["kind"] = code
-    for arg in call.args:
-        if isinstance(arg, Ref) and (value := peer.value(arg.id)) and value.failure:
-            return _inherited(value.failure, arg.id)
+    for ref in call.refs:
+        if (value := peer.journal.value(peer.name, ref)) and value.failure:
+            return inherited(value.failure, ref)
     plan = peer.plan(call.plan)
+    if call.word:
+        text, fields = _PRIVATE.get(code, "it failed"), {k: v for k, v in fields.items() if k in ("action", "kind")}
     if isinstance(plan, tuple):
         text = f"plan {plan[0].about.name or 'plan'!r}: {_words(plan[0], code, text, fields)}"
-    return Failure(code, text, _hinted(fields))
+    return Failure(code, text, fields if call.word else _hinted(fields))
+
+
+_PRIVATE = {
+    "missing_value": "an argument is missing",
+    "spec_mismatch": "an argument's type is not one that the plan takes",
+    "not_allowed": "the device does not allow it",
+    "not_finite": "a result is not finite",
+}
+"""What is told of a failure on private values instead of a worker's words: no number, no size, no text of theirs."""
 
 
 def _words(plan: PlanFile, code: str, text: str, fields: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedq.device.home import Home
 from fedq.device.peer import Peer, running
-from fedq.queue.pair import STOPPED, Heartbeat
+from fedq.queue.pair import ASKED, STOPPED, Heartbeat
 
 BEAT_S = 5.0
 PROGRESS_S = 1.0
@@ -44,7 +44,7 @@ class Beats:
 
 def _progress(peer: Peer) -> tuple[tuple[str, int, int], ...]:
     """Of each fold that runs: its message, the step it is in, and how many there are."""
-    folds = (lane for lane in peer.lanes if lane.calls and lane.calls[0].loop)
+    folds = (lane for lane in peer.lanes if lane.calls and lane.calls[0].loop and not lane.sources)
     return tuple((lane.calls[0].message, *told) for lane in folds if (told := lane.worker.progress)[1])
 
 
@@ -57,5 +57,6 @@ def _standing(peer: Peer) -> tuple[Any, ...]:
     """What waits, runs, is held and was refused; for the heartbeat."""
     waiting = running(itertools.chain(peer.queue, peer.waiting.calls()), TOLD)
     stopped = ((result, STOPPED) for call in peer.stopped() for result in call.results)
-    held = tuple(itertools.islice(itertools.chain((r for rows in peer.held.values() for r in rows), stopped), TOLD))
+    questions = ((reply, ASKED) for reply in peer.questions.open)
+    held = tuple(itertools.islice(itertools.chain(questions, stopped), TOLD))
     return waiting, running(peer.running, TOLD), held, tuple(itertools.islice(peer.refused.items(), TOLD))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fedq.plan.fold import Loop
-from fedq.queue.message import Ref, RunArg
+from fedq.plan.graph import Type
+from fedq.queue.message import OwnerRef, Ref, RunArg
 
 PATIENCE_S = 3600.0
 """How long an argument is waited for that no known message promises."""
@@ -56,7 +57,10 @@ class Call:
         words: names that arguments were given by, which is not allowed.
         missing: ids that have no content yet and are not in the worker's queue.
         loop: of a fold, how its arguments are gone through.
-        refs: ids of values among the arguments.
+        refs: ids of the requester's own values among the arguments; owners: of the owner's.
+        sources: owner's values, by id, that its arguments come from.
+        types: of its results, as far as declared types tell.
+        word: what the owner said to a question that needs it.
     """
 
     sender: str
@@ -72,10 +76,20 @@ class Call:
     missing: set[str] = field(default_factory=set)
     loop: Loop | None = None
     words: tuple[str, ...] = ()
+    sources: frozenset[str] = frozenset()
+    types: tuple[Type | None, ...] = ()
+    word: str = ""
     refs: tuple[str, ...] = field(init=False)
+    owners: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.refs = tuple([a.id for a in self.args if isinstance(a, Ref)])
+        self.owners = tuple([a.id for a in self.args if isinstance(a, OwnerRef)])
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which call of its sender's it is."""
+        return self.message, self.action
 
     @property
     def held(self) -> bool:
@@ -88,7 +102,7 @@ class Call:
         return self.ends.gates >= SUSPECT
 
     @property
-    def word(self) -> str:
+    def hold(self) -> str:
         """What it misses while it is held: its owner's word, as if that were a value."""
         return f"word/{self.message}/{self.action}"
 
@@ -151,6 +165,10 @@ class Waiting:
         self._calls.pop(id(call), None)
         for result in call.results:
             self._makers.pop(result, None)
+
+    def maker(self, id_: str) -> Call | None:
+        """The waiting call that promises this id."""
+        return self._makers.get(id_)
 
     def makes(self, id_: str) -> bool:
         """Whether a waiting call promises this id."""

@@ -21,12 +21,14 @@ from fedq.device.store import Store
 from fedq.errors import Ambiguous, Conflict, UnknownDevice, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.queue import pair as pairs
-from fedq.queue.pair import Card, Catalog, Entry, Pair
+from fedq.queue.pair import OWN, Card, Catalog, Entry, Pair
 from fedq.trust import keys, policy
 
 GATE = ".gate"
 DEADLINE_S = 3600.0
 """How long one call may take, if the owner says nothing else."""
+KEEP_DAYS = 30
+"""How long a question waits for the owner, if they say nothing else."""
 MOST_WAITING = 200_000
 """Messages and replies of one requester that may wait on a device; further files stay in ``in/``."""
 
@@ -121,6 +123,7 @@ class Home:
         """Take over what ``device.json`` says now."""
         said = _said(self.path)
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
+        self.keep_s = 86_400.0 * float(said.get("review", {}).get("keep_days", KEEP_DAYS))
         self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
 
     def close(self) -> None:
@@ -201,11 +204,11 @@ class Home:
             raise UsageError("a tag has 1 to 200 characters")
         value = self.store.keep(OWNER, id or ids.new_id(), raw, release=rule, tag=tag)
         with self.journal.transaction():
-            self.journal.drop(OWNER, [v.id for v in there])
+            gone = self.journal.replace([v.id for v in there], value.id)
             self.journal.add([value], message=None, now=fs.clock())
             if note or allow is not None:
                 self.journal.annotate(OWNER, value.id, note, allow)
-        self.store.forget(OWNER, tuple(v.id for v in there))
+        self.store.forget(OWNER, tuple(gone))
         self._changed()
         return value.id
 
@@ -226,12 +229,12 @@ class Home:
         found = self.journal.tagged(OWNER, ref) or [v for v in self.journal.find(ref) if v.scope == OWNER]
         if not found:
             raise UnknownValue(f"{self.name} has no value {ref!r}{self._tags()}")
-        gone = tuple(v.id for v in found)
         with self.journal.transaction():
-            self.journal.drop(OWNER, gone)
-        self.store.forget(OWNER, gone)
+            gone = self.journal.remove([v.id for v in found])
+        for scope, id_ in gone:
+            self.store.forget(scope, (id_,))
         self._changed()
-        return list(gone)
+        return [v.id for v in found]
 
     def values(self) -> list[Value]:
         """The owner's values, oldest first."""
@@ -242,34 +245,6 @@ class Home:
         return f" (tags: {tags})" if tags else ""
 
     # -- the owner's word
-
-    def held(self) -> list[tuple[str, str]]:
-        """(requester, value id) of results that wait for the owner."""
-        wanted = [w for w in self.journal.wanted() if w.state == "held"]
-        return [(w.sender, i) for w in wanted for i in w.ids if self._needs_word(w.sender, i)]
-
-    def _needs_word(self, sender: str, id_: str) -> bool:
-        value = self.journal.value(sender, id_) or self.journal.value(OWNER, id_)
-        return value is not None and value.release != "open" and not self.journal.verdict(sender, id_)
-
-    def judge(self, prefix: str, verdict: str) -> list[tuple[str, str]]:
-        """Approve or deny releasing a result, named by its id or a prefix of 6 and more digits.
-
-        Returns:
-            (requester, value id) of what was judged.
-        """
-        fits = [(s, i) for s, i in self.held() if i.startswith(prefix)] if len(prefix) >= 6 else []
-        if not fits:
-            fits = [(v.scope, v.id) for v in self.journal.find(prefix) if v.scope != OWNER and len(prefix) >= 6]
-        if not fits:
-            waiting = ", ".join(i for _, i in self.held()) or "nothing"
-            raise UnknownValue(f"{self.name} holds no result {prefix!r} (waiting for you: {waiting})")
-        if len(set(fits)) > 1:
-            raise Ambiguous(f"{prefix!r} fits {', '.join(i for _, i in fits)}", hint="give more digits")
-        with self.journal.transaction():
-            self.journal.judge(*fits[0], verdict)
-        self.poke()
-        return fits[:1]
 
     def stopped(self) -> list[tuple[str, str, int, float]]:
         """(requester, message, action, when last) of calls that are held: the gate ended five times while they ran."""
@@ -309,7 +284,7 @@ class Home:
     def catalog(self, requester: str) -> Catalog:
         seen = (v for v in self.journal.tagged(OWNER) if self.journal.may_see(requester, v.id))
         values: Sequence[Value] = [*seen, *self.journal.tagged(requester)]
-        entries = tuple(Entry(v.id, v.tag, v.type, v.release, self.journal.note(v.scope, v.id)) for v in values)
+        entries = tuple(Entry(v.id, v.tag, v.type, v.release or OWN, self.journal.note(v.scope, v.id)) for v in values)
         return Catalog(self.name, entries, tuple(self.journal.plans(requester)))
 
     def sweep(self, *, before: float) -> int:

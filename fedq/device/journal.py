@@ -8,7 +8,7 @@ kept over crashes: callers group what must appear together in ``with journal.tra
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ NOTHING = Type("str")
 OWNER = ""
 """The scope of the owner's values: every trusted requester may refer to them."""
 
+KEEPING = ("look", "approve")
+"""Words that keep the versions of all that a question reads, to its end."""
+
 CACHED = 100_000
 """Ids remembered at most between transactions."""
 
@@ -35,12 +38,14 @@ CREATE TABLE IF NOT EXISTS messages(
 CREATE INDEX IF NOT EXISTS open_messages ON messages(state) WHERE state != 'done';
 CREATE TABLE IF NOT EXISTS vals(
   scope TEXT, id TEXT, tag TEXT, type TEXT NOT NULL, release TEXT NOT NULL, message TEXT, created REAL NOT NULL,
-  data BLOB, failure TEXT, dropped INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(scope, id));
+  data BLOB, failure TEXT, dropped INTEGER NOT NULL DEFAULT 0, sources TEXT NOT NULL DEFAULT '', gone TEXT,
+  PRIMARY KEY(scope, id));
 CREATE INDEX IF NOT EXISTS tagged ON vals(scope, tag) WHERE tag IS NOT NULL;
 CREATE TABLE IF NOT EXISTS plans(
   scope TEXT, id TEXT, name TEXT NOT NULL, file BLOB, failure TEXT, PRIMARY KEY(scope, id));
 CREATE TABLE IF NOT EXISTS replies(
-  sender TEXT, id TEXT, message TEXT NOT NULL, ids TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY(sender, id));
+  sender TEXT, id TEXT, message TEXT NOT NULL, ids TEXT NOT NULL, state TEXT NOT NULL, allowed TEXT,
+  PRIMARY KEY(sender, id));
 CREATE INDEX IF NOT EXISTS open_replies ON replies(state) WHERE state NOT IN ('published', 'acked');
 CREATE TABLE IF NOT EXISTS published(
   sender TEXT, id TEXT, digest TEXT NOT NULL, time REAL NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
@@ -66,21 +71,31 @@ CREATE TABLE IF NOT EXISTS forgotten(sender TEXT PRIMARY KEY, until REAL NOT NUL
 CREATE TABLE IF NOT EXISTS time(high REAL NOT NULL, leapt REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes(
   scope TEXT, id TEXT, note TEXT NOT NULL, allowed TEXT, PRIMARY KEY(scope, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS verdicts(scope TEXT, id TEXT, verdict TEXT NOT NULL, PRIMARY KEY(scope, id));
+CREATE TABLE IF NOT EXISTS questions(
+  sender TEXT, reply TEXT, received REAL NOT NULL, until REAL NOT NULL, state TEXT NOT NULL, about TEXT NOT NULL,
+  bound TEXT NOT NULL, word TEXT NOT NULL DEFAULT '', why TEXT NOT NULL DEFAULT '', decided REAL,
+  PRIMARY KEY(sender, reply)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS open_questions ON questions(state) WHERE state != 'ended';
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A row of the store. ``data`` is None when the bytes are in a file (or there are none)."""
+    """A row of the store. ``data`` is None when the bytes are in a file (or there are none).
+
+    Attributes:
+        release: of an owner's value, its rule; of a requester's own, "".
+        sources: the owner's values, by id, that a requester's value came from.
+    """
 
     scope: str
     id: str
     tag: str | None
     type: Type
-    release: str
+    release: str = ""
     data: bytes | None = None
     failure: Failure | None = None
+    sources: frozenset[str] = frozenset()
 
     @property
     def in_file(self) -> bool:
@@ -88,15 +103,51 @@ class Value:
         return self.data is None and self.failure is None and self.type.is_tensor
 
 
+def failed(scope: str, id_: str, failure: Failure, sources: frozenset[str] = frozenset()) -> Value:
+    """A value that is a failure; without sources if public facts alone tell of it."""
+    return Value(scope, id_, None, NOTHING, "", None, failure, sources)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A ``get`` that has not been answered: which values under which reply id."""
+    """A ``get`` that has not been answered: which values under which reply id.
+
+    Attributes:
+        owners: those of the values that are the owner's.
+        allowed: once that was decided, what may leave: of each value its digest, or the failure told instead.
+    """
 
     sender: str
     id: str
     message: str
     ids: tuple[str, ...]
     state: str
+    owners: frozenset[str] = frozenset()
+    allowed: Mapping[str, str | Failure] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionRow:
+    """A question as recorded.
+
+    Attributes:
+        received, until: seconds since 1970.
+        state: ``waits``, ``looked`` when its outcome is there for a second word, or ``ended``.
+        about: what it is about, for people; see `device.questions`.
+        bound: a digest of all that a word is for.
+        word: what was said last: "", ``look``, ``approve``, ``deny``, ``replaced``, ``removed``, or ``expired``.
+    """
+
+    sender: str
+    reply: str
+    received: float
+    until: float
+    state: str
+    about: Mapping[str, Any]
+    bound: str
+    word: str = ""
+    why: str = ""
+    decided: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +180,8 @@ AND NOT EXISTS (
   WHERE r.sender=m.sender AND r.message=m.id AND r.state != 'acked' AND (r.state != 'published' OR p.time > ?))
 AND NOT EXISTS (SELECT 1 FROM drops d WHERE d.sender=m.sender AND d.message=m.id) LIMIT ?
 """
-_VALUE = "scope, id, tag, type, release, data, failure"
+_VALUE = "scope, id, tag, type, release, data, failure, sources"
+_QUESTION = "sender, reply, received, until, state, about, bound, word, why, decided"
 
 
 class Journal:
@@ -141,6 +193,7 @@ class Journal:
         self._known: dict[tuple[str, str], Value | None] = {}
         self._dropped: set[tuple[str, str]] = set()
         self._allowed: dict[str, frozenset[str]] | None = None
+        self._rules: dict[str, str] = {}
         self._added: list[tuple[Any, ...]] = []
         self._until: dict[str, float] = {}
         self._uses: dict[tuple[str, str], float] = {}
@@ -170,6 +223,7 @@ class Journal:
 
     def _forget(self) -> None:
         self._allowed = None
+        self._rules.clear()
         self._known.clear()
         self._dropped.clear()
         self._until.clear()
@@ -300,12 +354,14 @@ class Journal:
             key = v.scope, v.id
             if self._known.get(key) is None and not self.exists(v.scope, v.id):
                 self._known[key] = v
-                row = (*key, v.tag, str(v.type), v.release, message, now, v.data, _failure_text(v.failure))
+                told = _failure_text(v.failure), _names(v.sources)
+                row = (*key, v.tag, str(v.type), v.release, message, now, v.data, *told)
                 self._added.append(row)
 
     def _write_added(self) -> None:
         sql = (
-            "INSERT INTO vals(scope, id, tag, type, release, message, created, data, failure) VALUES(?,?,?,?,?,?,?,?,?)"
+            "INSERT INTO vals(scope, id, tag, type, release, message, created, data, failure, sources) "
+            "VALUES(?,?,?,?,?,?,?,?,?,?)"
         )
         if self._added:
             self._db.executemany(sql, self._added)
@@ -366,17 +422,23 @@ class Journal:
 
     def want(self, wanted: Wanted) -> bool:
         """Whether it was not known."""
-        row = (wanted.sender, wanted.id, wanted.message, " ".join(wanted.ids), wanted.state)
-        return self._db.execute("INSERT OR IGNORE INTO replies VALUES(?,?,?,?,?)", row).rowcount == 1
+        names = " ".join(_OWNERS + i if i in wanted.owners else i for i in wanted.ids)
+        row = (wanted.sender, wanted.id, wanted.message, names, wanted.state)
+        return self._db.execute("INSERT OR IGNORE INTO replies VALUES(?,?,?,?,?,NULL)", row).rowcount == 1
 
     def wanted(self) -> list[Wanted]:
         """Replies that are not published yet, oldest first."""
         sql = "SELECT * FROM replies WHERE state NOT IN ('published', 'acked') ORDER BY rowid"
-        return [Wanted(s, i, m, tuple(ids.split()), state) for s, i, m, ids, state in self._db.execute(sql)]
+        return [_wanted(row) for row in self._db.execute(sql)]
+
+    def allow(self, sender: str, id_: str, allowed: Mapping[str, str | Failure]) -> None:
+        """What leaves in a reply, once this is committed: digests of values, failures in the place of others."""
+        row = _allowed_text(allowed), sender, id_
+        self._db.execute("UPDATE replies SET state='allowed', allowed=? WHERE sender=? AND id=?", row)
 
     def reply(self, sender: str, id_: str) -> Wanted | None:
         row = self._db.execute("SELECT * FROM replies WHERE sender=? AND id=?", (sender, id_)).fetchone()
-        return Wanted(row[0], row[1], row[2], tuple(row[3].split()), row[4]) if row else None
+        return _wanted(row) if row else None
 
     def published(self, sender: str, id_: str) -> str | None:
         """The digest of the reply that was published under this id: it has no other content, ever."""
@@ -472,7 +534,6 @@ class Journal:
                 "INSERT INTO forgotten VALUES(?,?) ON CONFLICT DO UPDATE SET until=max(until, excluded.until)",
                 (sender, expires),
             )
-        self._db.executemany("DELETE FROM verdicts WHERE scope=? AND id=?", gone.values)
         self._db.execute("DELETE FROM cancels WHERE expires < ?", (before,))
         for value in gone.values:
             self._known.pop(value, None)
@@ -497,7 +558,6 @@ class Journal:
             if row not in needed:
                 self._db.execute("DELETE FROM plans WHERE scope=? AND id=?", row)
                 self._db.execute("DELETE FROM uses WHERE scope=? AND plan=?", row)
-        self._db.execute("DELETE FROM vals WHERE scope=? AND dropped AND created < ?", (OWNER, before))
         self._db.execute(
             "DELETE FROM vals WHERE dropped AND message IS NOT NULL AND NOT EXISTS "
             "(SELECT 1 FROM messages m WHERE m.sender=scope AND m.id=message)"
@@ -506,7 +566,7 @@ class Journal:
     def unacknowledged(self, sender: str) -> list[Wanted]:
         """Replies that are out, as far as is known."""
         sql = "SELECT * FROM replies INDEXED BY unacknowledged WHERE sender=? AND state='published'"
-        return [Wanted(s, i, m, tuple(ids.split()), state) for s, i, m, ids, state in self._db.execute(sql, (sender,))]
+        return [_wanted(row) for row in self._db.execute(sql, (sender,))]
 
     # -- what was given up
 
@@ -527,20 +587,146 @@ class Journal:
         """Messages that are not done."""
         return int(self._db.execute("SELECT count(*) FROM messages WHERE state != 'done'").fetchone()[0])
 
-    # -- the owner's word
+    # -- sources, and the owner's word
 
-    def judge(self, scope: str, id_: str, verdict: str) -> None:
-        """Record ``approved`` or ``denied`` for a value."""
-        self._db.execute("INSERT OR REPLACE INTO verdicts VALUES(?,?,?)", (scope, id_, verdict))
+    def rules(self, sources: Iterable[str]) -> list[str]:
+        """The release rules of owner's values, gone ones too; "" for one that never was."""
+        found = []
+        for id_ in sources:
+            if id_ not in self._rules:
+                row = self._db.execute("SELECT release FROM vals WHERE scope=? AND id=?", (OWNER, id_)).fetchone()
+                self._rules[id_] = row[0] if row else ""
+            found.append(self._rules[id_])
+        return found
 
-    def verdict(self, scope: str, id_: str) -> str | None:
-        row = self._db.execute("SELECT verdict FROM verdicts WHERE scope=? AND id=?", (scope, id_)).fetchone()
-        return row[0] if row else None
+    def gone(self, id_: str) -> str:
+        """What became of an owner's value that is gone: ``removed``, or the id of the one in its place; else ""."""
+        row = self._db.execute("SELECT gone FROM vals WHERE scope=? AND id=? AND dropped", (OWNER, id_)).fetchone()
+        return (row[0] or "removed") if row else ""
+
+    def kept(self, id_: str) -> Value | None:
+        """An owner's value, also one that was replaced and is kept for questions that are decided."""
+        sql = f"SELECT {_VALUE} FROM vals WHERE scope=? AND id=? AND dropped != 1"
+        row = self._db.execute(sql, (OWNER, id_)).fetchone()
+        return _value(row) if row else None
+
+    def replace(self, ids: Iterable[str], by: str) -> list[str]:
+        """Another owner's value is in the place of these; those that no decided question needs: their bytes may go."""
+        needed = self._needed_versions()
+        ids = list(ids)
+        self._end_owners(ids, by, needed)
+        for question in self.questions():
+            if not question.word and set(question.about["reads"]).intersection(ids):
+                self.say(question, "replaced", by)
+        return [i for i in ids if i not in needed]
+
+    def remove(self, ids: Iterable[str]) -> list[tuple[str, str]]:
+        """These owner's values are gone, and with them what came from them; (scope, id) of all."""
+        gone = list(ids)
+        self._end_owners(gone, "removed", ())
+        for question in self.questions():
+            if set(question.about["reads"]).intersection(gone):
+                self.say(question, "removed")
+        made = [
+            (scope, id_)
+            for scope, id_, sources in self._db.execute("SELECT scope, id, sources FROM vals WHERE sources != ''")
+            if not set(sources.split()).isdisjoint(gone)
+        ]
+        self.spoil(made, Failure("removed", "its owner removed a value that it came from"))
+        return [*((OWNER, id_) for id_ in gone), *made]
+
+    def _end_owners(self, ids: Sequence[str], gone: str, needed: Container[str]) -> None:
+        self._write_added()
+        for id_ in ids:
+            self._known.pop((OWNER, id_), None)
+        rows = [(2 if id_ in needed else 1, gone, OWNER, id_) for id_ in ids]
+        self._db.executemany("UPDATE vals SET dropped=?, tag=NULL, gone=? WHERE scope=? AND id=?", rows)
+
+    def _needed_versions(self) -> set[str]:
+        """Owner's values that decided questions read."""
+        return {i for q in self.questions() if q.word in KEEPING for i in q.about["reads"]}
+
+    def let_versions_go(self) -> list[str]:
+        """Of the replaced values that were kept for decided questions, those that none needs any more."""
+        needed = self._needed_versions()
+        rows = self._db.execute("SELECT id FROM vals WHERE scope=? AND dropped=2", (OWNER,)).fetchall()
+        gone = [id_ for (id_,) in rows if id_ not in needed]
+        self._db.executemany("UPDATE vals SET dropped=1 WHERE scope=? AND id=?", [(OWNER, i) for i in gone])
+        return gone
+
+    def spoil(self, keys: Iterable[tuple[str, str]], failure: Failure) -> None:
+        """Put a failure, which public facts tell of, in the place of values that nobody saw."""
+        self._write_added()
+        keys = list(keys)
+        for key in keys:
+            self._known.pop(key, None)
+        rows = [(str(NOTHING), _failure_text(failure), *key) for key in keys]
+        sql = "UPDATE vals SET data=NULL, type=?, failure=?, sources='' WHERE scope=? AND id=? AND NOT dropped"
+        self._db.executemany(sql, rows)
+
+    def set_question(self, row: QuestionRow) -> None:
+        """Record a question, or what is known of it now; its word stays."""
+        about = json.dumps(row.about, ensure_ascii=False)
+        sql = f"INSERT INTO questions({_QUESTION}) VALUES(?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
+        sql += "state=excluded.state, about=excluded.about, bound=excluded.bound"
+        rest = (row.bound, row.word, row.why, row.decided)
+        self._db.execute(sql, (row.sender, row.reply, row.received, row.until, row.state, about, *rest))
+
+    def question(self, sender: str, reply: str) -> QuestionRow | None:
+        sql = f"SELECT {_QUESTION} FROM questions WHERE sender=? AND reply=?"
+        row = self._db.execute(sql, (sender, reply)).fetchone()
+        return _question(row) if row else None
+
+    def questions(self, *, ended: bool = False) -> list[QuestionRow]:
+        """Those that are open, or all that are remembered, the oldest first."""
+        where = "" if ended else "WHERE state != 'ended'"
+        rows = self._db.execute(f"SELECT {_QUESTION} FROM questions {where} ORDER BY received, reply")
+        return [_question(row) for row in rows]
+
+    def say(self, question: QuestionRow, word: str, why: str = "", *, now: float | None = None) -> None:
+        """Record the owner's word, or what took its place."""
+        row = (word, why, now, question.sender, question.reply)
+        self._db.execute("UPDATE questions SET word=?, why=?, decided=? WHERE sender=? AND reply=?", row)
+
+    def set_state(self, sender: str, reply: str, state: str) -> None:
+        """``waits``, ``looked`` or ``ended``."""
+        self._db.execute("UPDATE questions SET state=? WHERE sender=? AND reply=?", (state, sender, reply))
 
 
 def _value(row: Sequence[Any]) -> Value:
-    scope, id_, tag, type_, release, data, failure = row
-    return Value(scope, id_, tag, Type.parse(type_), release, data, _failure(failure))
+    scope, id_, tag, type_, release, data, failure, sources = row
+    return Value(scope, id_, tag, Type.parse(type_), release, data, _failure(failure), frozenset(sources.split()))
+
+
+def _names(ids: Iterable[str]) -> str:
+    return " ".join(sorted(ids)) if ids else ""
+
+
+def _wanted(row: Sequence[Any]) -> Wanted:
+    sender, id_, message, names, state, allowed = row
+    ids = tuple(name.removeprefix(_OWNERS) for name in names.split())
+    owners = frozenset(name[1:] for name in names.split() if name.startswith(_OWNERS))
+    return Wanted(sender, id_, message, ids, state, owners, _allowed(allowed))
+
+
+_OWNERS = "@"
+"""Marks the owner's values among those of a reply."""
+
+
+def _allowed(text: str | None) -> Mapping[str, str | Failure] | None:
+    if text is None:
+        return None
+    return {id_: found if isinstance(found, str) else Failure(*found) for id_, found in json.loads(text).items()}
+
+
+def _allowed_text(allowed: Mapping[str, str | Failure]) -> str:
+    rows = {i: f if isinstance(f, str) else [f.code, f.text, dict(f.fields)] for i, f in allowed.items()}
+    return json.dumps(rows)
+
+
+def _question(row: Sequence[Any]) -> QuestionRow:
+    sender, reply, received, until, state, about, *rest = row
+    return QuestionRow(sender, reply, received, until, state, json.loads(about), *rest)
 
 
 def _calls_text(calls: Iterable[tuple[str, int]]) -> str:

@@ -34,12 +34,14 @@ class Lane:
     """A worker, and the calls it does now.
 
     Attributes:
+        sources: the owner's values, of those that are not open, that its worker may see.
         row: the number under which the journal has these calls as started.
         pace_s: how long a call of its last batch took; None before the first.
     """
 
     worker: Worker
     since: float
+    sources: frozenset[str] = frozenset()
     calls: list[Call] = field(default_factory=list)
     row: int = 0
     start: Batch | None = None
@@ -68,6 +70,11 @@ class Lane:
         return max(1, int(BATCH_S / self.pace_s)) if self.pace_s > 0 else 1 << 30
 
 
+def _open(owner: Peer) -> list[Lane]:
+    """A requester's lanes for open values: what runs on others takes none of their room."""
+    return [lane for lane in owner.lanes if not lane.sources]
+
+
 class Crew:
     """All lanes of a gate.
 
@@ -94,32 +101,49 @@ class Crew:
         """A lane of this requester that has nothing to do, a new one if it may have one more, or None."""
         if self.closing:
             return None
-        for lane in owner.lanes:
+        lanes = _open(owner)
+        for lane in lanes:
             if not lane.calls:
                 return lane
-        if len(owner.lanes) >= self.width:
+        if len(lanes) >= self.width:
             return None
-        if not owner.lanes:
+        if not lanes:
             self._wanting.setdefault(owner)
         if not self._has_room(owner):
             return None
         self._wanting.pop(owner, None)
-        lane = Lane(self._make(deadline_s), time.monotonic())
+        return self._begin(owner, frozenset(), deadline_s)
+
+    def private(self, owner: Peer, sources: frozenset[str], *, deadline_s: float) -> Lane | None:
+        """The one lane of this requester for values that are not open; its worker saw no others."""
+        if self.closing:
+            return None
+        for lane in [lane for lane in owner.lanes if lane.sources]:
+            if lane.calls:
+                return None
+            if lane.sources == sources:
+                return lane
+            self.close(owner, lane)
+        return self._begin(owner, sources, deadline_s)
+
+    def _begin(self, owner: Peer, sources: frozenset[str], deadline_s: float) -> Lane:
+        lane = Lane(self._make(deadline_s), time.monotonic(), sources)
         owner.lanes.append(lane)
         self._owners[owner] = None
         return lane
 
     @property
     def _spare(self) -> int:
-        return self._limit - sum(len(o.lanes) for o in self._owners)
+        return self._limit - sum(len(_open(o)) for o in self._owners)
 
     def may_start(self, owner: Peer) -> bool:
         """Whether a batch of this requester could be started at once."""
         if self.closing:
             return False
-        if any(not lane.calls for lane in owner.lanes):
+        lanes = _open(owner)
+        if any(not lane.calls for lane in lanes):
             return True
-        return len(owner.lanes) < self.width and (self._spare > 0 or (not owner.lanes and owner not in self._wanting))
+        return len(lanes) < self.width and (self._spare > 0 or (not lanes and owner not in self._wanting))
 
     def _has_room(self, owner: Peer) -> bool:
         """Whether one more worker may be started: those who have none come first, in their order."""
@@ -130,7 +154,7 @@ class Crew:
         return owner in line and self._end_an_idle_one()
 
     def _end_an_idle_one(self) -> bool:
-        idle = [(o, lane) for o in self._owners for lane in o.lanes if not lane.calls and not o.queue]
+        idle = [(o, lane) for o in self._owners for lane in _open(o) if not lane.calls and not o.queue]
         if idle:
             self.close(*idle[0])
         return bool(idle)
@@ -139,10 +163,10 @@ class Crew:
         """End lanes between two batches for those who have none: all but the last at once, the last after a turn."""
         wanting = sum(bool(o.queue) for o in self._wanting)
         for owner in list(self._owners):
-            for lane in [lane for lane in owner.lanes if not lane.calls]:
+            for lane in [lane for lane in _open(owner) if not lane.calls]:
                 if self._spare >= wanting:
                     return
-                if len(owner.lanes) > 1 or time.monotonic() - lane.since > TURN_S:
+                if len(_open(owner)) > 1 or time.monotonic() - lane.since > TURN_S:
                     self.close(owner, lane)
 
     def close(self, owner: Peer, lane: Lane) -> None:

@@ -10,23 +10,26 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedq import fs, ids
+from fedq.device import batch as batches
 from fedq.device.calls import PATIENCE_S, Call, Ends, Waiting
 from fedq.device.drops import DropRow, Drops
 from fedq.device.home import Home
 from fedq.device.inbox import Inbox
-from fedq.device.journal import NOTHING, OWNER, Taken, Value, Wanted
+from fedq.device.journal import OWNER, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
 from fedq.device.pool import Died
+from fedq.device.questions import Questions
 from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.verify import Verified, verify
 from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Run, SendPlan
+from fedq.trust import policy
 
 MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
@@ -40,7 +43,7 @@ CANCELLED = Failure("cancelled", "cancelled by its sender")
 class Want:
     """A ``get`` to be answered: ``missing`` are the values without content, ``given_up`` those given up.
 
-    ``fresh``: it was never answered before.
+    ``fresh``: it was never answered before; ``word``: what the owner said, if it was asked.
     """
 
     wanted: Wanted
@@ -49,6 +52,7 @@ class Want:
     received: float
     expires: float
     given_up: dict[str, Failure] = field(default_factory=dict)
+    word: str = ""
 
 
 class Peer:
@@ -67,7 +71,6 @@ class Peer:
         self.wants: dict[str, Want] = {}
         self._wants_of: dict[str, set[str]] = {}
         self.touched: set[str] = set()
-        self.held: dict[str, list[tuple[str, str]]] = {}
         self.drops = Drops(self._undone)
         self._files: dict[str, File] = {}
         self.spooled: set[str] = set()
@@ -78,6 +81,8 @@ class Peer:
         self.cut: list[Lane] = []
         """Lanes whose workers are to be ended: they do what was cancelled."""
         self.catalog_due = True
+        self.unseen = False
+        """Whether the owner may have said or changed something since the last look."""
         self._plans: dict[str, tuple[PlanFile, Verified]] = {}
         self._due: list[tuple[float, int, Want]] = []
         self._count = itertools.count()
@@ -86,12 +91,16 @@ class Peer:
         self.delete: list[str] = []
         self.forget: list[str] = []
         self.unspool: list[str] = []
+        self.forget_versions: list[str] = []
+        """Owner's values whose bytes nothing needs any more."""
+        self.questions = Questions(self)
 
     # -- a message
 
     def enter(self, message: Message, file: File, taken: Taken, now: float) -> None:
         """Do a message's immediate actions and queue its calls; again, after a restart, changes nothing."""
         calls: list[Call] = []
+        self._keep_time(now)
         if now > message.expires or message.expires <= self.journal.forgotten(self.name):
             self._enter_expired(message, taken, now)
             return
@@ -105,7 +114,7 @@ class Peer:
                 case Run() | Fold():
                     calls.append(_call(message, number, verb, taken, self.ends.get((message.id, number))))
                 case Get():
-                    self.want(Wanted(self.name, verb.reply, message.id, verb.values, "wanted"), taken)
+                    self.want(_wanted(message, verb), taken)
                 case Drop():
                     after = [message.id, *verb.after]
                     row_number = self.journal.add_drop(self.name, message.id, verb.values, after)
@@ -122,29 +131,31 @@ class Peer:
         late = Failure("expired", "the message expired before it could be done")
         for verb in message.actions:
             made = (verb.id,) if isinstance(verb, Put) else verb.results if isinstance(verb, (Run, Fold)) else ()
-            self.add([Value(self.name, id_, None, NOTHING, "open", None, late) for id_ in made], message.id, now)
+            self.add([failed(self.name, id_, late) for id_ in made], message.id, now)
             if isinstance(verb, Get):
-                self.want(Wanted(self.name, verb.reply, message.id, verb.values, "wanted"), taken)
+                self.want(_wanted(message, verb), taken)
         self._finished(message.id)
 
     @property
     def running(self) -> list[Call]:
-        """Calls that workers do now."""
-        return [call for lane in self.lanes for call in lane.calls]
+        """Calls that workers do now; not those that an owner said a word for."""
+        return [call for lane in self.lanes if not lane.sources for call in lane.calls]
 
     @property
     def room(self) -> int:
         """How many more messages may wait here; further files stay where they are for now."""
-        return max(0, self.home.most_waiting - max(len(self.calls_left), len(self.wants)))
+        messages = len(self.calls_left) - len(self.questions.messages)
+        return max(0, self.home.most_waiting - max(messages, len(self.wants) - len(self.questions.open)))
 
     @property
     def untidy(self) -> bool:
         """Whether there is something to drop or to delete."""
-        return bool(self.drops.due or self.inbox.taken or self.delete or self.forget or self.unspool)
+        files = self.inbox.taken or self.delete or self.forget or self.unspool or self.forget_versions
+        return bool(self.drops.due or files)
 
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
-        if not self.journal.exists(self.name, verb.id):
-            row = self.store.keep(self.name, verb.id, file.tensors[verb.tensor], release="open", tag=verb.tag)
+        if not self.journal.exists(self.name, verb.id) and not self._is_promised(verb.id):
+            row = self.store.keep(self.name, verb.id, file.tensors[verb.tensor], tag=verb.tag)
             self.add([row], message.id, now)
             if verb.note:
                 self.journal.annotate(self.name, verb.id, verb.note)
@@ -158,13 +169,16 @@ class Peer:
 
     def _enter_calls(self, message: Message, file: File, calls: list[Call], now: float) -> None:
         made = self.journal.standing(self.name, [r for c in calls for r in c.results])
+        ran = [c for c in calls if made.issuperset(c.results) and c.key in self.questions.kept]
         calls = [c for c in calls if not made.issuperset(c.results)]
-        if not calls:
+        if not calls and not ran:
             self._finished(message.id)
             return
         if file.tensors and len(self._files) < MAX_FILES:
             self._files[message.id] = file
-        self.calls_left[message.id] = len(calls)
+        self.calls_left[message.id] = len(calls) + len(ran)
+        for call in ran:
+            self.questions.add(call, ran=True)
         for plan in {c.plan for c in calls}:
             self.journal.uses_plan(self.name, plan, message.expires)
         cancelled = self.journal.cancelled(self.name, message.id)
@@ -176,9 +190,8 @@ class Peer:
                 self._enter_call(call, there, now)
 
     def _there(self, refs: set[str]) -> set[str]:
-        """Those of the ids that stand, this requester's or the owner's."""
-        owners = self.journal.standing(OWNER, refs)
-        return self.journal.standing(self.name, refs) | {i for i in owners if self.journal.may_see(self.name, i)}
+        """Those of the ids that stand, of this requester's own."""
+        return self.journal.standing(self.name, refs)
 
     def file(self, message: str) -> File:
         """The file of a message that is not done: its tensors."""
@@ -229,14 +242,50 @@ class Peer:
         calls = self.waiting.take_out(lambda c: c.message in messages)
         calls += [c for c in self.queue if c.message in messages]
         self.queue = deque(c for c in self.queue if c.message not in messages)
-        for lane in self.lanes:
-            running = [c for c in lane.calls if c.message in messages]
-            if running:
-                self.cut.append(lane)
-                calls += running
-                lane.calls = [c for c in lane.calls if c.message not in messages]
+        calls += [call for lane in self.lanes for call in self._take_back(lane, lambda c: c.message in messages)]
+        private = [c for c in self.questions.calls() if c.message in messages]
+        self.questions.cancel(messages, CANCELLED)
         for call in calls:
-            self.fail(call, CANCELLED, now)
+            if call.key not in {c.key for c in private}:
+                self.fail(call, CANCELLED, now)
+        for call in private:
+            self.over(call, CANCELLED)
+
+    def _take_back(self, lane: Lane, wanted: Callable[[Call], bool]) -> list[Call]:
+        """The calls that a lane is at and for which this holds: it is cut."""
+        taken = [c for c in lane.calls if wanted(c)]
+        if taken:
+            self.cut.append(lane)
+            lane.calls = [c for c in lane.calls if not wanted(c)]
+        return taken
+
+    def put_back(self, lane: Lane, calls: Sequence[Call]) -> None:
+        """A lane ended with these: they are to be done by another, in their order."""
+        (self.questions.queue if lane.sources else self.queue).extendleft(reversed(calls))
+
+    def call_back(self, call: Call) -> None:
+        """A private call is not to be done any more, for now."""
+        call.word = ""
+        for result in call.results:
+            self.coming.pop(result, None)
+        if call in self.questions.queue:
+            self.questions.queue.remove(call)
+        for lane in self.lanes:
+            self._take_back(lane, lambda c: c is call)
+
+    def over(self, call: Call, failure: Failure | None) -> None:
+        """A private call is done; if its outcome is not to be had, its results have a failure instead."""
+        if not self.questions.leave(call):
+            return
+        self.call_back(call)
+        stand = self.journal.standing(self.name, call.results)
+        if failure is not None and stand:
+            files = [v.id for r in call.results if (v := self.journal.value(self.name, r)) and v.in_file]
+            self.journal.spoil([(self.name, r) for r in call.results], failure)
+            self.let_go(call.results, files=files)
+        elif failure is not None:
+            self.add([failed(self.name, r, failure) for r in call.results], call.message, self._time)
+        self._left(call)
 
     # -- calls
 
@@ -245,25 +294,67 @@ class Peer:
         if now > call.expires:
             self.fail(call, Failure("expired", "the message expired before it could be done"), now)
             return
+        taken = {r for r in call.results if r in there or self._is_promised(r)}
+        if taken:
+            text = f"result {min(taken)} was promised before: an id has one meaning"
+            free = [r for r in call.results if r not in taken]
+            self.done(call, [failed(self.name, r, Failure("conflict", text)) for r in free], now)
+            return
+        for id_ in call.owners:
+            if (failure := self.owners_failure(id_)).code:
+                self.fail(call, failure, now)
+                return
         call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}
         if call.plan not in self._plans and self.journal.plan(self.name, call.plan) is None:
             call.missing.add(call.plan)
         if call.held:
-            call.missing.add(call.word)
+            call.missing.add(call.hold)
         if not call.missing:
             self._enqueue(call)
         elif not self.waiting.add(call):
             text = "an argument is the result of the call itself, directly or around"
-            self.fail(call, Failure("missing_value", text, {"id": min(call.missing - {call.word})}), now)
+            self.fail(call, Failure("missing_value", text, {"id": min(call.missing - {call.hold})}), now)
 
     def _enqueue(self, call: Call) -> None:
         """Queue a call, and those that only waited for its results, and for theirs."""
         ready, self.stalled = [call], False
         for call in ready:  # grows
-            self.queue.append(call)
+            call.sources = self.sources_of(call)
+            if not policy.is_open(self.journal.rules(call.sources)):
+                self._sleep(call)
+            else:
+                self.queue.append(call)
+                self.coming.update(dict.fromkeys(call.results, call))
             for result in call.results:
-                self.coming[result] = call
                 ready += self.waiting.arrived(result)
+                self.touched |= self._wants_of.get(result, set())
+
+    def _sleep(self, call: Call) -> None:
+        """A call on values that are not open waits for its owner's word, unless public facts refuse it."""
+        failure = self.questions.refusal(call) or self._failed_argument(call)
+        if failure is not None:
+            self.fail(call, failure, self._time)
+        else:
+            self.questions.add(call)
+
+    def _failed_argument(self, call: Call) -> Failure | None:
+        values = ((ref, self.journal.value(self.name, ref)) for ref in call.refs)
+        found = ((ref, v.failure) for ref, v in values if v is not None and v.failure and not v.sources)
+        return next((batches.inherited(failure, ref) for ref, failure in found), None)
+
+    def private_sources(self, call: Call) -> frozenset[str]:
+        """The owner's values that are not open among what a call's arguments come from: its worker sees no others."""
+        rules = self.journal.rules(call.sources)
+        return frozenset(id_ for id_, rule in zip(call.sources, rules, strict=True) if not policy.is_open([rule]))
+
+    def sources_of(self, call: Call) -> frozenset[str]:
+        """The owner's values that a call's arguments come from."""
+        sources = set(call.owners)
+        for ref in call.refs:
+            maker = self.coming.get(ref) or self.questions.asleep.get(ref)
+            value = self.journal.value(self.name, ref)
+            sources |= maker.sources if maker else value.sources if value else set()
+        return frozenset(sources)
 
     def _arrived(self, id_: str) -> None:
         """Calls that waited for this may be queued now."""
@@ -272,18 +363,32 @@ class Peer:
 
     def _will_be(self, id_: str) -> bool:
         """Whether it has a content, will have one, or had one: what was dropped is not waited for."""
-        return id_ in self.coming or self._stood(id_)
+        return id_ in self.coming or id_ in self.questions.asleep or self._stood(id_)
+
+    def _is_promised(self, id_: str) -> bool:
+        """Whether a call that is not done gives this."""
+        return id_ in self.coming or id_ in self.questions.asleep or self.waiting.makes(id_)
 
     def _stood(self, id_: str) -> bool:
         if ids.is_plan_id(id_):
             return self.journal.plan(self.name, id_) is not None
-        seen = self.journal.may_see(self.name, id_)
-        return self.journal.exists(self.name, id_) or (seen and self.journal.exists(OWNER, id_))
+        return self.journal.exists(self.name, id_)
 
-    def value(self, id_: str) -> Value | None:
-        """What the requester means by an id: its own value, else the owner's, if it may know of it."""
-        own = self.journal.value(self.name, id_)
-        return own or (self.journal.value(OWNER, id_) if self.journal.may_see(self.name, id_) else None)
+    def owners_value(self, id_: str) -> Value | None:
+        """An owner's value, if this requester may know of it and it is not gone."""
+        return self.journal.value(OWNER, id_) if self.journal.may_see(self.name, id_) else None
+
+    def owners_failure(self, id_: str) -> Failure:
+        """Why there is no such value of the owner's, that this requester may know of; without a code if there is."""
+        if self.owners_value(id_) is not None:
+            return Failure("", "")
+        gone = self.journal.gone(id_) if self.journal.may_see(self.name, id_) else ""
+        if gone == "removed":
+            return Failure("removed", f"argument {id_[:12]}: its owner removed it", {"id": id_})
+        if gone:
+            text = f"argument {id_[:12]}: its owner put another value in its place"
+            return Failure("replaced", text, {"id": gone})
+        return Failure("unknown_value", f"argument {id_[:12]}: the owner has no such value", {"id": id_})
 
     def add(self, values: Sequence[Value], message: str, now: float) -> None:
         """Record contents, and tell those who wait for them."""
@@ -293,6 +398,9 @@ class Peer:
             self.coming.pop(value.id, None)
             self._told(value.id)
             self._arrived(value.id)
+            if value.failure is not None and not value.sources:
+                for call in self.questions.failed(value.id):
+                    self.over(call, batches.inherited(value.failure, value.id))
 
     def _told(self, id_: str) -> None:
         """Gets that waited for this may be answered."""
@@ -304,6 +412,10 @@ class Peer:
     def done(self, call: Call, values: Sequence[Value], now: float) -> None:
         """Give a call's results their contents."""
         self.add(values, call.message, now)
+        self._left(call)
+
+    def _left(self, call: Call) -> None:
+        """One call less of its message is to be done."""
         if self.ends.pop((call.message, call.action), None) is not None:
             self.journal.forget_ends(self.name, call.message, call.action)
         left = self.calls_left[call.message] = self.calls_left.get(call.message, 1) - 1
@@ -323,47 +435,79 @@ class Peer:
             self.unspool.append(message)
 
     def fail(self, call: Call, failure: Failure, now: float) -> None:
-        """Give a call's results this failure as their content."""
-        self.done(call, [Value(self.name, r, None, NOTHING, "open", None, failure) for r in call.results], now)
+        """Give a call's results this failure, which public facts tell of, as their content."""
+        self.done(call, [failed(self.name, r, failure) for r in call.results], now)
+
+    def answered(self, call: Call, values: Sequence[Value], now: float) -> None:
+        """A worker gave these, or ended too often for it."""
+        if call.word:
+            self.questions.ran(call, values, now)
+        else:
+            self.done(call, values, now)
 
     # -- gets
 
     def want(self, wanted: Wanted, taken: Taken) -> None:
         """Enter a get, or enter it again to have its reply published again."""
         fresh = self.journal.want(wanted)
-        others = [i for i in wanted.ids if i not in self.coming]
-        self.journal.look_up(self.name, others)
-        self.journal.look_up(OWNER, others)
-        missing = {i for i in wanted.ids if i in self.coming or not self._stood(i)}
+        first = wanted if fresh else self.journal.reply(self.name, wanted.id) or wanted
+        if (first.ids, first.owners, first.message) != (wanted.ids, wanted.owners, wanted.message):
+            return  # an id of a reply has one meaning: what it stood for first
+        wanted = first
+        own = [i for i in wanted.ids if i not in wanted.owners]
+        self.journal.look_up(self.name, [i for i in own if i not in self.coming])
+        missing = {i for i in own if i in self.coming or i in self.questions.asleep or not self._stood(i)}
+        missing -= {i for i in own if self.journal.value(self.name, i) is not None}
         if wanted.id not in self.wants:
             self.drops.opened(wanted.ids)
         want = self.wants[wanted.id] = Want(wanted, fresh, missing, taken.received, taken.expires)
+        want.given_up = {i: f for i in wanted.owners if (f := self.owners_failure(i)).code}
+        if wanted.allowed is not None:
+            missing.clear()
         if missing:
             self._look_at(want, min(want.expires, want.received + PATIENCE_S))
         for id_ in missing:
             self._wants_of.setdefault(id_, set()).add(wanted.id)
         self.touched.add(wanted.id)
 
-    def settle(self) -> None:
-        """Answer or hold the gets whose values are all there."""
-        touched, self.touched = self.touched, set()
-        for reply in touched:
-            want = self.wants.get(reply)
-            if want is None or want.missing - want.given_up.keys():
-                continue
-            ids_ = [i for i in want.wanted.ids if i not in want.given_up]
-            held = [(i, v.release) for i in ids_ if (v := self.value(i)) and self._holds(v)]
-            if not held:
-                self.held.pop(reply, None)
+    def settle(self, now: float) -> None:
+        """Answer the gets whose values are all there, or ask the owner; what may leave is recorded here."""
+        while self.touched:
+            touched, self.touched = self.touched, set()
+            for reply in touched:
+                want = self.wants.get(reply)
+                if want is None:
+                    continue
+                if want.wanted.allowed is None:
+                    if self.questions.concern(want) and not self.questions.settle(want, now):
+                        continue
+                    if want.missing - want.given_up.keys():
+                        continue
+                    self._allow(want)
                 self.publish.append(self.wants.pop(reply))
-            elif self.held.get(reply) != held:
-                self.held[reply] = held
-                self._look_at(want, want.expires)
-                self.journal.set_reply([(self.name, reply)], "held")
 
-    def _holds(self, value: Value) -> bool:
-        """Whether the owner must still say a word before this value leaves."""
-        return value.failure is None and value.release != "open" and not self.journal.verdict(self.name, value.id)
+    def _allow(self, want: Want) -> None:
+        """Decide of each value whether it leaves, and record it: of what is not recorded no byte is sent."""
+        if ids.is_plan_id(want.wanted.ids[0]):
+            return
+        allowed: dict[str, str | Failure] = {}
+        for id_ in want.wanted.ids:
+            owners = id_ in want.wanted.owners
+            value = self.owners_version(id_) if owners else self.journal.value(self.name, id_)
+            if id_ in want.given_up:
+                allowed[id_] = want.given_up[id_]
+            elif value is None:
+                allowed[id_] = self.owners_failure(id_) if owners else _was_dropped(id_)
+            elif not policy.may_leave(self.journal.rules([id_] if owners else value.sources), want.word):
+                allowed[id_] = Failure("denied", "its owner has not released it", {"id": id_})
+            else:
+                allowed[id_] = value.failure or self.store.digest(value)
+        want.wanted = replace(want.wanted, allowed=allowed)
+        self.journal.allow(self.name, want.wanted.id, allowed)
+
+    def owners_version(self, id_: str) -> Value | None:
+        """An owner's value, also one that was replaced since and is kept for a decided question."""
+        return self.journal.kept(id_) if self.journal.may_see(self.name, id_) else None
 
     def out(self, want: Want) -> None:
         """A reply was published."""
@@ -376,22 +520,16 @@ class Peer:
             self.fail(call, _never(call), now)
         while self._due and self._due[0][0] < now:
             want = heapq.heappop(self._due)[2]
-            if self.wants.get(want.wanted.id) is want and (want.missing or want.wanted.id in self.held):
+            if self.wants.get(want.wanted.id) is want and want.missing:
                 self._give_up(want, now)
+        self.questions.give_up(now)
 
     def _give_up(self, want: Want, now: float) -> None:
-        if (
-            want.missing
-            and now <= want.expires
-            and all(self._will_be(i) or self.waiting.makes(i) for i in want.missing)
-        ):
+        missing = want.missing - self.questions.asleep.keys()
+        if now <= want.expires and all(self._will_be(i) or self.waiting.makes(i) for i in missing):
             self._look_at(want, want.expires)
             return
-        if want.missing:
-            want.given_up = {i: Failure("missing_value", f"{i} never came", {"id": i}) for i in want.missing}
-        else:
-            late = Failure("expired", "its owner said nothing before the request expired")
-            want.given_up = {i: late for i, _ in self.held[want.wanted.id]}
+        want.given_up |= {i: Failure("missing_value", f"{i} never came", {"id": i}) for i in missing}
         self.touched.add(want.wanted.id)
 
     def _look_at(self, want: Want, time: float) -> None:
@@ -409,7 +547,8 @@ class Peer:
     def late(self, now: float) -> bool:
         """Whether there is something to give up, or a drop to be done."""
         self._keep_time(now)
-        return self.waiting.late(now) or bool(self._due and self._due[0][0] < now) or self.drops.ready(now)
+        due = bool(self._due and self._due[0][0] < now)
+        return self.waiting.late(now) or due or self.drops.ready(now) or self.questions.late(now)
 
     # -- drops
 
@@ -432,11 +571,11 @@ class Peer:
             lane.dropped += values
 
     def was_dropped(self, values: Iterable[str]) -> bool:
-        return any(ids.is_id(i) and self._stood(i) and self.value(i) is None for i in values)
+        return any(ids.is_id(i) and self._stood(i) and self.journal.value(self.name, i) is None for i in values)
 
     def calls(self) -> Iterator[Call]:
         """Calls that are not done."""
-        return itertools.chain(self.queue, self.running, self.waiting.calls())
+        return itertools.chain(self.queue, self.running, self.waiting.calls(), self.questions.calls())
 
     def needed(self) -> Iterator[str]:
         """Values that are still to be read."""
@@ -457,13 +596,30 @@ class Peer:
         """Calls that are held because the gate ended too often while they ran."""
         return [c for c in self.waiting.calls() if c.held] if self.ends else []
 
+    def look_again(self) -> None:
+        """The owner may have said something, or taken values away."""
+        self.unseen = False
+        self.touched |= self.questions.open.keys()
+        for call, failure in self.questions.gone():
+            self.over(call, failure)
+        for lane in self.lanes:
+            for call in self._take_back(lane, self._is_pointless):
+                self.fail(call, self.owners_failure(self._lost(call)), self._time)
+
+    def _is_pointless(self, call: Call) -> bool:
+        """Whether a call reads a value that its owner removed."""
+        return not call.word and bool(self._lost(call))
+
+    def _lost(self, call: Call) -> str:
+        return next((id_ for id_ in sorted(call.sources) if self.journal.gone(id_) == "removed"), "")
+
     def resume(self) -> None:
         """Take up those of them that the owner lets go on."""
         held = {key[1:] for key in self.journal.stopped() if key[0] == self.name} if self.stopped() else set()
         for call in self.stopped():
             if (call.message, call.action) not in held:
                 call.ends.gates = 0
-                self._arrived(call.word)
+                self._arrived(call.hold)
 
     def give_up_on(self, call: Call, failure: Failure, now: float) -> None:
         """Answer a call that was started too often, and keep its message for the owner to look at."""
@@ -474,7 +630,7 @@ class Peer:
             fs.make_dir(folder)
             fs.replace(folder / f"{call.message}.safetensors", [raw], durable=self.home.durable)
             self.journal.add_failed(self.name, call.message, now, f"action {call.action}: {call.ends.why}")
-        self.fail(call, failure, now)
+        self.answered(call, batches.failures(self, call, failure), now)
 
 
 def _call(message: Message, number: int, verb: Run | Fold, taken: Taken, ends: Ends | None) -> Call:
@@ -482,6 +638,14 @@ def _call(message: Message, number: int, verb: Run | Fold, taken: Taken, ends: E
     head = (message.sender, message.id, number, verb.plan, args, verb.results, message.seed)
     words = tuple(verb.kwargs) if isinstance(verb, Run) else ()
     return Call(*head, taken.received, message.expires, ends or Ends(), loop=loop, words=words)
+
+
+def _wanted(message: Message, verb: Get) -> Wanted:
+    return Wanted(message.sender, verb.reply, message.id, verb.values, "wanted", verb.owners)
+
+
+def _was_dropped(id_: str) -> Failure:
+    return Failure("missing_value", f"{id_} was dropped", {"id": id_})
 
 
 def _never(call: Call) -> Failure:

@@ -15,6 +15,12 @@ from fedq.trust.keys import signer_of
 
 log = logging.getLogger("fedq.device")
 
+NOT_DECIDED = Failure("denied", "its owner has not released it")
+
+
+def missing(id_: str) -> Failure:
+    return Failure("missing_value", f"{id_} was dropped", {"id": id_})
+
 
 class Publisher:
     """Publishes the replies of one device."""
@@ -71,22 +77,22 @@ class Publisher:
         return ours
 
     def _answer(self, peer: Peer, want: Want, id_: str, tensors: dict[str, RawTensor]) -> str | Number | Failure:
-        if id_ in want.given_up:
-            return want.given_up[id_]
-        value = peer.value(id_)
-        if value is None:
-            return Failure("missing_value", f"{id_} was dropped", {"id": id_})
-        if value.failure is not None:
-            return value.failure
-        if value.release != "open" and self._journal.verdict(peer.name, id_) == "denied":
-            return Failure("denied", "the owner declined to release it", {"id": id_})
-        if not value.type.is_tensor:
-            return Number(value.type.value)  # type: ignore[arg-type]
+        """One value, by the row that lets it leave: nothing else is looked up, and no other content is sent."""
+        allowed = (want.wanted.allowed or {}).get(id_, NOT_DECIDED)
+        if isinstance(allowed, Failure):
+            return allowed
+        owners = id_ in want.wanted.owners
+        value = self._journal.kept(id_) if owners else self._journal.value(peer.name, id_)
+        if value is None or value.failure is not None:
+            return value.failure if value and value.failure else missing(id_)
         try:
-            tensors[f"t{len(tensors)}"] = self._home.store.bytes(value)
+            raw = self._home.store.allowed(value, allowed)
         except BadFile as error:
             log.error("%s: %s", self._home.name, error)
             return Failure("failed", "the device lost this value", {"id": id_})
+        if raw is None:
+            return Number(value.type.value)  # type: ignore[arg-type]
+        tensors[f"t{len(tensors)}"] = raw
         return f"t{len(tensors) - 1}"
 
     @property

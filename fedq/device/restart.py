@@ -31,6 +31,10 @@ def reenter(home: Home, peers: Mapping[str, Peer], now: float, *, blame: bool = 
     for (sender, *call), ends in journal.ends().items():
         if sender in peers:
             peers[sender].ends[*call] = ends  # type: ignore[index]
+    for question in journal.questions():
+        if question.sender in peers:
+            calls = {(message, action) for message, action, *_ in question.about["calls"]}
+            peers[question.sender].questions.kept |= calls
     for taken in journal.open_messages():
         if taken.sender in peers:
             _enter(home, peers[taken.sender], taken, now)

@@ -104,8 +104,8 @@ class Served:
                     self.peers[requester.name] = Peer(self.home, requester.name, requester.key, self._poison)
         for peer in self.peers.values():
             peer.catalog_due = True
-            peer.touched |= peer.held.keys()
             peer.resume()
+            peer.unseen = True
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -127,7 +127,10 @@ class Served:
     @property
     def idle(self) -> bool:
         """Whether nothing is running or ready to run."""
-        busy = (p.queue or p.running or p.touched or p.publish for p in self.peers.values())
+        busy = (
+            p.queue or p.questions.queue or p.unseen or any(n.calls for n in p.lanes) or p.touched or p.publish
+            for p in self.peers.values()
+        )
         return not self._tidier.untidy(self.peers) and not any(busy)
 
     # -- a step
@@ -194,7 +197,11 @@ class Served:
     @property
     def _ready(self) -> bool:
         return any(
-            p.touched or p.publish or (p.queue and not p.stalled and self._crew.may_start(p))
+            p.touched
+            or p.unseen
+            or p.publish
+            or (p.questions.queue and not any(n.sources and n.calls for n in p.lanes))
+            or (p.queue and not p.stalled and self._crew.may_start(p))
             for p in self.peers.values()
         )
 
@@ -255,12 +262,15 @@ class Served:
                 self._poison.add(arrival.digest)
                 raise
         for peer in self.peers.values():
-            self._cut(peer)
+            if peer.unseen:
+                peer.look_again()
             peer.give_up(now)
+            peer.settle(now)
+            self._cut(peer)
         self._crew.give_way()
         self._start_all(self.peers.values(), now)
         for peer in self.peers.values():
-            peer.settle()
+            peer.settle(now)
 
     def _take(self, peer: Peer, arrival: Arrival, now: float) -> None:
         """Record a message and enter it; one that can not be entered harms no other."""
@@ -301,16 +311,32 @@ class Served:
         while peer.queue and not peer.stalled and (lane := self._lane(peer)) is not None:
             share = -(-len(peer.queue) // self._crew.width)
             suspects = not any(c.suspect for p in self.peers.values() for n in p.lanes for c in n.calls[:1])
-            batch = batches.make(peer, lane, now, min(share, lane.most_calls), suspects=suspects)
+            batch = batches.make(peer, lane, peer.queue, now, min(share, lane.most_calls), suspects=suspects)
             if not batch.calls:
                 peer.stalled = bool(peer.queue)
                 return
-            lane.row = self.journal.start(peer.name, [(c.message, c.action) for c in batch.calls])
-            lane.calls, lane.start = batch.calls, batch
+            self._note(peer, lane, batch)
+        self._start_private(peer, now)
 
-    def _lane(self, peer: Peer) -> Lane | None:
+    def _start_private(self, peer: Peer, now: float) -> None:
+        """What the owner said a word for, in a lane of its own."""
+        queue = peer.questions.queue
+        while queue and (lane := self._lane(peer, peer.private_sources(queue[0]))) is not None:
+            suspects = not any(c.suspect for p in self.peers.values() for n in p.lanes for c in n.calls[:1])
+            batch = batches.make(peer, lane, queue, now, lane.most_calls, suspects=suspects)
+            if not batch.calls:
+                return
+            self._note(peer, lane, batch)
+
+    def _note(self, peer: Peer, lane: Lane, batch: batches.Batch) -> None:
+        lane.row = self.journal.start(peer.name, [call.key for call in batch.calls])
+        lane.calls, lane.start = batch.calls, batch
+
+    def _lane(self, peer: Peer, sources: frozenset[str] = frozenset()) -> Lane | None:
         with self._apart():
             try:
+                if sources:
+                    return self._crew.private(peer, sources, deadline_s=self.home.deadline_s)
                 return self._crew.free(peer, deadline_s=self.home.deadline_s)
             except OSError as error:
                 raise fs.told(error, sys.executable) from error
@@ -327,7 +353,7 @@ class Served:
         for call, row_ in zip(calls, said.rows, strict=True):
             if row_[0] == "e":
                 self._write_down(call, row_, now)
-            peer.done(call, batches.values(peer, call, row_, said.tensors, lane.worker.held), now)
+            peer.answered(call, batches.values(peer, call, row_, said.tensors, lane.worker.held), now)
 
     def _write_down(self, call: Call, row: list[Any], now: float) -> None:
         """Why a call failed, in full: for the owner, in the log."""
@@ -341,14 +367,14 @@ class Served:
         log.warning("%s: %s, on call %d of %d of %s", self.name, died.why, died.at + 1, len(calls), peer.name)
         self._crew.close(peer, lane)
         peer.blame(calls[min(died.at, len(calls) - 1)], died, now)
-        peer.queue.extendleft(reversed(calls))
+        peer.put_back(lane, calls)
 
     def _cut(self, peer: Peer) -> None:
         """End the workers that do what was cancelled; the other calls of their batches are put back, nobody blamed."""
         for lane in dict.fromkeys(peer.cut):
             self._crew.close(peer, lane)
             self.journal.ended([lane.row])
-            peer.queue.extendleft(reversed(lane.calls))
+            peer.put_back(lane, lane.calls)
             self._wake()
         peer.cut.clear()
 

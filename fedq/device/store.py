@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from fedq import fs
+from fedq import fs, ids
 from fedq.device.journal import OWNER, Journal, Value
 from fedq.device.wire import Sendable, Stored
 from fedq.errors import BadFile
@@ -32,11 +32,20 @@ class Store:
         """The owner's values lie in ``values/``, a requester's in ``values/<requester>/``."""
         return self.folder / scope / f"{id_}.safetensors" if scope else self.folder / f"{id_}.safetensors"
 
-    def keep(self, scope: str, id_: str, raw: RawTensor, *, release: str, tag: str | None = None) -> Value:
+    def keep(
+        self,
+        scope: str,
+        id_: str,
+        raw: RawTensor,
+        *,
+        release: str = "",
+        tag: str | None = None,
+        sources: frozenset[str] = frozenset(),
+    ) -> Value:
         """The row for this tensor; its file is written now if it has one, the row is the caller's to add."""
         type_ = Type(raw.dtype, raw.shape)
         if scope != OWNER and raw.size_bytes <= INLINE_BYTES:
-            return Value(scope, id_, tag, type_, release, bytes(raw.data))
+            return Value(scope, id_, tag, type_, release, bytes(raw.data), None, sources)
         path = self.path(scope, id_)
         fs.make_dir(path.parent)
         body = {"v": 1, "kind": "value", "id": id_, "tag": tag}
@@ -44,7 +53,25 @@ class Store:
             fs.put(path, encode("value", body, {"value": raw}, self._key), durable=self._durable)
         except FileExistsError:  # written before a crash, and the journal does not know: the same id, done again
             fs.replace(path, encode("value", body, {"value": raw}, self._key), durable=self._durable)
-        return Value(scope, id_, tag, type_, release)
+        return Value(scope, id_, tag, type_, release, None, None, sources)
+
+    def digest(self, value: Value) -> str:
+        """What tells a value's content from any other's: of a file, its signature."""
+        if value.in_file:
+            return bytes(self._read(value)[-SIGNATURE_BYTES:]).hex()
+        return ids.digest(str(value.type).encode(), repr(value.type.value).encode(), value.data or b"")
+
+    def allowed(self, value: Value, digest: str) -> RawTensor | None:
+        """The tensor of a row whose release was decided for this very content; None for a number.
+
+        Raises:
+            BadFile: the content is another, or is not there.
+        """
+        if value.in_file:
+            signer_of("value", memoryview(self._read(value)))
+        if self.digest(value) != digest:
+            raise BadFile(f"value {value.id} is not the one that may leave")
+        return self.bytes(value) if value.type.is_tensor else None
 
     def bytes(self, value: Value) -> RawTensor:
         """The tensor of a row."""

@@ -11,6 +11,7 @@ from fedq import fs
 from fedq.device.collect import Collector
 from fedq.device.home import Home
 from fedq.device.intake import SUFFIX
+from fedq.device.journal import OWNER
 from fedq.device.peer import Peer
 from fedq.device.publish import Publisher
 from fedq.device.times import Time
@@ -76,6 +77,9 @@ class Tidier:
         if peer.forget:
             self._home.store.forget(peer.name, tuple(peer.forget))
             peer.forget.clear()
+        if peer.forget_versions:
+            self._home.store.forget(OWNER, tuple(peer.forget_versions))
+            peer.forget_versions.clear()
         while peer.unspool:
             fs.delete(self._home.spool(peer.name) / peer.unspool[-1])
             peer.unspool.pop()

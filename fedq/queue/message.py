@@ -34,6 +34,7 @@ from fedq.queue.verbs import (
     Inline,
     Message,
     Number,
+    OwnerRef,
     Put,
     Ref,
     Reply,
@@ -44,8 +45,8 @@ from fedq.queue.verbs import (
 )
 
 __all__ = [
-    "MAX_ACTIONS", "Ack", "Cancel", "Drop", "Failure", "Fold", "Get", "Inline", "Message", "Number", "Put", "Ref",
-    "Reply", "Run", "RunArg", "SendPlan", "Verb", "check_kind", "decode_message", "decode_reply",
+    "MAX_ACTIONS", "Ack", "Cancel", "Drop", "Failure", "Fold", "Get", "Inline", "Message", "Number", "OwnerRef",
+    "Put", "Ref", "Reply", "Run", "RunArg", "SendPlan", "Verb", "check_kind", "decode_message", "decode_reply",
     "encode_message", "encode_reply", "message_from_json", "message_tensors", "message_to_json",
     "reply_from_json", "reply_tensors", "reply_to_json",
 ]  # fmt: skip
@@ -130,7 +131,7 @@ def _verb_to_json(verb: Verb) -> list[Any]:
             carry, data = _args_to_json(verb.carry), _args_to_json(verb.data)
             return ["fold", verb.plan, carry, data, _options_to_json(verb), list(verb.results)]
         case Get():
-            return ["get", verb.reply, list(verb.values), {}]
+            return ["get", verb.reply, [{"o": v} if v in verb.owners else v for v in verb.values], {}]
         case Drop():
             return ["drop", list(verb.values), {"after": list(verb.after)} if verb.after else {}]
         case Cancel():
@@ -156,6 +157,8 @@ def _arg_to_json(arg: RunArg) -> Any:
     match arg:
         case Ref():
             return {"v": arg.id}
+        case OwnerRef():
+            return {"o": arg.id}
         case Inline():
             return {"t": arg.name}
         case bool() | int() | float():
@@ -244,7 +247,7 @@ def _verb_from_json(row: Any) -> Verb:
         case ["get", str(reply), [str(plan)], dict(options)] if not options and ids.is_plan_id(plan):
             return Get(_id(reply), (plan,))
         case ["get", str(reply), list(values), dict(options)] if not options and values:
-            return Get(_id(reply), _ids(values))
+            return _get_from_json(reply, values)
         case ["put", str(id_), {"t": str(name), **rest}, dict(more)] if not rest and more.keys() <= {"tag", "note"}:
             need(ids.is_text(more.get("tag", "tag")), "a tag")
             need(ids.is_text(more.get("note", "note"), most=MAX_TEXT), "a note")
@@ -260,6 +263,12 @@ def _verb_from_json(row: Any) -> Verb:
             return Ack(_ids(replies))
     name = row[0] if isinstance(row, list) and row and isinstance(row[0], str) else "?"
     raise BadFile(f"malformed file: action {name[:20]!r}")
+
+
+def _get_from_json(reply: str, values: list[Any]) -> Get:
+    need(all(v.keys() == {"o"} for v in values if type(v) is dict), "a value of get")
+    owners = _ids([v["o"] for v in values if type(v) is dict])
+    return Get(_id(reply), _ids([v["o"] if type(v) is dict else v for v in values]), frozenset(owners))
 
 
 def _batches_from_json(options: Mapping[str, Any]) -> Batches:
@@ -286,6 +295,8 @@ def _arg_from_json(value: Any) -> RunArg:
         ((kind, text),) = value.items()
         if kind == "v":
             return Ref(_id(text))
+        if kind == "o":
+            return OwnerRef(_id(text))
         if kind == "t":
             return Inline(_name(text))
     if value is None or type(value) is str:

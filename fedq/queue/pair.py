@@ -23,8 +23,12 @@ from fedq.queue.message import check_kind
 
 MARK = ".fedq"
 IN, OUT, BLOBS = "in", "out", "blobs"
+ASKED = "asked"
+"""In the place of a release rule: the reply of this id waits for the owner's word."""
 STOPPED = "stopped"
 """In the place of a release rule: the call that makes a value is held, it ran when the device ended too often."""
+OWN = "own"
+"""In the place of a release rule: the value is the requester's own."""
 MAX_ITEMS = 10_000_000
 MAX_BYTES = 64 << 20
 """Largest card, catalog or heartbeat that is read."""
@@ -240,13 +244,23 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value that a requester may refer to; ``release``: the owner's rule for what comes of it."""
+    """A value that a requester may refer to; ``release``: the owner's rule for what comes of it, or `OWN`."""
 
     id: str
     tag: str | None
     type: Type
     release: str
     note: str = ""
+
+    @property
+    def owners(self) -> bool:
+        """Whether it is the device's owner's, not the requester's own."""
+        return self.release != OWN
+
+    @property
+    def private(self) -> frozenset[str]:
+        """Itself, if what comes of it leaves only with the owner's word."""
+        return frozenset() if self.release in ("open", OWN) else frozenset([self.id])
 
     def to_json(self) -> list[Any]:
         return [self.id, self.tag, str(self.type), self.release, self.note]
@@ -287,7 +301,7 @@ class Heartbeat:
     Attributes:
         state: ``up``, or ``down`` when it ended as it should.
         waiting, running: ids of this requester's messages.
-        held: (value id, release rule) of results that wait for the owner, `STOPPED` of those not computed yet.
+        held: (reply id, `ASKED`) of what waits for the owner; (value id, `STOPPED`) of results whose call is held.
         refused: (message id, error code) of files that were not taken and have no reply.
         progress: (message id, step, steps) of folds that are running.
         trouble: what holds the device up for now: the code of an error, such as ``disk_full``; or "".

@@ -16,7 +16,14 @@ from fedq.plan.graph import About, Graph
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """An argument that is a value on the device: its id."""
+    """An argument that is a value of the requester's own, on the device: its id."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerRef:
+    """An argument that is a value of the device's owner: its id. It never means one of the requester's."""
 
     id: str
 
@@ -28,7 +35,7 @@ class Inline:
     name: str
 
 
-RunArg = Ref | Inline | int | float | bool | str | None
+RunArg = Ref | OwnerRef | Inline | int | float | bool | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +100,14 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Get:
-    """Release values under a reply id; or one plan, by its id: its file is the reply."""
+    """Release values under a reply id; or one plan, by its id: its file is the reply.
+
+    ``owners``: those of the values that are the owner's, not the requester's own.
+    """
 
     reply: str
     values: tuple[str, ...]
+    owners: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

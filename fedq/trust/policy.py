@@ -1,8 +1,7 @@
-"""What may leave: the release rules of values, and how results inherit them.
+"""The one door: may a value be given to a worker, may it leave. Rules of owners' values, and what follows from them.
 
-A result inherits the strictest rule of what it was computed from; what a requester sent itself
-is its own, so ``open`` to it. A rule this version can not enforce is refused where it is given,
-never treated as a weaker one.
+What may happen to a result follows from the rules of *all* the owner's values it came from: they add
+up, and are not ranked. A rule that is not known, or that this version cannot enforce, opens nothing.
 """
 
 from __future__ import annotations
@@ -11,20 +10,38 @@ from collections.abc import Iterable
 
 from fedq.errors import UsageError
 
-RULES = ("open", "aggregate", "dp", "update", "review")
-"""From the weakest to the strictest: ``review`` asks a person."""
-ENFORCED = ("open", "review")
-DEFAULT = "review"
+OPEN, REVIEW = "open", "review"
+"""``open``: whoever is trusted may compute on it and have the results. ``review``: the owner is asked each time."""
+PLANNED = ("aggregate", "dp", "update")
+ENFORCED = (OPEN, REVIEW)
+DEFAULT = REVIEW
+
+LOOK, APPROVE = "look", "approve"
+"""What an owner may say to a question: run it and show me the outcome; run it and release it."""
 
 
-def strictest(rules: Iterable[str]) -> str:
-    """The rule of a result made from values with these rules; of nothing private: ``open``."""
-    return max(rules, key=RULES.index, default="open")
+def is_open(rules: Iterable[str]) -> bool:
+    """Whether nobody need be asked: every source is open. A requester's own values have no source."""
+    return all(rule == OPEN for rule in rules)
+
+
+def may_be_given(rules: Iterable[str], word: str) -> bool:
+    """Whether values that come from sources with these rules may be handed to a worker.
+
+    Args:
+        word: the owner's, for a question that needs this call; "" if nothing was said.
+    """
+    return is_open(rules) or word in (LOOK, APPROVE)
+
+
+def may_leave(rules: Iterable[str], word: str) -> bool:
+    """Whether a value that comes from sources with these rules may be put into the reply that ``word`` is about."""
+    return is_open(rules) or word == APPROVE
 
 
 def check_rule(rule: str) -> str:
     """The rule itself, if this version can enforce it."""
     if rule not in ENFORCED:
-        known = " (planned, not there yet)" if rule in RULES else ""
+        known = " (planned, not there yet)" if rule in PLANNED else ""
         raise UsageError(f"release rule {rule!r}{known}", hint=f"use one of: {', '.join(ENFORCED)}")
     return rule

@@ -1,0 +1,473 @@
+"""Questions: what a requester asks of values that are not open, and what is computed for it.
+
+A *private* call has an argument that comes from a value that is not open. It sleeps until the owner
+says a word to a question that needs it; until then nothing about it depends on the owner's bytes. A
+question is one ``get`` of which some value is private; its closure is every private call that its
+values are computed from. Everything here happens inside a transaction of the journal, as in `peer`.
+
+What ends a question is its owner's word, the end of its time, a cancel, or that an owner's value it
+reads was replaced or removed. A call is done when its questions ended, never when it ran: so no drop
+that waits for it tells whether it did.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedq import ids
+from fedq.device import batch as batches
+from fedq.device import fold as folds
+from fedq.device.calls import Call
+from fedq.device.journal import OWNER, QuestionRow, Value
+from fedq.errors import SpecMismatch
+from fedq.plan import fold, spec
+from fedq.plan.graph import Type, canonical
+from fedq.queue.message import Failure, Inline, OwnerRef, Ref, RunArg
+from fedq.trust import policy
+
+if TYPE_CHECKING:
+    from fedq.device.peer import Peer, Want
+
+log = logging.getLogger("fedq.device")
+
+MOST = 1000
+"""Questions of one requester that may wait for the owner."""
+MOST_TEXT = 200
+"""Characters of what is told of one call's arguments."""
+UNKNOWN = "?"
+"""The type of what declared types do not tell."""
+
+
+@dataclass(slots=True)
+class Question:
+    """A ``get`` that needs its owner's word.
+
+    Attributes:
+        until: when it ends without one, seconds since 1970.
+        calls: its closure, each after those whose results it reads.
+        misses: ids that its calls read and that are not there yet: it cannot be approved before they are.
+    """
+
+    want: Want
+    until: float
+    calls: list[Call] = field(default_factory=list)
+    misses: set[str] = field(default_factory=set)
+    bound: str = ""
+
+
+class Questions:
+    """The private calls and the questions of one requester."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer, self._journal = peer, peer.journal
+        self.asleep: dict[str, Call] = {}
+        """Result -> the private call that gives it, until its questions ended."""
+        self.open: dict[str, Question] = {}
+        self.queue: deque[Call] = deque()
+        """Calls that may be given to a worker."""
+        self.kept: set[tuple[str, int]] = set()
+        """After a restart: calls of open questions; those that ran are taken up, too."""
+        self._ran: set[tuple[str, int]] = set()
+        self._asked: dict[tuple[str, int], set[str]] = {}
+        self._readers: dict[str, list[Call]] = {}
+        self._unasked: list[tuple[float, int, Call]] = []
+        self._due: list[tuple[float, int, str]] = []
+        self._count = itertools.count()
+
+    # -- private calls
+
+    def add(self, call: Call, *, ran: bool = False) -> None:
+        """A private call came, and sleeps."""
+        self.asleep.update(dict.fromkeys(call.results, call))
+        for ref in call.refs:
+            self._readers.setdefault(ref, []).append(call)
+        self._peer.drops.opened(call.refs)
+        heapq.heappush(self._unasked, (call.expires, next(self._count), call))
+        if ran:
+            self._ran.add(call.key)
+
+    def calls(self) -> Iterable[Call]:
+        """All that are not done, each once."""
+        return {call.key: call for call in self.asleep.values()}.values()
+
+    def undone(self) -> Iterable[Call]:
+        """Those that did not run."""
+        return (call for call in self.calls() if call.key not in self._ran)
+
+    @property
+    def messages(self) -> set[str]:
+        """Messages that only wait for the owner: each private call of theirs is one that a question needs."""
+        return {message for message, _ in self._asked} - {c.message for c in self.calls() if c.key not in self._asked}
+
+    def refusal(self, call: Call) -> Failure | None:
+        """Why a private call is answered at once: from public facts, its plan and declared types. Infers its types."""
+        plan = self._peer.plan(call.plan)
+        if (failure := batches.refusal(call, plan)) is not None or not isinstance(plan, tuple):
+            return failure
+        given = [self._type(call, arg) for arg in call.args]
+        call.types = (None,) * len(call.results)
+        if None in given:
+            return None
+        types = [t for t in given if t is not None]
+        try:
+            if call.loop is None:
+                spec.match(plan[0].graph, types, about=plan[0].about)
+                call.types = spec.output_types(plan[0].graph, types)
+            else:
+                call.types = fold.fit(plan[0].graph, call.loop, types, about=plan[0].about).outputs
+        except SpecMismatch as error:
+            facts = {"hint": error.hint} if error.hint else {}
+            return Failure("spec_mismatch", f"plan {plan[0].about.name or 'plan'!r}: {error}", facts)
+        return None
+
+    def _type(self, call: Call, arg: RunArg) -> Type | None:
+        """The declared type of an argument; None if nobody declared it."""
+        match arg:
+            case OwnerRef(id_):
+                owners = self._journal.value(OWNER, id_)
+                return owners.type if owners is not None else None
+            case Ref(id_) if id_ in self.asleep:
+                maker = self.asleep[id_]
+                return maker.types[maker.results.index(id_)] if maker.types else None
+            case Ref(id_):
+                value = self._journal.value(self._peer.name, id_)
+                return value.type if value and not value.failure and self._is_open(value.sources) else None
+            case Inline(name):
+                raw = self._peer.file(call.message).tensors[name]
+                return Type(raw.dtype, raw.shape)
+            case bool() | int() | float():
+                return Type(type(arg).__name__, None, arg)
+        return None
+
+    def ran(self, call: Call, values: Sequence[Value], now: float) -> None:
+        """A private call has results. It is done when its questions are."""
+        self._ran.add(call.key)
+        self._peer.add(values, call.message, now)
+        self._touch(call)
+
+    def failed(self, id_: str) -> list[Call]:
+        """Private calls that read this value of the requester's own, which failed for all to see."""
+        return [call for call in self._readers.get(id_, ()) if call.key not in self._ran]
+
+    def gone(self) -> list[tuple[Call, Failure]]:
+        """Calls that did not run and whose owner's value is gone, unless a decided question keeps it."""
+        found = []
+        for call in self.undone():
+            for id_ in call.owners:
+                if self._journal.value(OWNER, id_) is None and not (call.word and self._journal.kept(id_)):
+                    found.append((call, self._peer.owners_failure(id_)))
+                    break
+        return found
+
+    def leave(self, call: Call) -> bool:
+        """A private call is done: nothing needs it any more. Whether it was one."""
+        if not call.results or self.asleep.get(call.results[0]) is not call:
+            return False
+        for result in call.results:
+            self.asleep.pop(result, None)
+        for ref in call.refs:
+            if readers := [c for c in self._readers.pop(ref, ()) if c is not call]:
+                self._readers[ref] = readers
+        if call in self.queue:
+            self.queue.remove(call)
+        self._peer.drops.closed(call.refs)
+        self._ran.discard(call.key)
+        self._touch(call)
+        return True
+
+    def _touch(self, call: Call) -> None:
+        self._peer.touched |= self._asked.get(call.key, set())
+
+    # -- questions
+
+    def concern(self, want: Want) -> bool:
+        """Whether a get needs its owner's word: it was a question before, or one of its values is private."""
+        return want.wanted.id in self.open or any(self._is_private(want, id_) for id_ in want.wanted.ids)
+
+    def _is_private(self, want: Want, id_: str) -> bool:
+        if id_ in want.given_up:
+            return False
+        if id_ in want.wanted.owners:
+            return not self._is_open([id_])
+        return self._comes_from_private(id_)
+
+    def _comes_from_private(self, id_: str) -> bool:
+        """Whether this value of the requester's, standing or promised, comes from one that is not open."""
+        seen, stack = set[str](), [id_]
+        while stack:
+            id_ = stack.pop()
+            if id_ in seen:
+                continue
+            seen.add(id_)
+            value = self._journal.value(self._peer.name, id_)
+            if id_ in self.asleep or (value is not None and not self._is_open(value.sources)):
+                return True
+            maker = self._peer.waiting.maker(id_)
+            if maker is not None:
+                if not self._is_open(maker.owners):
+                    return True
+                stack += maker.refs
+        return False
+
+    def _is_open(self, sources: Iterable[str]) -> bool:
+        return policy.is_open(self._journal.rules(sources))
+
+    def settle(self, want: Want, now: float) -> bool:
+        """Go on with a question; whether it ended, so that its reply can be made."""
+        question = self.open.get(want.wanted.id) or self._begin(want, now)
+        if question is None:
+            return True
+        if not any(self._is_private(want, id_) for id_ in want.wanted.ids):
+            self._end(question, None)
+            return True
+        self._look_through(question)
+        row = self._journal.question(self._peer.name, want.wanted.id)
+        word = row.word if row is not None else ""
+        if row is not None and word in _ANSWERS:
+            self._answer(question, _ANSWERS[word](row))
+            return True
+        if word not in (policy.LOOK, policy.APPROVE) or row is None:
+            return False
+        if row.bound != question.bound or question.misses:
+            log.warning("%s: the word for %s is void: it is about something else now", self._peer.home.name, row.reply)
+            self._journal.say(row, "")
+            return False
+        return self._go_on(question, word)
+
+    def _begin(self, want: Want, now: float) -> Question | None:
+        """A new question, or one that is open since before a restart; None if there are too many."""
+        row = self._journal.question(self._peer.name, want.wanted.id)
+        if row is None and len(self.open) >= MOST:
+            text = f"{MOST} questions of yours wait for the owner already"
+            want.given_up.update(dict.fromkeys(want.wanted.ids, Failure("not_allowed", text)))
+            return None
+        until = row.until if row is not None else want.received + self._peer.home.keep_s
+        question = self.open[want.wanted.id] = Question(want, until)
+        heapq.heappush(self._due, (until, next(self._count), want.wanted.id))
+        return question
+
+    def _look_through(self, question: Question) -> None:
+        """Find the closure, and record what changed of it."""
+        calls, misses = self.closure(question.want.wanted.ids)
+        for call in calls:
+            self._asked.setdefault(call.key, set()).add(question.want.wanted.id)
+            self._journal.uses_plan(self._peer.name, call.plan, question.until)
+        question.calls, question.misses = calls, misses
+        bound = _bound(question)
+        if bound != question.bound:
+            question.bound = bound
+            want = question.want
+            before = self._journal.question(self._peer.name, want.wanted.id)
+            head = self._peer.name, want.wanted.id, want.received, question.until, before.state if before else "waits"
+            self._journal.set_question(QuestionRow(*head, self._about(question), bound))
+
+    def closure(self, values: Iterable[str]) -> tuple[list[Call], set[str]]:
+        """The private calls that these values are computed from, in order, and the ids that are missing for them."""
+        found: dict[tuple[str, int], Call] = {}
+        misses: set[str] = set()
+        seen: set[str] = set()
+        stack = [(id_, False) for id_ in values]
+        while stack:
+            id_, back = stack.pop()
+            call = self.asleep.get(id_) or self._peer.waiting.maker(id_)
+            if back and call is not None:
+                if id_ in self.asleep:
+                    found[call.key] = call
+                continue
+            if id_ in seen:
+                continue
+            seen.add(id_)
+            if call is not None:
+                stack.append((id_, True))
+                stack += [(ref, False) for ref in call.refs]
+                if id_ not in self.asleep and ids.is_plan_id(call.plan) and call.plan in call.missing:
+                    misses.add(call.plan)
+            elif self._journal.value(self._peer.name, id_) is None and self._journal.value(OWNER, id_) is None:
+                misses.add(id_)
+        return list(found.values()), misses
+
+    def _go_on(self, question: Question, word: str) -> bool:
+        """Have the closure computed; whether all is there and may leave."""
+        waiting = [call for call in question.calls if call.key not in self._ran]
+        for call in waiting:
+            if not call.word:
+                call.word = word
+                self.queue.append(call)
+                self._peer.coming.update(dict.fromkeys(call.results, call))
+        if waiting or question.want.missing:
+            return False
+        if word == policy.APPROVE:
+            question.want.word = word
+            self._end(question, None)
+            return True
+        self._journal.set_state(self._peer.name, question.want.wanted.id, "looked")
+        return False
+
+    def _answer(self, question: Question, failure: Failure) -> None:
+        """End a question with a failure that tells nothing of private bytes."""
+        want = question.want
+        private = [id_ for id_ in want.wanted.ids if self._is_private(want, id_)]
+        want.given_up.update(dict.fromkeys(private, failure))
+        self._end(question, failure)
+
+    def _end(self, question: Question, failure: Failure | None) -> None:
+        """A question is over: so are the calls that no other needs. Without a result they have this failure."""
+        reply = question.want.wanted.id
+        self.open.pop(reply, None)
+        self._journal.set_state(self._peer.name, reply, "ended")
+        for call in question.calls:
+            others = self._asked.get(call.key, set())
+            others.discard(reply)
+            if not others:
+                self._asked.pop(call.key, None)
+            if not others and (failure is not None or call.key in self._ran):
+                self._peer.over(call, failure)
+            elif call.word and not self._decided(others):
+                self._peer.call_back(call)
+        for id_ in self._journal.let_versions_go():
+            self._peer.forget_versions.append(id_)
+
+    def _decided(self, replies: Iterable[str]) -> bool:
+        rows = (self._journal.question(self._peer.name, reply) for reply in replies)
+        return any(row is not None and row.word in (policy.LOOK, policy.APPROVE) for row in rows)
+
+    def cancel(self, messages: Iterable[str], failure: Failure) -> None:
+        """The gets of these messages are not to be answered otherwise."""
+        gone = set(messages)
+        for question in [q for q in self.open.values() if q.want.wanted.message in gone]:
+            self._answer(question, failure)
+            self._peer.touched.add(question.want.wanted.id)
+
+    # -- time
+
+    def late(self, now: float) -> bool:
+        """Whether something ended by time."""
+        return any(heap and heap[0][0] < now for heap in (self._due, self._unasked))
+
+    def give_up(self, now: float) -> None:
+        """End questions to which nobody said a word, and calls that nobody asked for."""
+        while self._due and self._due[0][0] < now:
+            reply = heapq.heappop(self._due)[2]
+            row = self._journal.question(self._peer.name, reply)
+            if reply in self.open and row is not None:
+                self._journal.say(row, "expired", now=now)
+                self._peer.touched.add(reply)
+        late = Failure("expired", "the message expired, and nobody had asked for what its call gives")
+        while self._unasked and self._unasked[0][0] < now:
+            call = heapq.heappop(self._unasked)[2]
+            if self.asleep.get(call.results[0] if call.results else "") is call and call.key not in self._asked:
+                self._peer.over(call, late)
+
+    # -- for people
+
+    def _about(self, question: Question) -> dict[str, Any]:
+        """What an owner is told: no claim of the sender's but names, which are shown as such."""
+        want, calls = question.want.wanted, question.calls
+        told: dict[str, str] = {}
+        for call in calls:
+            text = self._call_text(call, told)
+            told.update(dict.fromkeys(call.results, text))
+        reads = dict.fromkeys(i for call in calls for i in call.sources)
+        reads.update(dict.fromkeys(i for i in want.ids if i in want.owners))
+        reads.update(dict.fromkeys(i for id_ in want.ids for i in self._sources(id_)))
+        return {
+            "values": list(want.ids), "owners": sorted(want.owners), "types": [self._told_type(i) for i in want.ids],
+            "chain": [told.get(i) or self._name(i) for i in want.ids], "reads": list(reads),
+            "own": self._own(calls), "plans": list(dict.fromkeys(c.plan for c in calls)),
+            "calls": [[c.message, c.action, c.plan, list(c.results)] for c in calls],
+            "misses": sorted(question.misses), "same": self._same(question, told),
+        }  # fmt: skip
+
+    def _sources(self, id_: str) -> frozenset[str]:
+        value = self._journal.value(self._peer.name, id_)
+        return value.sources if value is not None else frozenset()
+
+    def _told_type(self, id_: str) -> str:
+        call = self.asleep.get(id_)
+        if call is not None:
+            type_ = call.types[call.results.index(id_)] if call.types else None
+        else:
+            value = self._journal.value(OWNER, id_)
+            type_ = value.type if value is not None else None
+        return UNKNOWN if type_ is None else str(type_)
+
+    def _own(self, calls: Sequence[Call]) -> list[list[str]]:
+        """The requester's own tensors that the calls read: values by id, inline ones by message and name."""
+        made = {r for call in calls for r in call.results}
+        refs = [["v", a.id] for c in calls for a in c.args if isinstance(a, Ref) and a.id not in made]
+        return refs + [["t", c.message, a.name] for c in calls for a in c.args if isinstance(a, Inline)]
+
+    def _call_text(self, call: Call, told: dict[str, str]) -> str:
+        plan = self._peer.plan(call.plan)
+        name = plan[0].about.name or "plan" if isinstance(plan, tuple) else "plan"
+        args = ", ".join(self._arg_text(arg, told) for arg in call.args)
+        args = args if len(args) <= MOST_TEXT else f"{args[:MOST_TEXT]}..."
+        return f"{'fold of ' if call.loop else ''}{name}({args})"
+
+    def _arg_text(self, arg: RunArg, told: dict[str, str]) -> str:
+        match arg:
+            case OwnerRef(id_):
+                return self._name(id_)
+            case Ref(id_):
+                return told.get(id_) or "own"
+            case Inline():
+                return "own"
+        return repr(arg)
+
+    def _name(self, id_: str) -> str:
+        value = self._journal.value(OWNER, id_)
+        return f"#{value.tag}" if value is not None and value.tag else id_[:12]
+
+    def _same(self, question: Question, told: dict[str, str]) -> str:
+        """The same for the same plans on the same values, whenever it is asked."""
+        made: dict[str, str] = {}
+        for call in question.calls:
+            args = [made.get(a.id, a.id) if isinstance(a, Ref) else _told_arg(self._peer, call, a) for a in call.args]
+            text = ids.digest(canonical([call.plan, args, folds.to_json(call.loop)]))
+            made.update({r: f"{text}/{n}" for n, r in enumerate(call.results)})
+        wanted = question.want.wanted
+        return ids.digest(canonical([made.get(i, i) for i in wanted.ids]))[:32]
+
+
+def _told_arg(peer: Peer, call: Call, arg: RunArg) -> Any:
+    match arg:
+        case OwnerRef(id_):
+            return {"o": id_}
+        case Inline(name):
+            raw = peer.file(call.message).tensors[name]
+            return {"t": ids.digest(f"{raw.dtype}{list(raw.shape)}".encode(), bytes(raw.data))}
+    return repr(arg)
+
+
+def _bound(question: Question) -> str:
+    """A digest of all that a word is for: who asks, which values, computed how, from what."""
+    want = question.want.wanted
+    calls = [
+        [c.message, c.action, c.plan, [repr(a) for a in c.args], repr(c.loop), c.seed, list(c.results)]
+        for c in question.calls
+    ]
+    told = [want.sender, want.id, list(want.ids), sorted(want.owners), calls, sorted(question.misses)]
+    return ids.digest(canonical(told))
+
+
+def _denied(row: QuestionRow) -> Failure:
+    return Failure("denied", f"the owner declined{f': {row.why}' if row.why else ' to release it'}")
+
+
+def _replaced(row: QuestionRow) -> Failure:
+    return Failure("replaced", "its owner put another value in the place of one that it reads", {"id": row.why})
+
+
+_ANSWERS: dict[str, Callable[[QuestionRow], Failure]] = {
+    "deny": _denied,
+    "replaced": _replaced,
+    "removed": lambda row: Failure("removed", "its owner removed a value that it reads"),
+    "expired": lambda row: Failure("expired", "its owner said nothing"),
+}
+"""What a question is answered with that has such a word."""

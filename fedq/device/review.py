@@ -1,0 +1,95 @@
+"""What an owner is asked, and what they say to it: from any process of theirs, while a gate runs or none does.
+
+A word is recorded in the journal with a digest of what it is about; the gate, or the next ``step``,
+acts on it. Who comes second is told what was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedq import fs, ids
+from fedq.device.home import Home
+from fedq.device.journal import QuestionRow
+from fedq.errors import Ambiguous, Conflict, UnknownValue, UsageError
+from fedq.trust import policy
+
+DENY = "deny"
+WORDS = (policy.LOOK, policy.APPROVE, DENY)
+SHORTEST = 6
+"""Digits of a reply's id that name a question."""
+
+_SAID = {
+    "look": "is looked at already", "approve": "was approved", "deny": "was denied", "expired": "expired",
+    "replaced": "was answered: a value that it reads was replaced",
+    "removed": "was answered: a value that it reads was removed",
+}  # fmt: skip
+
+
+def questions(home: Home, *, requester: str = "") -> list[QuestionRow]:
+    """What waits for the owner, the oldest first; of one requester, by name or the beginning of it."""
+    found = [row for row in home.journal.questions() if row.word in ("", policy.LOOK)]
+    return [row for row in found if is_of(row.sender, requester)]
+
+
+def is_of(sender: str, requester: str) -> bool:
+    """Whether ``alice`` or ``alice-3f9a1c2e`` names this requester; "" names all."""
+    return not requester or sender == requester or sender.rpartition("-")[0] == requester
+
+
+def find(home: Home, ref: str, *, requester: str = "") -> QuestionRow:
+    """The one question whose reply's id begins so, ended ones too.
+
+    Raises:
+        UnknownValue: there is none; lists what waits.
+        Ambiguous: there are several.
+    """
+    rows = home.journal.questions(ended=True) if len(ref) >= SHORTEST else []
+    fits = [row for row in rows if row.reply.startswith(ref) and is_of(row.sender, requester)]
+    fits = [row for row in fits if row.state != "ended"] or fits
+    if not fits:
+        waiting = ", ".join(row.reply for row in questions(home)) or "nothing"
+        raise UnknownValue(f"{home.name} was not asked {ref!r} (waiting for you: {waiting})", hint="fedq review")
+    if len(fits) > 1:
+        senders = len({row.sender for row in fits})
+        hint = "say whose: --requester NAME" if senders == len(fits) else "give more digits"
+        raise Ambiguous(f"{ref!r} fits {', '.join(f'{r.reply} of {r.sender}' for r in fits)}", hint=hint)
+    return fits[0]
+
+
+def decide(home: Home, rows: Sequence[QuestionRow], word: str, *, why: str = "") -> list[QuestionRow]:
+    """Say a word to each of these questions, as they were shown, or to none.
+
+    Args:
+        word: ``look``, ``approve`` or ``deny``; ``why``: told to the requester, with a denial.
+
+    Raises:
+        Conflict: one was decided, or changed, since it was shown; says what was said.
+        UsageError: one cannot be approved yet: it misses a value.
+    """
+    if why and not ids.is_text(why):
+        raise UsageError("a reason has 1 to 300 printable characters")
+    with home.journal.transaction():
+        for shown in rows:
+            _check(home, shown, word)
+        for shown in rows:
+            home.journal.say(shown, word, why, now=fs.clock())
+    home.poke()
+    return [row for shown in rows if (row := home.journal.question(shown.sender, shown.reply)) is not None]
+
+
+def _check(home: Home, shown: QuestionRow, word: str) -> None:
+    now = home.journal.question(shown.sender, shown.reply)
+    name = f"{home.name}:{shown.reply}"
+    if now is None:
+        raise UnknownValue(f"{name} is not there any more")
+    if now.word not in ("", policy.LOOK) or (now.word == word) or now.state == "ended":
+        said = _SAID.get(now.word, "was answered")
+        raise Conflict(f"{name} {said}{f': {now.why}' if now.word == DENY and now.why else ''}", hint="fedq review")
+    if now.bound != shown.bound:
+        raise Conflict(f"{name} is about something else now", hint=f"fedq review {name}")
+    if word != DENY and now.about["misses"]:
+        raise UsageError(
+            f"{name} is incomplete, misses {', '.join(now.about['misses'])}",
+            hint="it can be approved when that is there; it can be denied now",
+        )
