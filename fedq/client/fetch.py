@@ -37,7 +37,7 @@ SILENT_S = 30.0
 """A device that was not heard of for so long is not running, whatever it said last."""
 ASKED = "it waits for its owner"
 HELD = "held: the device's daemon ended five times while it ran; it goes on when its owner says so"
-ASK_AGAIN = ("denied", "missing_value")
+ASK_AGAIN = ("missing_value",)
 """Failures that may be over when the value is asked for again."""
 
 Outcome = RawTensor | Number | FedqError

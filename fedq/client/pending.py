@@ -77,7 +77,9 @@ class Pending:
             if not wanted.isdisjoint(step.results):
                 needed.append(step)
                 wanted.update(step.needs)
-        parts = _split(sorted(needed, key=lambda step: (len(step.private), sorted(step.private))))
+        needed.reverse()
+        needed.sort(key=lambda step: (len(step.private), sorted(step.private)))
+        parts = _split(needed)
         return [(part, _outputs(part, parts[n + 1 :], set(self.alive))) for n, part in enumerate(parts)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import fedq as fq
 from fedq import ids
 from fedq.client.draft import Draft, Envelope, seal
 from fedq.client.session import Client
-from fedq.errors import Conflict, Denied, FedqError, TimedOut, UnknownPlan, UnknownValue, UsageError, WaitingForApproval
+from fedq.errors import Conflict, Denied, FedqError, UnknownPlan, UnknownValue, UsageError, WaitingForApproval
 from fedq.local import VirtualWorker
 from fedq.plan.codec import decode
 from fedq.queue.message import Drop, Run, SendPlan, decode_message
@@ -253,33 +252,26 @@ def test_a_plan_that_never_came_to_the_device_is_sent_again_once_it_said_so(tmp_
     device.client.close()
 
 
-def test_what_was_held_or_denied_is_waited_for_again(tmp_path, again, worker):
+def test_a_question_is_waited_for_again_and_a_denial_stands(tmp_path, again, worker):
     device = VirtualWorker("device_2", {"x": X}, release="review", root=tmp_path / "two")
-    addresses = []
 
-    def night():
-        """Done again until the device has come to it."""
-        while True:
-            with suppress(TimedOut), device.batch(token="nightly"):
-                out = doubled().send(device)(device.find("x"))
-                addresses.append(out.address)
-                return out.get(0.2)
+    def night(token="nightly"):
+        with device.batch(token=token):
+            return doubled().send(device)(device.find("x")).get(0.2)
 
-    with pytest.raises(WaitingForApproval):
-        night()
-    device.deny(addresses[0])
-    with pytest.raises(Denied):
-        night()
-    with pytest.raises((Denied, WaitingForApproval)):
-        night()
-    device.approve(addresses[0])
-    ends = []
+    for _ in range(2):
+        with pytest.raises(WaitingForApproval):
+            night()
+    (asked,) = device.review()
+    device.deny(asked.reply)
     for _ in range(3):
-        try:
-            ends.append(night().tolist())
-        except FedqError as error:
-            ends.append(error.code)
-    assert ends[-1] == [-2, 4] and len(set(addresses)) == 1
+        with pytest.raises(Denied):
+            night()
+    with pytest.raises(WaitingForApproval):
+        night("nightly-2")
+    (asked,) = device.review()
+    device.approve(asked.reply)
+    assert night("nightly-2").tolist() == [-2, 4]
     device.client.close()
 
 

@@ -13,7 +13,7 @@ from fedq.errors import Ambiguous, Conflict, SpecMismatch, UnknownPlan, UnknownV
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Graph, Type, Var
-from fedq.queue.message import Ack, Drop, Get, Inline, Put, Ref, Run, SendPlan
+from fedq.queue.message import Ack, Drop, Get, Inline, OwnerRef, Put, Ref, Run, SendPlan
 from fedq.queue.pair import Entry
 from fedq.trust.keys import Key
 from tests.client.world import ROOT, double_abs, f32, floats
@@ -90,7 +90,7 @@ def test_a_call_is_sent_at_once_with_the_id_chosen_here(device, side, x):
     out = plan(x)
     again = plan(out)
     first, second = side.take()
-    assert first[0].actions == (Run(plan.id, (Ref(X),), {}, (out.id,)),)
+    assert first[0].actions == (Run(plan.id, (OwnerRef(X),), {}, (out.id,)),)
     assert second[0].actions == (Run(plan.id, (Ref(out.id),), {}, (again.id,)),)
     assert (again.type, first[0].seed) == (VEC, int(ids.derive("seed", first[0].id)[:15], 16))
     assert first[0].expires - first[0].created == 14 * 86400

@@ -136,10 +136,12 @@ def test_a_timeout_says_for_whom_and_why(world, out, side):
 
 
 def test_a_held_result_is_waiting_for_approval_when_time_is_up(world, out, side):
-    side.beat(world.now, held=((out.id, "review"),))
+    get(out)
+    reply = next(a.reply for m, _ in side.take() for a in m.actions if isinstance(a, Get))
+    side.beat(world.now, held=((reply, "asked"),))
     found = get(out)
     assert isinstance(found, WaitingForApproval)
-    assert found.hint == f"fedq approve device_1:{out.id}"
+    assert found.hint == f"its owner says: fedq review device_1:{reply}"
 
 
 def test_the_reason_is_told_once_while_waiting(out):

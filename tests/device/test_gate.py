@@ -245,12 +245,12 @@ def test_a_result_that_its_owner_never_judged_expires(world):
     home = Home(world.config.devices / NAME, world.config)
     private = home.add(f32(4), tag="private", release="review")
     home.close()
-    result = world.double(world.alice, private)
+    result = world.double(world.alice, private, owners=True)
     world.step()
     world.now += 1
     world.step()
     assert world.got(world.alice, result) == "waiting_for_approval"
-    for _ in range(15):
+    for _ in range(31):
         world.now += 0.99 * DAY_S
         world.step()
     assert answer(world.alice, result) == "expired"

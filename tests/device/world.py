@@ -16,7 +16,7 @@ from fedq.device.pool import InlineWorker
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
-from fedq.queue.message import Get, Put, Ref, Run, SendPlan
+from fedq.queue.message import Get, OwnerRef, Put, Ref, Run, SendPlan
 from fedq.trust import keys
 
 NAME = "device_1"
@@ -100,11 +100,13 @@ class World:
         device.submit([Put(id_, "t0"), Get(id_, (id_,))], {"t0": f32(*values)}, **how)
         return id_
 
-    def double(self, device: Device, of: str, **how: float) -> str:
+    def double(self, device: Device, of: str, *, owners: bool = False, **how: float) -> str:
         """Twice a value that may not be there yet; the result's id."""
         id_ = device.client.new_id()
         plan = SendPlan(DOUBLE.id, DOUBLE.graph, (), DOUBLE.about)
-        device.submit([plan, Run(DOUBLE.id, (Ref(of),), {}, (id_,)), Get(id_, (id_,))], **how)
+        device.submit(
+            [plan, Run(DOUBLE.id, (OwnerRef(of) if owners else Ref(of),), {}, (id_,)), Get(id_, (id_,))], **how
+        )
         return id_
 
     def got(self, device: Device, id_: str) -> object:
