@@ -123,6 +123,9 @@ class VirtualWorker(Device):
         while self.gate.step(self._clock()):
             pass
 
+    def is_asked(self, reply: str) -> bool:
+        return reply in self.gate.served[self.name].peers[self.client.name].questions.open
+
     def review(self) -> list[QuestionRow]:
         """What waits for its owner, the oldest first."""
         self.step()
@@ -146,7 +149,6 @@ class VirtualWorker(Device):
         reply = what if isinstance(what, str) else self._reply(what)
         self.step()
         review.decide(self.home, [review.find(self.home, reply)], word, why=why)
-        self.gate.served[self.name].refresh()
         self.step()
 
     def _reply(self, pointer: PointerTensor) -> str:

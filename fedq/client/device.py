@@ -97,6 +97,10 @@ class Device:
 
     # -- what is there
 
+    def is_asked(self, reply: str) -> bool:
+        """Whether the owner is in this very process and is asked: nothing comes by waiting."""
+        return False
+
     def catalog(self) -> Catalog:
         """What this requester may find there, signed by the device; read anew each time."""
         try:

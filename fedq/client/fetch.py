@@ -171,6 +171,8 @@ def _wait(
             client.pump()
         if (came := _read(device, reply, value, keep=keep) or _kept(device, reply, value)) is not None:
             return came
+        if device.is_asked(reply):
+            return _waits_for_owner(device, reply, value)
         client.outbox.settle()
         left_s = SCAN_S if until is None else min(SCAN_S, until - time.monotonic())
         if left_s <= 0:
@@ -241,6 +243,14 @@ def _late(device: Device, reply: str, value: str) -> FedqError:
         stopped = f"fedq cancel {device.name}:{id_}, or its owner says: fedq device resume {device.name}"
         error.hint = stopped if why == HELD else f"its owner says: fedq review {device.name}:{reply}"
     return error
+
+
+def _waits_for_owner(device: Device, reply: str, value: str) -> FedqError:
+    return WaitingForApproval(
+        f"{value} did not come from {device.name}: {ASKED}",
+        hint="worker.approve(pointer) releases it, worker.review() shows what waits",
+        device=device.name, id=value,
+    )  # fmt: skip
 
 
 def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:

@@ -118,6 +118,8 @@ class Home:
         self.key = keys.load_or_create(path / "key")
         self.journal = Journal(path / "journal.sqlite", durable=self.durable)
         self.store = Store(path, self.journal, self.key, durable=self.durable)
+        self.changed = False
+        """Whether this very process changed something that its gate, if it has one, did not look at."""
 
     def reread(self) -> None:
         """Take over what ``device.json`` says now."""
@@ -202,6 +204,8 @@ class Home:
             raise Conflict(f"{self.name} has a value tagged {tag!r} already ({there[0].id})", hint="add --replace")
         if not tag or len(tag) > 200:
             raise UsageError("a tag has 1 to 200 characters")
+        if id and self.journal.exists(OWNER, id):
+            raise Conflict(f"{self.name} has, or had, a value {id} already: an id has one meaning")
         value = self.store.keep(OWNER, id or ids.new_id(), raw, release=rule, tag=tag)
         with self.journal.transaction():
             gone = self.journal.replace([v.id for v in there], value.id)
@@ -302,5 +306,6 @@ class Home:
 
     def poke(self) -> None:
         """Wake the gate, if one runs: something changed that is not in a queue."""
+        self.changed = True
         fs.make_dir(self.config.devices / GATE)
         fs.replace(self.config.devices / GATE / "poke", [ids.new_id().encode()], durable=False)

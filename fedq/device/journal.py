@@ -648,8 +648,8 @@ class Journal:
 
     def let_versions_go(self) -> list[str]:
         """Of the replaced values that were kept for decided questions, those that none needs any more."""
-        needed = self._needed_versions()
         rows = self._db.execute("SELECT id FROM vals WHERE scope=? AND dropped=2", (OWNER,)).fetchall()
+        needed = self._needed_versions() if rows else set()
         gone = [id_ for (id_,) in rows if id_ not in needed]
         self._db.executemany("UPDATE vals SET dropped=1 WHERE scope=? AND id=?", [(OWNER, i) for i in gone])
         return gone

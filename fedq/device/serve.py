@@ -93,7 +93,7 @@ class Served:
 
     def refresh(self) -> None:
         """Look again at who is trusted and what the owner changed."""
-        before = self.home.deadline_s
+        before, self.home.changed = self.home.deadline_s, False
         self.home.reread()
         for peer in self.peers.values() if self.home.deadline_s != before else ():
             for lane in [lane for lane in peer.lanes if not lane.calls]:
@@ -158,7 +158,7 @@ class Served:
         arrivals = self._collect(scan=scan) if scan or self._more else []
         lanes = ((peer, lane) for peer in self.peers.values() for lane in peer.lanes)
         self._answers = [Answered(peer, lane, *said, lane.row) for peer, lane in lanes if (said := lane.answer())]
-        if scan and self.journal.changed_elsewhere():
+        if scan and (self.journal.changed_elsewhere() or self.home.changed):
             self.refresh()
         busy = bool(arrivals or self._answers or self._ready)
         if idle := [a.peer for a in self._answers if len(a.calls) >= MANY_CALLS and isinstance(a.said, Answer)]:

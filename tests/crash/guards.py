@@ -137,7 +137,8 @@ GUARDS = (
           "                self._poison.add(arrival.digest)\n", "", PROMISES),
     Guard("publish: after the commit of what it says", SERVE,
           "        for peer in self.peers.values():\n            peer.settle(now)\n",
-          "        for peer in self.peers.values():\n            peer.settle(now)\n            [self._publisher.publish(peer, want) for want in peer.publish]\n",
+          "        for peer in self.peers.values():\n            peer.settle(now)\n"
+          "            [self._publisher.publish(peer, want) for want in peer.publish]\n",
           PROMISES),
     Guard("publish: noted, so that it is not done for ever", PUBLISH,
           "        self._journal.set_published(self._out, now=now)\n", "", KILLS),
