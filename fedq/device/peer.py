@@ -101,7 +101,7 @@ class Peer:
         """Do a message's immediate actions and queue its calls; again, after a restart, changes nothing."""
         calls: list[Call] = []
         self._keep_time(now)
-        if now > message.expires or message.expires <= self.journal.forgotten(self.name):
+        if taken.received > message.expires or message.expires <= self.journal.forgotten(self.name):
             self._enter_expired(message, taken, now)
             return
         for number, verb in enumerate(message.actions):
@@ -291,7 +291,7 @@ class Peer:
 
     def _enter_call(self, call: Call, there: set[str], now: float) -> None:
         """Put a call in the queue, or let it wait for what it misses; ``there``: what stood before its message."""
-        if now > call.expires:
+        if now > call.expires and call.key not in self.questions.kept:
             self.fail(call, Failure("expired", "the message expired before it could be done"), now)
             return
         taken = {r for r in call.results if r in there or self._is_promised(r)}
@@ -560,6 +560,7 @@ class Peer:
         for drop in self.drops.take_ready(now):
             self.journal.look_up(self.name, drop.values)
             there = [value for id_ in drop.values if (value := self.journal.value(self.name, id_))]
+            self.catalog_due |= any(value.tag for value in there)
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
             self.let_go(drop.values, files=[value.id for value in there if value.in_file])
