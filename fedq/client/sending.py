@@ -15,7 +15,8 @@ from fedq.client.content import Content
 from fedq.client.draft import Draft, Envelope, Sent, message, seal, seed_of, tensor_names
 from fedq.client.rest import collector_rests
 from fedq.errors import Conflict
-from fedq.plan.codec import Buffer
+from fedq.plan.codec import Buffer, parse_json
+from fedq.plan.graph import about_from_json
 from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run, SendPlan, Verb
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ def _was_asked(device: Device, draft: Draft, asked: Content) -> bool:
 def _conflict(device: Device, draft: Draft, before: Content, asked: Content) -> Conflict:
     history = device.client.history
     rows = {id_: history.plan(device.number, id_) for id_ in contents.plans(before, asked)}
-    names = {a.id: a.about.name or "plan" for a in draft.actions if isinstance(a, SendPlan)}
-    names |= {id_: row.name or "plan" for id_, row in rows.items() if row is not None}
-    what, why = contents.difference(before, asked, names)
+    called = {a.id: a.about for a in draft.actions if isinstance(a, SendPlan)}
+    called |= {id_: about_from_json(parse_json(row.about)) for id_, row in rows.items() if row is not None}
+    what, why = contents.difference(before, asked, called)
     after = f", after {draft.section} of its values came" if draft.section else ""
     return Conflict(
         f"token {draft.token!r} stands for another request to {device.name}: {what}{after}",

@@ -145,14 +145,16 @@ def _argument(peer: Peer, held: Held, batch: Batch, call: Call, arg: RunArg, *, 
                 return key_of(peer.name, arg.id)
             value = peer.value(arg.id)
             if value is None:
-                return Failure("missing_value", f"argument {arg.id} was dropped", {"id": arg.id})
-            return (value.failure and _inherited(value.failure, arg.id)) or _given(peer, held, batch, value, whole)
+                return Failure("missing_value", f"{peer.told(call, arg.id)} was dropped", {"id": arg.id})
+            return (value.failure and _inherited(peer, call, value.failure, arg.id)) or _given(
+                peer, held, batch, call, value, whole
+            )
     return {"n": arg}
 
 
-def _inherited(failure: Failure, id_: str) -> Failure:
+def _inherited(peer: Peer, call: Call, failure: Failure, id_: str) -> Failure:
     """The failure of a call whose argument failed: the first cause, and which argument."""
-    text = failure.text if "argument" in failure.fields else f"argument {id_[:12]}: {failure.text}"
+    text = failure.text if "argument" in failure.fields else f"{peer.told(call, id_)}: {failure.text}"
     return Failure(failure.code, text, {**failure.fields, "argument": id_})
 
 
@@ -161,7 +163,7 @@ def _slices(batch: Batch, raw: Sendable) -> Any:
     return {"m": len(batch.tensors) - 1}
 
 
-def _given(peer: Peer, held: Held, batch: Batch, value: Value, whole: bool) -> Any:
+def _given(peer: Peer, held: Held, batch: Batch, call: Call, value: Value, whole: bool) -> Any:
     if not value.type.is_tensor:
         return {"n": value.type.value}
     key = key_of(value.scope, value.id)
@@ -172,7 +174,7 @@ def _given(peer: Peer, held: Held, batch: Batch, value: Value, whole: bool) -> A
                 return _slices(batch, raw)
             _give(held, batch, key, raw)
         except BadFile:
-            return Failure("failed", "the device lost an argument", {"id": value.id})
+            return Failure("failed", f"the device lost {peer.told(call, value.id)}", {"id": value.id})
     return key
 
 
@@ -296,7 +298,7 @@ def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any
         fields["kind"] = code
     for arg in call.args:
         if isinstance(arg, Ref) and (value := peer.value(arg.id)) and value.failure:
-            return _inherited(value.failure, arg.id)
+            return _inherited(peer, call, value.failure, arg.id)
     plan = peer.plan(call.plan)
     if isinstance(plan, tuple):
         text = f"plan {plan[0].about.name or 'plan'!r}: {_words(plan[0], code, text, fields)}"

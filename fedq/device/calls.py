@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fedq.plan.fold import Loop
+from fedq.plan.graph import About
+from fedq.plan.spec import argument
 from fedq.queue.message import Ref, RunArg
 
 PATIENCE_S = 3600.0
@@ -76,6 +78,12 @@ class Call:
 
     def __post_init__(self) -> None:
         self.refs = tuple([a.id for a in self.args if isinstance(a, Ref)])
+
+    def argument(self, id_: str, about: About) -> str:
+        """What an argument is called for people: its name or path in the plan, where that is known, and its id."""
+        at = next((n for n, arg in enumerate(self.args) if isinstance(arg, Ref) and arg.id == id_), len(about.params))
+        path = argument(about, at)
+        return f"argument {path} ({id_[:12]})" if path else f"argument {id_[:12]}"
 
     @property
     def held(self) -> bool:

@@ -25,6 +25,7 @@ from fedq.device.pool import Died
 from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
+from fedq.plan.graph import About
 from fedq.plan.verify import Verified, verify
 from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Run, SendPlan
 
@@ -216,6 +217,11 @@ class Peer:
             self._plans[id_] = (plan, verify(plan.graph))
         return self._plans[id_]
 
+    def told(self, call: Call, id_: str) -> str:
+        """What a call's argument is called, for people."""
+        plan = self.plan(call.plan)
+        return call.argument(id_, plan[0].about if isinstance(plan, tuple) else About())
+
     def _cancel(self, verb: Cancel, expires: float, now: float) -> None:
         """Calls of these messages that are not done are not done any more; the lanes that are at one are to be cut.
 
@@ -253,8 +259,9 @@ class Peer:
         if not call.missing:
             self._enqueue(call)
         elif not self.waiting.add(call):
-            text = "an argument is the result of the call itself, directly or around"
-            self.fail(call, Failure("missing_value", text, {"id": min(call.missing - {call.word})}), now)
+            missing = min(call.missing - {call.word})
+            text = f"{self.told(call, missing)} is the result of the call itself, directly or around"
+            self.fail(call, Failure("missing_value", text, {"id": missing}), now)
 
     def _enqueue(self, call: Call) -> None:
         """Queue a call, and those that only waited for its results, and for theirs."""
@@ -373,11 +380,20 @@ class Peer:
         """Answer what waited too long, naming what never came."""
         self._keep_time(now)
         for call in self.waiting.take_late(now):
-            self.fail(call, _never(call), now)
+            self.fail(call, self._never(call), now)
         while self._due and self._due[0][0] < now:
             want = heapq.heappop(self._due)[2]
             if self.wants.get(want.wanted.id) is want and (want.missing or want.wanted.id in self.held):
                 self._give_up(want, now)
+
+    def _never(self, call: Call) -> Failure:
+        """What a call that waited too long waited for."""
+        if call.held:
+            return Failure("expired", f"{STOPPED}, and its owner said nothing before the message expired")
+        missing = min(call.missing)
+        if not ids.is_id(missing):
+            return Failure("unknown_plan", f"plan {missing[:32]} never came", {"id": missing})
+        return Failure("missing_value", f"{self.told(call, missing)} never came", {"id": missing})
 
     def _give_up(self, want: Want, now: float) -> None:
         if (
@@ -482,15 +498,6 @@ def _call(message: Message, number: int, verb: Run | Fold, taken: Taken, ends: E
     head = (message.sender, message.id, number, verb.plan, args, verb.results, message.seed)
     words = tuple(verb.kwargs) if isinstance(verb, Run) else ()
     return Call(*head, taken.received, message.expires, ends or Ends(), loop=loop, words=words)
-
-
-def _never(call: Call) -> Failure:
-    """What a call that waited too long waited for."""
-    if call.held:
-        return Failure("expired", f"{STOPPED}, and its owner said nothing before the message expired")
-    missing = min(call.missing)
-    code, what = ("missing_value", "argument") if ids.is_id(missing) else ("unknown_plan", "plan")
-    return Failure(code, f"{what} {missing[:32]} never came", {"id": missing})
 
 
 def _refusal(error: FedqError, verb: SendPlan) -> Failure:
