@@ -102,9 +102,9 @@ class PointerPlan:
         if self.origin is None and some is None:
             keys = ", ".join(map(repr, tree))
             raise SpecMismatch(f"the plan is given {keys} with each call", hint="given={name: value, ...}")
-        if self.origin is None or not isinstance(some, Mapping | None):
+        if self.origin is None:
             return args, named
-        return args[:at], {**named, "given": self.origin.filled(some or {})}
+        return args[:at], {**named, "given": self.origin.filled({} if some is None else some)}
 
     def run(self, args: Sequence[Any], *, release: bool = False) -> list[PointerTensor]:
         """Replay it there on flat inputs; the results, flat. ``release``: ask for each of them in the same message."""

@@ -186,6 +186,9 @@ def _outputs(graph: Graph, loop: Loop, given: tuple[Type, ...], n: int, rows: in
         spec.match(graph, given, about=about)
         return spec.output_types(graph, given)
     except SpecMismatch as error:
+        least = _least(graph, loop)
+        if n == size < least <= rows and _is_of_batches(graph, loop, given, least):
+            raise SpecMismatch(f"batches of {size}: {error}", hint=_larger(loop.batches, least)) from None
         if n == size or not _is_of_batches(graph, loop, given, size):
             raise
         fixed = isinstance(_first_size(graph, loop), int)
@@ -199,6 +202,17 @@ def _outputs(graph: Graph, loop: Loop, given: tuple[Type, ...], n: int, rows: in
 
 
 _FREE = "build the plan with a free batch size"
+
+
+def _least(graph: Graph, loop: Loop) -> int:
+    """How few rows the plan takes, as its first batch says."""
+    first = _first_size(graph, loop)
+    return graph.sizes.get(first, 0) if isinstance(first, str) else 0
+
+
+def _larger(batches: Batches, least: int) -> str:
+    rest = "" if batches.drop_last else "; drop_last leaves out a last batch of fewer"
+    return f"take a batch_size of {least} or more{rest}"
 
 
 def _is_of_batches(graph: Graph, loop: Loop, given: tuple[Type, ...], size: int) -> bool:

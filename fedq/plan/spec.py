@@ -216,7 +216,8 @@ def _too_small(graph: Graph, letter: str, size: int, about: About) -> NoReturn:
     where = "" if name.startswith("input") else f"{name}: "
     raise SpecMismatch(
         f"{where}{letter} >= {graph.sizes[letter]} expected, {letter} = {size} given{reason}",
-        hint="build another plan with an example of this size",
+        hint=f"give {graph.sizes[letter]} or more; or build another plan with an example of this size, "
+        "if the function takes it",
     )
 
 

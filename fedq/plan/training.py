@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ from torch.utils._pytree import tree_map
 from fedq.errors import CannotRecord, UsageError
 from fedq.plan import given as giving
 from fedq.plan import held as holding
-from fedq.plan import optimizers, ranges, unchanged
+from fedq.plan import optimizers, ranges, roles, unchanged
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, Var
 from fedq.plan.plan import Plan
 from fedq.plan.tensors import type_of
+from fedq.plan.untouched import Kept
 
 Loss = Callable[..., Any]
 Correct = Callable[..., Mapping[str, torch.Tensor]]
@@ -80,6 +82,7 @@ class TrainingPlan(Plan):
         given: Mapping[str, Any] | None = None,
         gradient: Correct | None = None,
     ) -> None:
+        roles.check(model, loss, optimizer, gradient, given)
         super().__init__(self.step_given if given else self.step)
         self.model = model
         self.optimizer, self._loss, self._inputs = optimizer, (loss,), inputs
@@ -164,9 +167,10 @@ class TrainingPlan(Plan):
         return self.filled(values)
 
     def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The same, as a device asks for it."""
+        """The same, as a device asks for it; SpecMismatch for what is not as it was when the plan was built."""
         now = self._takes.now(self.optimizer.param_groups)
-        return {**now, **{name: giving.filled(now.get(name), value) for name, value in given.items()}}
+        giving.check(now, given)
+        return {**now, **{name: giving.filled(now[name], value) for name, value in given.items()}}
 
     def send(self, *devices: Any) -> Any:
         """As of any plan; the pointer looks, before each fold, whether the optimizer is what it was."""
@@ -185,13 +189,23 @@ class TrainingPlan(Plan):
 
     def _build_for(self, batch: Sequence[torch.Tensor]) -> TrainingPlan:
         """Record it; buffers that turn out not to change become state, and it is recorded again."""
-        rows = [_rows(i, t) for i, t in enumerate(batch)]
-        self.build(self.carry(), *rows, **self._examples())
+        take = self._take(batch)
+        rest, given = len(batch) - take, self._takes.examples
+        roles.check_calls(self.model, self._loss[0], self._correct[0], take=take, rest=rest, given=given)
+        rows = _rows(batch)
+        try:
+            self.build(self.carry(), *rows, **self._examples())
+        except CannotRecord as error:
+            dtypes = [torch.int64, *{p.dtype for p in self._names}]
+            raise roles.explained(error, _Trial(self), batch, dtypes) from error.__cause__
         changed = self._changed_buffers()
         if changed != self._changing:
             self._changing = changed
             self.build(self.carry(), *rows, **self._examples())
         return self
+
+    def _take(self, batch: Sequence[Any]) -> int:
+        return roles.check_batch(batch, self._inputs)
 
     def _examples(self) -> dict[str, Any]:
         tensors = self._takes.tensors(self._groups)
@@ -251,10 +265,12 @@ class TrainingPlan(Plan):
         self, carry: Carry, *batch: torch.Tensor, given: Mapping[str, Any] | None = None
     ) -> tuple[Carry, Tensors]:
         """The same, of a plan that is given numbers: those that are left out are as they are now."""
-        return self._step_here(carry, batch, self.filled(given or {}))
+        return self._step_here(carry, batch, self.filled({} if given is None else given))
 
     def _step_here(self, carry: Carry, batch: Sequence[torch.Tensor], given: Any) -> tuple[Carry, Tensors]:
         self.check_unchanged()
+        _check_like("carry", self._carry(), carry)
+        self._take(batch)
         copied = {kind: tree_map(torch.clone, part) for kind, part in carry.items()}
         return self._step(copied, batch, self._kept(), given)
 
@@ -263,7 +279,7 @@ class TrainingPlan(Plan):
         read = self._takes.read(self._groups, given or {})
         params = {name: p.detach().requires_grad_() for name, p in carry["params"].items()}
         called = {**params, **carry["buffers"], **held}
-        take = len(batch) - 1 if self._inputs is None else self._inputs
+        take = self._take(batch)
         out = torch.func.functional_call(self.model, called, batch[:take], tie_weights=True)
         rest = self._takes.named_by(self._loss[0], {"params": params, **read}, taken=1 + len(batch[take:]))
         loss, metrics = _loss_of(self._loss[0](out, *batch[take:], **rest))
@@ -317,7 +333,7 @@ def _check_like(path: str, want: Any, value: Any) -> None:
     """UsageError where a structure of tensors is not like the one wanted; names the place."""
     if isinstance(want, dict):
         if not isinstance(value, Mapping):
-            raise UsageError(f"{path} is a {type(value).__name__}, not a dict", hint=_CARRY)
+            raise UsageError(f"{path} is {roles.kind_of(value)}, not a dict", hint=_CARRY)
         odd = next((k for k in (*want, *value) if (k in want) is not (k in value)), None)
         if odd is not None:
             raise UsageError(f"{path}.{odd} is {'missing' if odd in want else 'not known'}", hint=_CARRY)
@@ -326,7 +342,7 @@ def _check_like(path: str, want: Any, value: Any) -> None:
     elif not isinstance(value, torch.Tensor):
         fetched = hasattr(value, "address")
         hint = "fetch it first: .get()" if fetched else _CARRY
-        raise UsageError(f"{path} is a {type(value).__name__}, not a tensor", hint=hint)
+        raise UsageError(f"{path} is {roles.kind_of(value)}, not a tensor", hint=hint)
     elif (value.shape, value.dtype) != (want.shape, want.dtype):
         raise UsageError(f"{path} is {type_of(value)}, and {type_of(want)} in the model", hint=_CARRY)
 
@@ -335,13 +351,59 @@ _CARRY = "it has the structure of plan.carry()"
 
 
 def _loss_of(result: Any) -> tuple[torch.Tensor, Tensors]:
-    loss, metrics = result if isinstance(result, tuple) else (result, {})
+    """The scalar to go down by, and the metrics with it; UsageError for what is neither."""
+    loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        raise UsageError("the loss is no scalar", hint="return loss.mean(), or (loss, {'accuracy': ...})")
+        raise UsageError("the loss is no scalar", hint=_RETURN)
+    if not loss.is_floating_point():
+        raise UsageError(f"the loss is {type_of(loss)}, which has no gradient", hint="return a loss of floats")
+    if not loss.requires_grad:
+        what = "the loss depends on no parameter that is trained"
+        raise UsageError(what, hint="compute it from the model's output, without .detach() or torch.no_grad()")
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"the loss gives {roles.kind_of(metrics)} of metrics, not a dict", hint=_RETURN)
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            what = roles.kind_of(value) if isinstance(name, str) else f"named by {roles.kind_of(name)}"
+            raise UsageError(f"metric {name!r} is {what}: metrics are tensors with texts as names", hint=_RETURN)
     return loss, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
 
-def _rows(i: int, example: torch.Tensor) -> Type:
-    if not isinstance(example, torch.Tensor) or not example.dim():
-        raise UsageError(f"tensor {i} of the batch has no rows", hint="give an example of each, rows first")
-    return Type(type_of(example).dtype, (-1, *example.shape[1:]))
+_RETURN = "return loss.mean(), or (loss.mean(), {'accuracy': (out.argmax(1) == target).float().mean()})"
+
+
+def _rows(batch: Sequence[torch.Tensor]) -> list[Type]:
+    return [Type(type_of(t).dtype, (-1, *t.shape[1:])) for t in batch]
+
+
+class _Trial:
+    """Model and loss as a step calls them, on copies, for `roles.explained`."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._plan, self._kept = plan, Kept((plan.model, plan._loss))
+
+    def model(self, batch: Sequence[torch.Tensor]) -> Any:
+        plan = self._plan
+        held = {name: t.detach().clone() for name, t in (*plan.model.named_parameters(), *plan.model.named_buffers())}
+        for name in plan._names.values():
+            held[name].requires_grad_()
+        called = partial(torch.func.functional_call, plan.model, held, tuple(batch[: plan._take(batch)]))
+        with torch.random.fork_rng(devices=[]):
+            return self._kept.around(called)(tie_weights=True)
+
+    def loss(self, out: Any, batch: Sequence[torch.Tensor]) -> Any:
+        plan, rest = self._plan, batch[self._plan._take(batch) :]
+        given = {**plan.filled({}), "params": dict(plan.model.named_parameters())}
+        named = plan._takes.named_by(plan._loss[0], given, taken=1 + len(rest))
+        with torch.random.fork_rng(devices=[]):
+            loss, _ = _loss_of(self._kept.around(plan._loss[0])(out, *rest, **named))
+        torch.autograd.backward(loss)
+
+    def records(self, batch: Sequence[torch.Tensor]) -> bool:
+        plan = self._plan
+        try:
+            plan.build(plan.carry(), *_rows(batch), **plan._examples())
+        except CannotRecord:
+            return False
+        plan._built = None
+        return True
