@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from fedq.errors import CannotRecord, UsageError
+from fedq.plan import arrays, optimizers, ranges, roles, unchanged
 from fedq.plan import given as giving
 from fedq.plan import held as holding
-from fedq.plan import optimizers, ranges, roles, unchanged
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, Var
 from fedq.plan.plan import Plan
-from fedq.plan.tensors import type_of
+from fedq.plan.tensors import to_raw, type_of
 from fedq.plan.untouched import Kept
 
 Loss = Callable[..., Any]
@@ -155,6 +156,23 @@ class TrainingPlan(Plan):
             state = {k: carry["optimizer"][name].get(k, v) for k, v in self._slots[name].items()}
             self.optimizer.state[p] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else a scheduler says that no step was taken
+
+    def save_carry(self, path: str | Path, carry: Carry | None = None) -> Path:
+        """Write a carry, by default that of model and optimizer as they are, to a file for ``fedq fold --carry``.
+
+        Its tensors are named by their paths: ``params.0.weight``. Another file there is replaced.
+
+        Raises:
+            UsageError: the path does not end in ``.safetensors`` or ``.npz``; or it is no carry of this plan.
+        """
+        carry = self.carry() if carry is None else carry
+        _check_like("carry", self._carry(), carry)
+        paths = [
+            *((f"{kind}.{name}", t) for kind in ("params", "buffers") for name, t in carry[kind].items()),
+            *((f"optimizer.{name}.{k}", t) for name, slots in carry["optimizer"].items() for k, t in slots.items()),
+        ]
+        arrays.write(path, {name: to_raw(t) for name, t in paths})
+        return Path(path)
 
     # -- what is given
 
