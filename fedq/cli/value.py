@@ -116,7 +116,11 @@ def fold(
     ] = "steps",
     nonfinite: Annotated[
         str,
-        typer.Option("--nonfinite", metavar="WHAT", help="At the first step that is not finite: stop, error or keep."),
+        typer.Option(
+            "--nonfinite",
+            metavar="WHAT",
+            help="At the first step that is not finite: stop (only metrics say so), error, keep.",
+        ),
     ] = "stop",
     on: Annotated[
         str | None, typer.Option("--on", metavar="DEVICES", help="Fold on each of these: device_1,device_2.")

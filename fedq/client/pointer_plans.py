@@ -140,7 +140,8 @@ class PointerPlan:
             metrics: of each metric ``"steps"``, one row per step; ``"last"``, the last step's; ``"sum"``;
                 ``"mean"``, each step weighted by its rows; ``"epochs"``, such a mean of each epoch.
             nonfinite: at the first step whose carry or metrics are not finite, ``"stop"``: the carry is
-                then what that step was given, and each metric raises NotFinite, which names the step;
+                then what that step was given, and each metric raises NotFinite, which names the step. The carry
+                alone does not tell: get a metric, too;
                 ``"error"``: all results raise it; ``"keep"``: go on.
 
         Returns:

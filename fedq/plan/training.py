@@ -144,6 +144,9 @@ class TrainingPlan(Plan):
     def load_carry(self, carry: Carry) -> None:
         """Put what steps made of a carry back into the model and the optimizer.
 
+        A fold that stopped at what is not finite gives its last finite carry, without an error: get its
+        metrics first, which say so, or fold with ``nonfinite="error"``.
+
         Raises:
             UsageError: a name, shape or dtype is another, or a value did not come yet; nothing was changed.
         """
