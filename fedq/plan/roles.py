@@ -7,8 +7,8 @@ recording refused is looked at here once more, by a call without data, to say wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -20,12 +20,32 @@ from fedq.plan.tensors import NAMES, type_of
 
 _ORDER = "training_plan(model, loss, optimizer, *batch)"
 Batch = Sequence[torch.Tensor]
+Loss = Callable[..., Any]
+Correct = Callable[..., Mapping[str, torch.Tensor]]
 
 
-def check(model: Any, loss: Any, optimizer: Any, gradient: Any, given: Any) -> None:
+class Parts(NamedTuple):
+    """What a training plan is made of, as `training_plan` takes it.
+
+    A tuple, so that no part of it is registered in a module, and what a loss keeps is found and put back.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    inputs: int | None
+    given: Mapping[str, Any] | None
+    gradient: Correct | None
+
+
+def check(parts: Parts) -> None:
     """UsageError for what cannot be a model, a loss, an optimizer, a correction of gradients, or what is given."""
     from fedq.plan.plan import Plan
 
+    model: Any = parts.model
+    loss: Any = parts.loss
+    optimizer: Any = parts.optimizer
+    gradient, given = parts.gradient, parts.given
     if isinstance(model, Plan):
         raise UsageError("the model is a plan", hint="give the nn.Module that the plan is of")
     if not isinstance(model, nn.Module):
@@ -94,19 +114,19 @@ def check_batch(batch: Sequence[Any], inputs: Any) -> int:
 # -- who is called with what ----------------------------------------------------------------------
 
 
-def check_calls(model: nn.Module, loss: Any, gradient: Any, *, take: int, rest: int, given: Collection[str]) -> None:
+def check_calls(parts: Parts, *, take: int, rest: int, given: Collection[str]) -> None:
     """UsageError where model, loss or correction ask for more or fewer arguments than they get.
 
     Args:
         take, rest: how many of the batch the model gets, and the loss after the model's output.
         given: names of what is given.
     """
-    _check_call("the model", model, take, (), f"it gets {_tensors(take)} of the batch", _INPUTS)
+    _check_call("the model", parts.model, take, (), f"it gets {_tensors(take)} of the batch", _INPUTS)
     gets = f"it gets the model's output and {_tensors(rest)} of the batch"
-    _check_call("the loss", loss, 1 + rest, {"params", *given}, gets, _INPUTS)
-    if gradient is not None:
+    _check_call("the loss", parts.loss, 1 + rest, {"params", *given}, gets, _INPUTS)
+    if parts.gradient is not None:
         gets = "it gets gradients and parameters"
-        _check_call("gradient=", gradient, 2, given, gets, "def gradient(grads, params, *, ...)")
+        _check_call("gradient=", parts.gradient, 2, given, gets, "def gradient(grads, params, *, ...)")
 
 
 _INPUTS = "inputs= says how many tensors of the batch the model takes; the loss gets the others"

@@ -27,11 +27,10 @@ from fedq.plan import held as holding
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, Var
 from fedq.plan.plan import Plan
+from fedq.plan.roles import Correct, Loss, Parts
 from fedq.plan.tensors import to_raw, type_of
 from fedq.plan.untouched import Kept
 
-Loss = Callable[..., Any]
-Correct = Callable[..., Mapping[str, torch.Tensor]]
 Tensors = dict[str, torch.Tensor]
 Carry = dict[str, Any]
 """``{"params": {name: tensor}, "buffers": {name: tensor}, "optimizer": {name: {slot: tensor}}}``."""
@@ -66,30 +65,18 @@ def training_plan(
         CannotRecord: a part does what a plan cannot hold; names the line and what to write instead.
         UsageError: nobody takes what is given, or it cannot be given.
     """
-    made = TrainingPlan(model, loss, optimizer, inputs=inputs, given=given, gradient=gradient)
-    return made._build_for(batch)
+    return TrainingPlan(Parts(model, loss, optimizer, inputs, given, gradient))._build_for(batch)
 
 
 class TrainingPlan(Plan):
     """A plan of one training step; see `training_plan`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        optimizer: Optimizer,
-        *,
-        inputs: int | None = None,
-        given: Mapping[str, Any] | None = None,
-        gradient: Correct | None = None,
-    ) -> None:
-        roles.check(model, loss, optimizer, gradient, given)
-        super().__init__(self.step_given if given else self.step)
-        self.model = model
-        self.optimizer, self._loss, self._inputs = optimizer, (loss,), inputs
-        self._correct = (gradient,)
-        self._takes = giving.read(optimizer, given, [loss, *filter(None, self._correct)])
-        self._changing = [name for name, _ in model.named_buffers()]
+    def __init__(self, parts: Parts) -> None:
+        roles.check(parts)
+        super().__init__(self.step_given if parts.given else self.step)
+        self.model, self.optimizer, self._parts = parts.model, parts.optimizer, parts
+        self._takes = giving.read(parts.optimizer, parts.given, [parts.loss, *filter(None, [parts.gradient])])
+        self._changing = [name for name, _ in self.model.named_buffers()]
         self._as_written = True
         self._look()
 
@@ -212,7 +199,7 @@ class TrainingPlan(Plan):
         """Record it; buffers that turn out not to change become state, and it is recorded again."""
         take = self._take(batch)
         rest, given = len(batch) - take, self._takes.examples
-        roles.check_calls(self.model, self._loss[0], self._correct[0], take=take, rest=rest, given=given)
+        roles.check_calls(self._parts, take=take, rest=rest, given=given)
         rows = _rows(batch)
         try:
             self.build(self.carry(), *rows, **self._examples())
@@ -226,7 +213,7 @@ class TrainingPlan(Plan):
         return self
 
     def _take(self, batch: Sequence[Any]) -> int:
-        return roles.check_batch(batch, self._inputs)
+        return roles.check_batch(batch, self._parts.inputs)
 
     def _examples(self) -> dict[str, Any]:
         tensors = self._takes.tensors(self._groups)
@@ -302,8 +289,8 @@ class TrainingPlan(Plan):
         called = {**params, **carry["buffers"], **held}
         take = self._take(batch)
         out = torch.func.functional_call(self.model, called, batch[:take], tie_weights=True)
-        rest = self._takes.named_by(self._loss[0], {"params": params, **read}, taken=1 + len(batch[take:]))
-        loss, metrics = _loss_of(self._loss[0](out, *batch[take:], **rest))
+        rest = self._takes.named_by(self._parts.loss, {"params": params, **read}, taken=1 + len(batch[take:]))
+        loss, metrics = _loss_of(self._parts.loss(out, *batch[take:], **rest))
         grads = self._gradients(loss, params, read)
         groups = self._takes.groups(self._groups, read)
         state = self._stepped(params, grads, carry["optimizer"], groups)
@@ -320,7 +307,7 @@ class TrainingPlan(Plan):
             for name, grad in zip(params, found, strict=True)
             if grad is not None
         }
-        correct = self._correct[0]
+        correct = self._parts.gradient
         if correct is None:
             return grads
         detached = {name: p.detach() for name, p in params.items()}
@@ -401,7 +388,7 @@ class _Trial:
     """Model and loss as a step calls them, on copies, for `roles.explained`."""
 
     def __init__(self, plan: TrainingPlan) -> None:
-        self._plan, self._kept = plan, Kept((plan.model, plan._loss))
+        self._plan, self._kept = plan, Kept((plan.model, plan._parts.loss))
 
     def model(self, batch: Sequence[torch.Tensor]) -> Any:
         plan = self._plan
@@ -415,9 +402,9 @@ class _Trial:
     def loss(self, out: Any, batch: Sequence[torch.Tensor]) -> Any:
         plan, rest = self._plan, batch[self._plan._take(batch) :]
         given = {**plan.filled({}), "params": dict(plan.model.named_parameters())}
-        named = plan._takes.named_by(plan._loss[0], given, taken=1 + len(rest))
+        named = plan._takes.named_by(plan._parts.loss, given, taken=1 + len(rest))
         with torch.random.fork_rng(devices=[]):
-            loss, _ = _loss_of(self._kept.around(plan._loss[0])(out, *rest, **named))
+            loss, _ = _loss_of(self._kept.around(plan._parts.loss)(out, *rest, **named))
         torch.autograd.backward(loss)
 
     def records(self, batch: Sequence[torch.Tensor]) -> bool:
