@@ -154,7 +154,7 @@ def _argument(peer: Peer, held: Held, batch: Batch, call: Call, arg: RunArg, *, 
 
 def _inherited(peer: Peer, call: Call, failure: Failure, id_: str) -> Failure:
     """The failure of a call whose argument failed: the first cause, and which argument."""
-    text = failure.text if "argument" in failure.fields else f"{peer.told(call, id_)}: {failure.text}"
+    text = failure.text if "argument" in failure.fields else f"{peer.told(call, id_, digits=12)}: {failure.text}"
     return Failure(failure.code, text, {**failure.fields, "argument": id_})
 
 

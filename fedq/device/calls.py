@@ -79,11 +79,11 @@ class Call:
     def __post_init__(self) -> None:
         self.refs = tuple([a.id for a in self.args if isinstance(a, Ref)])
 
-    def argument(self, id_: str, about: About) -> str:
+    def argument(self, id_: str, about: About, *, digits: int) -> str:
         """What an argument is called for people: its name or path in the plan, where that is known, and its id."""
         at = next((n for n, arg in enumerate(self.args) if isinstance(arg, Ref) and arg.id == id_), len(about.params))
         path = argument(about, at)
-        return f"argument {path} ({id_[:12]})" if path else f"argument {id_[:12]}"
+        return f"argument {path} ({id_[:digits]})" if path else f"argument {id_[:digits]}"
 
     @property
     def held(self) -> bool:

@@ -217,10 +217,10 @@ class Peer:
             self._plans[id_] = (plan, verify(plan.graph))
         return self._plans[id_]
 
-    def told(self, call: Call, id_: str) -> str:
+    def told(self, call: Call, id_: str, *, digits: int = 32) -> str:
         """What a call's argument is called, for people."""
         plan = self.plan(call.plan)
-        return call.argument(id_, plan[0].about if isinstance(plan, tuple) else About())
+        return call.argument(id_, plan[0].about if isinstance(plan, tuple) else About(), digits=digits)
 
     def _cancel(self, verb: Cancel, expires: float, now: float) -> None:
         """Calls of these messages that are not done are not done any more; the lanes that are at one are to be cut.

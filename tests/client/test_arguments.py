@@ -68,7 +68,7 @@ def test_a_device_names_the_argument_that_failed_or_is_gone_by_its_path(device, 
     gone = device.send(torch.ones(4))
     device.submit([Drop((gone.id,))])
     x.copy()
-    with pytest.raises(fq.FedqError, match=r"argument batch\.y\[0\] \(\w{12}\) was dropped"):
+    with pytest.raises(fq.FedqError, match=r"argument batch\.y\[0\] \(\w{32}\) was dropped"):
         there({"x": x, "y": [gone]})["new"].get()
 
 
