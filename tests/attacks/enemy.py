@@ -241,7 +241,8 @@ class Enemy:
         fold = rng.choice(["stop", "error", "keep"])
         first = rng.choice([
             Run(double.id, (p,), {}, (made,)), Run(pick.id, (public, q), {}, (made,)), Run(where.id, (p,), {}, (made,)),
-            Run(pick.id, (p, q), {}, (made,)), Run(counts.id, (n,), {}, (made,)), Run(double.id, (public,), {}, (made,)),
+            Run(pick.id, (p, q), {}, (made,)), Run(counts.id, (n,), {}, (made,)),
+            Run(double.id, (public,), {}, (made,)),
             Fold(step.id, (Inline("zero"),), (p,), Batches(1, 1, False), (made, other), (), "steps", fold),
         ])  # fmt: skip
         verbs: list[Verb] = [first]
