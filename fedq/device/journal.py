@@ -644,8 +644,9 @@ class Journal:
         self._db.executemany("UPDATE vals SET dropped=?, tag=NULL, gone=? WHERE scope=? AND id=?", rows)
 
     def _needed_versions(self) -> set[str]:
-        """Owner's values that decided questions read."""
-        return {i for q in self.questions() if q.word in KEEPING for i in q.about["reads"]}
+        """Owner's values that decided questions read, and those that may leave and are not out yet."""
+        leaving = {i for wanted in self.wanted() if wanted.allowed is not None for i in wanted.owners}
+        return leaving | {i for q in self.questions() if q.word in KEEPING for i in q.about["reads"]}
 
     def let_versions_go(self) -> list[str]:
         """Of the replaced values that were kept for decided questions, those that none needs any more."""
@@ -669,7 +670,7 @@ class Journal:
         """Record a question, or what is known of it now; its word stays."""
         about = json.dumps(row.about, ensure_ascii=False)
         sql = f"INSERT INTO questions({_QUESTION}) VALUES(?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
-        sql += "state=excluded.state, about=excluded.about, bound=excluded.bound"
+        sql += "until=excluded.until, state=excluded.state, about=excluded.about, bound=excluded.bound"
         rest = (row.bound, row.word, row.why, row.decided)
         self._db.execute(sql, (row.sender, row.reply, row.received, row.until, row.state, about, *rest))
 
@@ -677,6 +678,9 @@ class Journal:
         sql = f"SELECT {_QUESTION} FROM questions WHERE sender=? AND reply=?"
         row = self._db.execute(sql, (sender, reply)).fetchone()
         return _question(row) if row else None
+
+    def forget_question(self, row: QuestionRow) -> None:
+        self._db.execute("DELETE FROM questions WHERE sender=? AND reply=?", (row.sender, row.reply))
 
     def questions(self, *, ended: bool = False) -> list[QuestionRow]:
         """Those that are open, or all that are remembered, the oldest first."""

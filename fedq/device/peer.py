@@ -23,7 +23,7 @@ from fedq.device.inbox import Inbox
 from fedq.device.journal import OWNER, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
 from fedq.device.pool import Died
-from fedq.device.questions import Questions
+from fedq.device.questions import CANCELLED, Questions
 from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
@@ -37,7 +37,6 @@ MAX_PLANS = 200
 MAX_FILES = 1000
 """Messages whose tensors are kept in memory, per requester; of the others they are read again."""
 STOPPED = "held: the device's daemon ended five times while it ran"
-CANCELLED = Failure("cancelled", "cancelled by its sender")
 
 
 @dataclass(slots=True)
@@ -92,6 +91,8 @@ class Peer:
         self.delete: list[str] = []
         self.forget: list[str] = []
         self.unspool: list[str] = []
+        self.versions_due = True
+        """Whether a question ended that may have kept a value that was replaced."""
         self.forget_versions: list[str] = []
         """Owner's values whose bytes nothing needs any more."""
         self.questions = Questions(self)
@@ -132,7 +133,7 @@ class Peer:
         late = Failure("expired", "the message expired before it could be done")
         for verb in message.actions:
             made = (verb.id,) if isinstance(verb, Put) else verb.results if isinstance(verb, (Run, Fold)) else ()
-            self.add([failed(self.name, id_, late) for id_ in made], message.id, now)
+            self.add([failed(self.name, id_, late) for id_ in made if not self._is_promised(id_)], message.id, now)
             if isinstance(verb, Get):
                 self.want(_wanted(message, verb), taken)
         self._finished(message.id)
@@ -152,6 +153,7 @@ class Peer:
     def untidy(self) -> bool:
         """Whether there is something to drop or to delete."""
         files = self.inbox.taken or self.delete or self.forget or self.unspool or self.forget_versions
+        files = files or self.versions_due
         return bool(self.drops.due or files)
 
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
@@ -167,6 +169,7 @@ class Peer:
         self.delete += verb.replies
         for want in [self.wants.pop(r) for r in verb.replies if r in self.wants]:
             self.drops.closed(want.wanted.ids)
+            self.questions.acknowledged(want.wanted.id)
 
     def _enter_calls(self, message: Message, file: File, calls: list[Call], now: float) -> None:
         made = self.journal.standing(self.name, [r for c in calls for r in c.results])
@@ -186,10 +189,7 @@ class Peer:
         cancelled = self.journal.cancelled(self.name, message.id)
         there = self._there({i for call in calls for i in (*call.refs, *call.results)})
         for call in calls:
-            if cancelled:
-                self.fail(call, CANCELLED, now)
-            else:
-                self._enter_call(call, there, now)
+            self._enter_call(call, there, now, cancelled=cancelled)
 
     def _there(self, refs: set[str]) -> set[str]:
         """Those of the ids that stand, of this requester's own."""
@@ -243,6 +243,7 @@ class Peer:
         """
         unseen = [m for m in verb.messages if self.journal.seen(self.name, m) is None]
         self.journal.cancel(self.name, unseen, expires)
+        self.questions.cancel(verb.messages, CANCELLED)
         messages = self.calls_left.keys() & verb.messages
         if not messages:
             return
@@ -251,7 +252,6 @@ class Peer:
         self.queue = deque(c for c in self.queue if c.message not in messages)
         calls += [call for lane in self.lanes for call in self._take_back(lane, lambda c: c.message in messages)]
         private = [c for c in self.questions.calls() if c.message in messages]
-        self.questions.cancel(messages, CANCELLED)
         for call in calls:
             if call.key not in {c.key for c in private}:
                 self.fail(call, CANCELLED, now)
@@ -298,16 +298,19 @@ class Peer:
 
     # -- calls
 
-    def _enter_call(self, call: Call, there: set[str], now: float) -> None:
+    def _enter_call(self, call: Call, there: set[str], now: float, *, cancelled: bool = False) -> None:
         """Put a call in the queue, or let it wait for what it misses; ``there``: what stood before its message."""
-        if now > call.expires and call.key not in self.questions.kept:
-            self.fail(call, Failure("expired", "the message expired before it could be done"), now)
-            return
         taken = {r for r in call.results if r in there or self._is_promised(r)}
         if taken:
             text = f"result {min(taken)} was promised before: an id has one meaning"
             free = [r for r in call.results if r not in taken]
             self.done(call, [failed(self.name, r, Failure("conflict", text)) for r in free], now)
+            return
+        if cancelled:
+            self.fail(call, CANCELLED, now)
+            return
+        if now > call.expires and call.key not in self.questions.kept:
+            self.fail(call, Failure("expired", "the message expired before it could be done"), now)
             return
         for id_ in call.owners:
             if (failure := self.owners_failure(id_)).code:
@@ -475,7 +478,8 @@ class Peer:
         if wanted.id not in self.wants:
             self.drops.opened(wanted.ids)
         want = self.wants[wanted.id] = Want(wanted, fresh, missing, taken.received, taken.expires)
-        want.given_up = {i: f for i in wanted.owners if (f := self.owners_failure(i)).code}
+        if not self.questions.keeps(wanted.id):
+            want.given_up = {i: f for i in wanted.owners if (f := self.owners_failure(i)).code}
         if wanted.allowed is not None:
             missing.clear()
         if missing:
@@ -565,6 +569,7 @@ class Peer:
             for want in self.wants.values():
                 want.received = min(want.received, now)
                 self._look_at(want, min(want.expires, want.received + PATIENCE_S))
+            self.questions.set_back(now)
         self._time = now
 
     def late(self, now: float) -> bool:
@@ -587,6 +592,12 @@ class Peer:
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
             self.let_go(drop.values, files=[value.id for value in there if value.in_file])
+
+    def let_versions_go(self) -> None:
+        """Owner's values that were replaced, and that no question keeps any more, go."""
+        if self.versions_due and not self.publish:
+            self.versions_due = False
+            self.forget_versions += self.journal.let_versions_go()
 
     def let_go(self, values: Sequence[str], *, files: Sequence[str]) -> None:
         """The contents of these are not needed any more; some have files."""

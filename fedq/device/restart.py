@@ -35,6 +35,7 @@ def reenter(home: Home, peers: Mapping[str, Peer], now: float, *, blame: bool = 
         if question.sender in peers:
             calls = {(message, action) for message, action, *_ in question.about["calls"]}
             peers[question.sender].questions.kept |= calls
+            peers[question.sender].questions.before.add(question.reply)
     for taken in journal.open_messages():
         if taken.sender in peers:
             _enter(home, peers[taken.sender], taken, now)
