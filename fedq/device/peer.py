@@ -488,7 +488,7 @@ class Peer:
         """Answer the gets whose values are all there, or ask the owner; what may leave is recorded here."""
         while self.touched:
             touched, self.touched = self.touched, set()
-            for reply in touched:
+            for reply in sorted(touched):  # in an order that nothing private tells
                 want = self.wants.get(reply)
                 if want is None:
                     continue

@@ -152,8 +152,8 @@ class Questions:
         self._touch(call)
 
     def failed(self, id_: str) -> list[Call]:
-        """Private calls that read this value of the requester's own, which failed for all to see."""
-        return [call for call in self._readers.get(id_, ()) if call.key not in self._ran]
+        """Private calls that read this value of the requester's own, which failed for all to see; also those that ran."""
+        return list(self._readers.get(id_, ()))
 
     def gone(self) -> list[tuple[Call, Failure]]:
         """Calls that no question needs and whose owner's value is gone; the others end with their questions."""
