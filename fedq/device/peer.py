@@ -98,11 +98,11 @@ class Peer:
 
     # -- a message
 
-    def enter(self, message: Message, file: File, taken: Taken, now: float) -> None:
+    def enter(self, message: Message, file: File, taken: Taken, now: float, *, again: bool = False) -> None:
         """Do a message's immediate actions and queue its calls; again, after a restart, changes nothing."""
         calls: list[Call] = []
         self._keep_time(now)
-        if taken.received > message.expires or message.expires <= self.journal.forgotten(self.name):
+        if taken.received > message.expires or not (again or message.expires > self.journal.forgotten(self.name)):
             self._enter_expired(message, taken, now)
             return
         for number, verb in enumerate(message.actions):
@@ -163,6 +163,8 @@ class Peer:
             self.catalog_due |= verb.tag is not None
 
     def _acknowledged(self, verb: Ack) -> None:
+        for question in [self.questions.open[r] for r in verb.replies if r in self.questions.open]:
+            self.questions.withdraw(question, CANCELLED)
         self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
         self.delete += verb.replies
         for want in [self.wants.pop(r) for r in verb.replies if r in self.wants]:

@@ -333,6 +333,10 @@ class Questions:
         rows = (self._journal.question(self._peer.name, reply) for reply in replies)
         return any(row is not None and row.word in (policy.LOOK, policy.APPROVE) for row in rows)
 
+    def withdraw(self, question: Question, failure: Failure) -> None:
+        """Its requester says that it has the answer to a question that is open: nobody need be asked."""
+        self._answer(question, failure)
+
     def cancel(self, messages: Iterable[str], failure: Failure) -> None:
         """The gets of these messages are not to be answered otherwise."""
         gone = set(messages)
