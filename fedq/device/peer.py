@@ -115,7 +115,8 @@ class Peer:
                 case Run() | Fold():
                     calls.append(_call(message, number, verb, taken, self.ends.get((message.id, number))))
                 case Get():
-                    self.want(_wanted(message, verb), taken)
+                    if not (again and self._is_answered(verb.reply)):
+                        self.want(_wanted(message, verb), taken)
                 case Drop():
                     after = [message.id, *verb.after]
                     row_number = self.journal.add_drop(self.name, message.id, verb.values, after)
@@ -153,6 +154,11 @@ class Peer:
         """Whether there is something to drop or to delete."""
         files = self.inbox.taken or self.delete or self.forget or self.unspool or self.forget_versions
         return bool(self.drops.due or files)
+
+    def _is_answered(self, reply: str) -> bool:
+        """Whether a reply is out, or its requester has it: a restart does not make it again."""
+        known = self.journal.reply(self.name, reply)
+        return known is not None and known.state in ("published", "acked")
 
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
         if not self.journal.exists(self.name, verb.id) and not self._is_promised(verb.id):
