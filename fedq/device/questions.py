@@ -162,7 +162,7 @@ class Questions:
         self._touch(call)
 
     def failed(self, id_: str) -> list[Call]:
-        """Private calls that read this value of the requester's own, which failed for all to see; those that ran, too."""
+        """Private calls that read this value of the requester's, which failed for all to see; those that ran, too."""
         return list(self._readers.get(id_, ()))
 
     def gone(self) -> list[tuple[Call, Failure]]:
@@ -392,19 +392,17 @@ class Questions:
         rows = (self._journal.question(self._peer.name, reply) for reply in replies)
         return any(row is not None and row.word in (policy.LOOK, policy.APPROVE) for row in rows)
 
+    def withdraw(self, question: Question, failure: Failure) -> None:
+        """Its requester does not want the answer to a question that is open: nobody need be asked."""
+        self._say_over(question, "cancelled")
+        self._answer(question, failure)
+
     def cancel(self, messages: Iterable[str], failure: Failure) -> None:
         """The gets of these messages are not to be answered otherwise."""
         gone = set(messages)
         for question in [q for q in self.open.values() if q.want.wanted.message in gone]:
-            self._say_over(question, "cancelled")
-            self._answer(question, failure)
+            self.withdraw(question, failure)
             self._peer.touched.add(question.want.wanted.id)
-
-    def acknowledged(self, reply: str) -> None:
-        """Who asked does not want the answer any more."""
-        if (question := self.open.get(reply)) is not None:
-            self._say_over(question, "cancelled")
-            self._end(question, CANCELLED)
 
     def _say_over(self, question: Question, word: str) -> None:
         row = self._journal.question(self._peer.name, question.want.wanted.id)
