@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,13 +25,15 @@ from fedq.device.journal import OWNER, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
 from fedq.device.pool import Died
 from fedq.device.questions import CANCELLED, Questions
-from fedq.errors import FedqError
+from fedq.errors import BadFile, FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.graph import About
 from fedq.plan.verify import Verified, verify
 from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Run, SendPlan
 from fedq.trust import policy
+
+log = logging.getLogger("fedq.device")
 
 MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
@@ -320,13 +323,13 @@ class Peer:
             self.fail(call, Failure("expired", "the message expired before it could be done"), now)
             return
         for id_ in call.owners:
-            if (failure := self.owners_failure(id_)).code:
+            if (failure := self.owners_failure(id_)).code and not self._is_kept_for(call, id_):
                 self.fail(call, failure, now)
                 return
         call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}
         if call.plan not in self._plans and self.journal.plan(self.name, call.plan) is None:
             call.missing.add(call.plan)
-        if call.held:
+        if call.held and policy.is_open(self.journal.rules(self.sources_of(call))):
             call.missing.add(call.hold)
         if not call.missing:
             self._enqueue(call)
@@ -334,6 +337,10 @@ class Peer:
             missing = min(call.missing - {call.hold})
             text = f"{self.told(call, missing)} is the result of the call itself, directly or around"
             self.fail(call, Failure("missing_value", text, {"id": missing}), now)
+
+    def _is_kept_for(self, call: Call, id_: str) -> bool:
+        """Whether an owner's value that was replaced stays for a question that needs this call; it may have none."""
+        return call.key in self.questions.kept and self.owners_version(id_) is not None
 
     def _enqueue(self, call: Call) -> None:
         """Queue a call, and those that only waited for its results, and for theirs."""
@@ -499,7 +506,8 @@ class Peer:
         """Answer the gets whose values are all there, or ask the owner; what may leave is recorded here."""
         while self.touched:
             touched, self.touched = self.touched, set()
-            for reply in sorted(touched):  # in an order that nothing private tells
+            # in an order that nothing private tells; what is new comes first: it may need what a word ends
+            for reply in sorted(touched, key=lambda reply: (reply in self.questions.open, reply)):
                 want = self.wants.get(reply)
                 if want is None:
                     continue
@@ -526,9 +534,16 @@ class Peer:
             elif not policy.may_leave(self.journal.rules([id_] if owners else value.sources), want.word):
                 allowed[id_] = Failure("denied", "its owner has not released it", {"id": id_})
             else:
-                allowed[id_] = value.failure or self.store.digest(value)
+                allowed[id_] = value.failure or self._digest(value)
         want.wanted = replace(want.wanted, allowed=allowed)
         self.journal.allow(self.name, want.wanted.id, allowed)
+
+    def _digest(self, value: Value) -> str | Failure:
+        try:
+            return self.store.digest(value)
+        except BadFile as error:
+            log.error("%s: %s", self.home.name, error)
+            return Failure("failed", "the device lost this value", {"id": value.id})
 
     def owners_version(self, id_: str) -> Value | None:
         """An owner's value, also one that was replaced since and is kept for a decided question."""
@@ -635,7 +650,7 @@ class Peer:
         self.journal.set_ends(self.name, call.message, call.action, ends)
 
     def stopped(self) -> list[Call]:
-        """Calls that are held because the gate ended too often while they ran."""
+        """Open calls that are held because the gate ended too often while they ran."""
         return [c for c in self.waiting.calls() if c.held] if self.ends else []
 
     def look_again(self) -> None:
@@ -657,11 +672,13 @@ class Peer:
 
     def resume(self) -> None:
         """Take up those of them that the owner lets go on."""
-        held = {key[1:] for key in self.journal.stopped() if key[0] == self.name} if self.stopped() else set()
-        for call in self.stopped():
-            if (call.message, call.action) not in held:
-                call.ends.gates = 0
-                self._arrived(call.hold)
+        private = self.questions.stopped()
+        held = (
+            {key[1:] for key in self.journal.stopped() if key[0] == self.name} if self.stopped() or private else set()
+        )
+        for call in [call for call in (*self.stopped(), *private) if call.key not in held]:
+            call.ends.gates = 0
+            self._arrived(call.hold)
 
     def give_up_on(self, call: Call, failure: Failure, now: float) -> None:
         """Answer a call that was started too often, and keep its message for the owner to look at."""

@@ -106,6 +106,10 @@ class Questions:
         """All that are not done, each once."""
         return {call.key: call for call in self.asleep.values()}.values()
 
+    def stopped(self) -> list[Call]:
+        """Those that are held because the gate ended too often while they ran: nobody but their owner is told."""
+        return [call for call in self.calls() if call.held] if self._peer.ends else []
+
     def undone(self) -> Iterable[Call]:
         """Those that did not run."""
         return (call for call in self.calls() if call.key not in self._ran)
@@ -140,7 +144,7 @@ class Questions:
         """The declared type of an argument of a call of this message; None if nobody declared it."""
         match arg:
             case OwnerRef(id_):
-                owners = self._journal.value(OWNER, id_)
+                owners = self._journal.kept(id_)
                 return owners.type if owners is not None else None
             case Ref(id_) if id_ in self.asleep:
                 maker = self.asleep[id_]
@@ -195,8 +199,17 @@ class Questions:
 
     def concern(self, want: Want) -> bool:
         """Whether a get needs its owner's word: it was a question before, or one of its values is private."""
-        reply = want.wanted.id
-        return reply in self.open or reply in self.before or any(self._is_private(want, i) for i in want.wanted.ids)
+        return want.wanted.id in self.open or any(self._is_private(want, id_) for id_ in want.wanted.ids)
+
+    def take_up(self, now: float) -> None:
+        """After a restart: know what open questions need, before the first of them ends."""
+        for reply in sorted(self.before):
+            want = self._peer.wants.get(reply)
+            if want is None:
+                self._journal.set_state(self._peer.name, reply, "ended")
+            elif (question := self._begin(want, now)) is not None:
+                self._look_through(question)
+        self.before.clear()
 
     def keeps(self, reply: str) -> bool:
         """After a restart: whether a question was decided, so that it keeps the versions of all that it reads."""
@@ -259,9 +272,11 @@ class Questions:
 
     def _begin(self, want: Want, now: float) -> Question | None:
         """A new question, or one that is open since before a restart; None if there are too many."""
-        self.before.discard(want.wanted.id)
         row = self._journal.question(self._peer.name, want.wanted.id)
-        if row is not None and row.state == "ended" and row.word not in _ANSWERS:
+        if row is not None and row.state == "ended":
+            if row.word in _ANSWERS:  # before a restart; something open is still to come
+                self._give_up(want, _ANSWERS[row.word](row))
+                return None
             self._journal.forget_question(row)  # of a reply that was forgotten: its word was for another content
             row = None
         if row is None and len(self.open) >= MOST:
@@ -349,7 +364,7 @@ class Questions:
         """Have the closure computed; whether all is there and may leave."""
         waiting = [call for call in question.calls if call.key not in self._ran]
         for call in waiting:
-            if not call.word:
+            if not call.word and not call.held:
                 call.word = word
                 self.queue.append(call)
                 self._peer.coming.update(dict.fromkeys(call.results, call))
@@ -364,10 +379,12 @@ class Questions:
 
     def _answer(self, question: Question, failure: Failure) -> None:
         """End a question with a failure that tells nothing of private bytes."""
-        want = question.want
+        self._give_up(question.want, failure)
+        self._end(question, failure)
+
+    def _give_up(self, want: Want, failure: Failure) -> None:
         private = [id_ for id_ in want.wanted.ids if self._is_private(want, id_)]
         want.given_up.update(dict.fromkeys(private, failure))
-        self._end(question, failure)
 
     def _end(self, question: Question, failure: Failure | None) -> None:
         """A question is over: so are the calls that no other needs. Without a result they have this failure."""

@@ -47,6 +47,7 @@ def reenter(home: Home, peers: Mapping[str, Peer], now: float, *, blame: bool = 
         if peer is not None and message is not None and wanted.id not in peer.wants:
             peer.want(wanted, message)
     for peer in peers.values():
+        peer.questions.take_up(now)
         peer.settle(now)  # so that calls are known to be asked for, before any is given up
 
 

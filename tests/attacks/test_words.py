@@ -10,8 +10,24 @@ from fedq.device import review
 from fedq.errors import Ambiguous
 from fedq.queue.message import Ack, Cancel, Drop, Get, Inline, OwnerRef, Put, Ref, Run
 from tests.attacks.enemy import NAME, SECRETS, f32, i64
-from tests.attacks.stage import COUNTS, DAY_S, DOUBLE, IDENT, ITEM, MEAN, PICK, STEP, TWICE, WHERE, Stage, get, id_
-from tests.attacks.stage import look, run, twin
+from tests.attacks.stage import (
+    COUNTS,
+    DAY_S,
+    DOUBLE,
+    IDENT,
+    ITEM,
+    MEAN,
+    PICK,
+    STEP,
+    TWICE,
+    WHERE,
+    Stage,
+    get,
+    id_,
+    look,
+    run,
+    twin,
+)
 
 SECRET = [1.0, 2.0, 3.0]
 
@@ -482,3 +498,26 @@ def test_ids_that_name_a_result_of_an_open_and_of_a_private_call_in_one_message_
               run(PICK, "b", town.q, to="d"), get("c", "c"), get("d", "d"))  # fmt: skip
     assert town.only("c") == SECRET
     assert town.came("d") is None
+
+
+def test_a_denial_said_while_no_daemon_ran_takes_nothing_from_another_question(town):
+    replies = ["x", "y", "z"]
+    town.send(run(IDENT, town.p, to="r"), *[get(reply, "r") for reply in replies])
+    for denied in replies:
+        town.restart()
+        card = town.card(denied)
+        if denied != replies[-1]:
+            town.say(card, "deny")
+    town.go()
+    assert [town.only(reply) for reply in replies] == ["denied", "denied", None]
+    town.word("z", "approve")
+    assert town.only("z") == SECRET
+
+
+def test_a_denial_takes_nothing_from_a_question_that_comes_with_it(town):
+    town.send(run(IDENT, town.p, to="r"), get("x", "r"))
+    town.say(town.card("x"), "deny")
+    town.slip(*[get(f"y{n}", "r") for n in range(8)])
+    town.go()
+    assert town.only("x") == "denied"
+    assert not [n for n in range(8) if town.came(f"y{n}")]
