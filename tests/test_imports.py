@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "fedq").rglob("*.py"))
 
 LAYERS = [
-    {"errors", "ids", "config", "fs"},
+    {"errors", "ids", "spelling", "config", "fs"},
     {"plan"},
     {"queue"},
     {"trust"},
