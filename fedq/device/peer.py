@@ -182,7 +182,7 @@ class Peer:
         for plan in {c.plan for c in calls}:
             self.journal.uses_plan(self.name, plan, message.expires)
         cancelled = self.journal.cancelled(self.name, message.id)
-        there = self._there({r for call in calls for r in call.refs})
+        there = self._there({i for call in calls for i in (*call.refs, *call.results)})
         for call in calls:
             if cancelled:
                 self.fail(call, CANCELLED, now)
