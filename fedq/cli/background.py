@@ -100,6 +100,11 @@ def _is_up(config: Config, name: str, since: float = 0.0) -> bool:
     return any(_alive(b) and b.time >= since for b in _beats(Home(config.devices / name, config)))
 
 
+def is_served(config: Config, name: str) -> bool:
+    """Whether a process serves this device."""
+    return daemon.pid(config) is not None and name in gate.marked_up(config)
+
+
 def _alive(beat: Heartbeat) -> bool:
     return beat.state == "up" and fs.clock() - beat.time < SILENT_S
 
@@ -114,7 +119,7 @@ def _beats(home: Home) -> list[Heartbeat]:
     return found
 
 
-def _not_taken(home: Home) -> int:
+def not_taken(home: Home) -> int:
     """Messages that lie in its queue and were not read yet."""
     new = 0
     for requester in home.trusted():
@@ -131,7 +136,7 @@ def _beat(home: Home, requester: str) -> Heartbeat:
 def state(config: Config, name: str) -> dict[str, Any]:
     """A device as ``device ls`` shows it; counts are over all its requesters."""
     home = Home(config.devices / name, config)
-    values, waiting = len(home.values()), home.journal.count_open() + _not_taken(home)
+    values, waiting = len(home.values()), home.journal.count_open() + not_taken(home)
     held = len(review.questions(home)) + len(home.stopped())
     failed = len(home.journal.failed())
     beats = _beats(home)
