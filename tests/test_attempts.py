@@ -169,11 +169,10 @@ def test_a_call_whose_worker_is_killed_three_times_says_by_what(rig):
     out = rig.device.send_plan(slow_plan(2000))(rig.device.find("x"))
     killed = set()
     while len(killed) < 3:
-        for worker in set(children(daemon.pid(rig.config))) - killed:
-            wait_until(lambda w=worker: begun(w))
-            os.kill(worker, signal.SIGSEGV)
-            killed.add(worker)
-        time.sleep(0.05)
+        (worker,) = wait_until(lambda: set(children(daemon.pid(rig.config))) - killed)
+        wait_until(lambda w=worker: begun(w))
+        os.kill(worker, signal.SIGSEGV)
+        killed.add(worker)
     with pytest.raises(WorkerDied, match="3 times while it did this: its process was killed by SIGSEGV") as caught:
         out.get(timeout_s=60)
     assert (caught.value.fields["kind"], caught.value.fields["signal"]) == ("killed", "SIGSEGV")
@@ -349,6 +348,8 @@ def test_a_failure_names_its_kind_and_line_and_torchs_words_are_the_owners(rig, 
     assert b"Traceback" not in raw
     assert theirs in log_of(rig)
     assert "Traceback" in log_of(rig)
+    (said,) = [line for line in log_of(rig).splitlines() if " of message " in line]
+    assert said.endswith(f" failed: {op}") and said.count("failed") == 1
 
 
 @more

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -88,11 +87,10 @@ def test_a_call_that_ends_its_worker_three_times_is_an_error_and_blocks_nobody(r
     out = run_slowly(rig, products=2000)
     killed = set()
     while len(killed) < 3:
-        for worker in children(daemon.pid(rig.config)):
-            if worker not in killed and wait_until(lambda: rig.heartbeat().running):
-                os.kill(worker, signal.SIGKILL)
-                killed.add(worker)
-        time.sleep(0.3)
+        (worker,) = wait_until(lambda: set(children(daemon.pid(rig.config))) - killed)
+        wait_until(lambda w=worker: begun(w))
+        os.kill(worker, signal.SIGKILL)
+        killed.add(worker)
     with pytest.raises(WorkerDied, match="3 times"):
         out.get(timeout_s=120)
     fine = rig.device.send_plan(slow_plan(1))(rig.device.find("x"))

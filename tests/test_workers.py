@@ -51,12 +51,10 @@ def test_a_worker_that_is_stopped_passes_its_deadline_and_after_three_the_messag
     out = rig.device.send_plan(slow_plan(4000))(rig.device.find("x"))
     stopped = set()
     while len(stopped) < 3:
-        wait_until(lambda: rig.heartbeat().running)
-        for worker in set(children(daemon.pid(rig.config))) - stopped:
-            wait_until(lambda w=worker: begun(w))  # before that, time is not the call's
-            os.kill(worker, signal.SIGSTOP)
-            stopped.add(worker)
-        time.sleep(0.05)
+        (worker,) = wait_until(lambda: set(children(daemon.pid(rig.config))) - stopped)
+        wait_until(lambda w=worker: begun(w))  # before that, time is not the call's
+        os.kill(worker, signal.SIGSTOP)
+        stopped.add(worker)
     with pytest.raises(WorkerDied, match="3 times"):
         out.get(timeout_s=60)
     fine = rig.device.send_plan(slow_plan(1))(rig.device.find("x"))

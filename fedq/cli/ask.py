@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedq import ids
+from fedq.cli import carry as carries
 from fedq.cli import load, show, words
 from fedq.cli.call import Call, Shown
-from fedq.errors import FedqError, UnknownValue, UsageError
+from fedq.cli.carry import CarryFile
+from fedq.errors import FedqError, SpecMismatch, UnknownValue, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.plan.fold import Loop
 
@@ -50,7 +53,7 @@ def argument(text: str) -> Argument:
     return text if number is None else number
 
 
-def on_device(device: Device, arg: Argument) -> Any:
+def on_device(device: Device, arg: Argument | CarryFile) -> Any:
     """What a device takes for it: references are looked up there."""
     if not isinstance(arg, str):
         return arg
@@ -113,24 +116,42 @@ def fold(
 ) -> list[list[PointerTensor]]:
     """Fold a plan over data on each device; the results of each, as of `run`."""
     by_name = words.by_name(named)
-    texts = [*carry, *data, *by_name.values()]
-    given, names = [argument(a) for a in texts], where(on, texts)
+    texts = [*data, *by_name.values()]
+    given, names = [argument(a) for a in texts], where(on, [*carry, *texts])
+    first = [carried(a) for a in carry]
     devices, wanted = [client.device(name) for name in names], plan(text)
-    looked_up = [[on_device(device, arg) for arg in given] for device in devices]
-    count, made = len(carry) + len(data), []
-    for device, values in zip(devices, looked_up, strict=True):
+    looked_up = [([on_device(device, a) for a in first], [on_device(device, a) for a in given]) for device in devices]
+    made = []
+    for device, (some, values) in zip(devices, looked_up, strict=True):
         with device.batch(token=token):
             there = plan_on(device, wanted)
-            inputs = in_order(there, values[:count], dict(zip(by_name, values[count:], strict=True)))
-            made.append(there.fold_flat(inputs, loop, release=release))
+            whole = carries.flat(there.about, some)
+            by_path = dict(zip(by_name, values[len(data) :], strict=True))
+            inputs = in_order(there, [*whole, *values[: len(data)]], by_path)
+            made.append(there.fold_flat(inputs, replace(loop, carry=len(whole)), release=release))
     return made
+
+
+def carried(text: str) -> Argument | CarryFile:
+    """A part of a carry: an argument, or all tensors of a local file."""
+    from fedq.plan import arrays
+
+    path, name = words.tensor_file(text)
+    if not words.is_tensor_file(text) or name is not None:
+        return argument(text)
+    tensors = arrays.read(path)
+    return CarryFile(text, tensors) if len(tensors) > 1 else argument(text)
 
 
 def in_order(plan: PointerPlan, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
     """The plan's inputs, from those given by position and by name."""
     from fedq.plan import params
 
-    return params.bind_flat(plan.graph, args, named, about=plan.about)
+    try:
+        return params.bind_flat(plan.graph, args, named, about=plan.about)
+    except SpecMismatch as error:
+        error.hint = error.hint or carries.how(plan.about, str(error))
+        raise
 
 
 def run_of(made: Sequence[Sequence[PointerTensor]]) -> tuple[list[PointerTensor], str]:

@@ -85,6 +85,7 @@ def run(
         "fedq fold step --carry device_1:w,device_1:b --data x,y --on device_1 --batch-size 32 --epochs 2 --shuffle",
         "fedq fold count.safetensors --carry zero.npy --data ward_1:patients --batch-size 1000 --drop-last --wait",
         "fedq fold step --carry w,b --data x,y --on device_1 --batch-size 32 --metrics mean --nonfinite error",
+        "fedq fold train.safetensors --carry carry.safetensors --data device_1:x,device_1:y --batch-size 32",
     ],
 )
 def fold(
@@ -96,7 +97,12 @@ def fold(
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Rows of a batch.", min=1)],
     carry: Annotated[
         list[str] | None,
-        typer.Option("--carry", metavar="REFS", help="The plan's first arguments: its first outputs are the next."),
+        typer.Option(
+            "--carry",
+            metavar="REFS",
+            help="The plan's first arguments: its first outputs are the next. Of a training plan, the file that "
+            "plan.save_carry made.",
+        ),
     ] = None,
     arg: Annotated[
         list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="The same in every step. May be repeated.")
@@ -110,7 +116,11 @@ def fold(
     ] = "steps",
     nonfinite: Annotated[
         str,
-        typer.Option("--nonfinite", metavar="WHAT", help="At the first step that is not finite: stop, error or keep."),
+        typer.Option(
+            "--nonfinite",
+            metavar="WHAT",
+            help="At the first step that is not finite: stop (only metrics say so), error, keep.",
+        ),
     ] = "stop",
     on: Annotated[
         str | None, typer.Option("--on", metavar="DEVICES", help="Fold on each of these: device_1,device_2.")
@@ -131,7 +141,7 @@ def fold(
     folds.check_words(metrics, nonfinite)
     batches = folds.batches(batch_size, epochs, shuffle=shuffle, drop_last=drop_last)
     first, whole = words.items(",".join(carry or [])), words.items(",".join(data))
-    loop = folds.Loop(len(first), len(whole), batches, metrics, nonfinite)
+    loop = folds.Loop(len(first), len(whole), batches, metrics, nonfinite)  # a file may hold more of the carry
     made = ask.fold(call.client, plan, first, whole, arg or [], loop, on=on, release=not keep, token=token)
     return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from fedq import ids
 from fedq.client.pending import Step
 from fedq.plan.codec import RawTensor, sha256
-from fedq.plan.graph import canonical, graph_to_json
+from fedq.plan.graph import About, canonical, graph_to_json
+from fedq.plan.spec import argument
 from fedq.queue.message import (
     Fold,
     Get,
@@ -137,16 +138,18 @@ def _short(fact: str | bytes) -> str:
 # -- in what two differ ----------------------------------------------------------------------
 
 
-def difference(before: Content, now: Content, names: Mapping[str, str]) -> tuple[str, str]:
+def difference(before: Content, now: Content, called: Mapping[str, About]) -> tuple[str, str]:
     """Where the two part: a sentence, and what may have changed there.
 
     Args:
-        names: of plans, by their ids, where known.
+        called: of plans, by their ids, where known: their names, and their arguments' paths.
     """
     for n, (old, new) in enumerate(zip_longest(before.steps, now.steps), 1):
         if old != new:
-            return _parts_at(n, old, new, names)
-    return f"it differs after the first {len(now.steps)} steps, or in the ids of its results", ""
+            return _parts_at(n, old, new, called)
+    long = next((n for n, step in enumerate(now.steps, 1) if len(step) == MOST_FACTS), None)
+    beyond = "" if long is None else f"in an argument of its step {long} beyond the first {MOST_FACTS - 2}, or "
+    return f"it differs {beyond}after the first {len(now.steps)} steps, or in the ids of its results", ""
 
 
 def plans(*contents: Content) -> set[str]:
@@ -155,7 +158,7 @@ def plans(*contents: Content) -> set[str]:
 
 
 def _parts_at(
-    n: int, old: Sequence[str] | None, new: Sequence[str] | None, names: Mapping[str, str]
+    n: int, old: Sequence[str] | None, new: Sequence[str] | None, called: Mapping[str, About]
 ) -> tuple[str, str]:
     if old is None or new is None:
         more, kind = ("now", new) if old is None else ("before", old)
@@ -163,20 +166,34 @@ def _parts_at(
     if old[0] != new[0]:
         return f"its step {n} was {_kind(old)}, and is {_kind(new)} now", ""
     if old[0] in ("run", "fold") and old[1] != new[1]:
-        then, there = (f"{names.get(s[1], 'plan')} {s[1][:12]}" for s in (old, new))
-        why = "" if names.get(old[1]) != names.get(new[1]) else "a plan whose parameters or code changed is another one"
+        then, there = (f"{_name(s[1], called)} {s[1][:12]}" for s in (old, new))
+        why = (
+            ""
+            if _name(old[1], called) != _name(new[1], called)
+            else "a plan whose parameters or code changed is another one"
+        )
         return f"its step {n} called {then}, and calls {there} now", why
     at = next(at for at, (a, b) in enumerate(zip_longest(old[1:], new[1:])) if a != b)
-    step, fact = f"its step {n}, {_kind(old)}{_of(new, names)}", (*new, *[""] * len(old))[at + 1]
-    return f"{step}, has {_facts(old[0], at, fact)} than before", _WHY.get(fact[:1], "")
+    step, fact = f"its step {n}, {_kind(old)}{_of(new, called)}", (*new, *[""] * len(old))[at + 1]
+    return f"{step}, has {_facts(old, at, fact, called)} than before", _WHY.get(fact[:1], "")
 
 
 def _kind(step: Sequence[str] | None) -> str:
     return _KINDS.get(step[0], step[0]) if step else ""
 
 
-def _of(step: Sequence[str], names: Mapping[str, str]) -> str:
-    return f" of {names.get(step[1], 'plan')} {step[1][:12]}" if step[0] in ("run", "fold") else ""
+def _of(step: Sequence[str], called: Mapping[str, About]) -> str:
+    return f" of {_name(step[1], called)} {step[1][:12]}" if step[0] in ("run", "fold") else ""
+
+
+def _name(plan: str, called: Mapping[str, About]) -> str:
+    return (called[plan].name if plan in called else "") or "plan"
+
+
+def _path(plan: str, at: int, called: Mapping[str, About]) -> str:
+    """What an argument of a call is called; its number, of a plan that is not known here."""
+    path = argument(called.get(plan, About()), at)
+    return path or str(at)
 
 
 _WHY = {
@@ -185,10 +202,10 @@ _WHY = {
 }
 
 
-def _facts(kind: str, at: int, fact: str) -> str:
-    """What the fact at this place is, as in "has another value as argument 0"."""
+def _facts(step: Sequence[str], at: int, fact: str, called: Mapping[str, About]) -> str:
+    """What the fact at this place is, as in "has another value as argument batch[0]"."""
     what = {"v": "value", "t": "tensor", "n": "number"}.get(fact[:1], "value")
-    match kind, at:
+    match step[0], at:
         case ("put", 0):
             return "another tensor"
         case ("put", _):
@@ -196,7 +213,7 @@ def _facts(kind: str, at: int, fact: str) -> str:
         case ("fold", _) if not fact.startswith(("v", "t", "n")):
             return "other options"
         case ("run" | "fold", _):
-            return f"another {what} as argument {at - 1}"
+            return f"another {what} as argument {_path(step[1], at - 1, called)}"
         case ("op", 0):
             return "another operator, or other shapes, dtypes or numbers,"
         case ("op", _):

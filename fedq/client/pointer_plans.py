@@ -102,9 +102,9 @@ class PointerPlan:
         if self.origin is None and some is None:
             keys = ", ".join(map(repr, tree))
             raise SpecMismatch(f"the plan is given {keys} with each call", hint="given={name: value, ...}")
-        if self.origin is None or not isinstance(some, Mapping | None):
+        if self.origin is None:
             return args, named
-        return args[:at], {**named, "given": self.origin.filled(some or {})}
+        return args[:at], {**named, "given": self.origin.filled({} if some is None else some)}
 
     def run(self, args: Sequence[Any], *, release: bool = False) -> list[PointerTensor]:
         """Replay it there on flat inputs; the results, flat. ``release``: ask for each of them in the same message."""
@@ -140,7 +140,8 @@ class PointerPlan:
             metrics: of each metric ``"steps"``, one row per step; ``"last"``, the last step's; ``"sum"``;
                 ``"mean"``, each step weighted by its rows; ``"epochs"``, such a mean of each epoch.
             nonfinite: at the first step whose carry or metrics are not finite, ``"stop"``: the carry is
-                then what that step was given, and each metric raises NotFinite, which names the step;
+                then what that step was given, and each metric raises NotFinite, which names the step. The carry
+                alone does not tell: get a metric, too;
                 ``"error"``: all results raise it; ``"keep"``: go on.
 
         Returns:
@@ -176,7 +177,7 @@ class PointerPlan:
     def _add(self, draft: Draft, args: Sequence[Any], loop: Loop | None, release: bool) -> list[PointerTensor]:
         given, types = [], []
         for n, arg in enumerate(args):
-            run_arg, type_ = self._argument(arg if isinstance(arg, PointerTensor) else self._as_given(arg, n))
+            run_arg, type_ = self._argument(arg if isinstance(arg, PointerTensor) else self._as_given(arg, n), n)
             given.append(run_arg)
             types.append(type_)
         if self._above_zero:
@@ -220,7 +221,7 @@ class PointerPlan:
 
     def type_of(self, arg: Any) -> Type:
         """What an argument is, as far as is known here; UsageError for what can not be one."""
-        return _if_known(self._argument(arg)[1])
+        return _if_known(self._argument(arg, len(self.about.params))[1])
 
     def _as_given(self, arg: Any, n: int) -> Any:
         """A number where the plan has a tensor without dimensions is that tensor."""
@@ -228,18 +229,20 @@ class PointerPlan:
             return _scalar(arg, self.graph.inputs[n]) or arg
         return arg
 
-    def _argument(self, arg: Any) -> tuple[RunArg | RawTensor, Type | None]:
+    def _argument(self, arg: Any, n: int) -> tuple[RunArg | RawTensor, Type | None]:
         if isinstance(arg, PointerTensor):
             if arg.device != self.device:
+                name = spec.argument(self.about, n)
                 raise UsageError(
-                    f"the plan is on {self.device.name}, argument {arg.address[:12]} on {arg.device.name}",
+                    f"the plan is on {self.device.name}, argument {name or arg.address[:12]} on {arg.device.name}",
                     hint="send the plan there, or get the value and pass it as a tensor",
                 )
-            arg.check_not_taken()
+            if arg.taken:
+                arg.check_not_taken(spec.argument(self.about, n))
             return arg.reference, arg.type
         if isinstance(arg, (bool, int, float)):
             return arg, Type(type(arg).__name__, None, arg)
-        raw = raw_tensor(arg)
+        raw = raw_tensor(arg, spec.argument(self.about, n))
         return raw, Type(raw.dtype, raw.shape)
 
     def _output_types(self, types: tuple[Type | None, ...]) -> tuple[Type | None, ...]:

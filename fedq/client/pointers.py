@@ -109,9 +109,11 @@ class PointerTensor:
         """Get the value, under its device's rule, and send it to another device: they do not talk to each other."""
         return device.send(self.get())
 
-    def check_not_taken(self) -> None:
+    def check_not_taken(self, name: str = "") -> None:
+        """UsageError if it was; ``name``: of the argument that it is."""
         if self.taken:
-            raise UsageError(f"{self.address} was taken away by .get()", hint=".copy() leaves it there")
+            told = f"argument {name} ({self.address[:12]})" if name else self.address
+            raise UsageError(f"{told} was taken away by .get()", hint=".copy() leaves it there")
 
     def __repr__(self) -> str:
         self.told = True
@@ -248,8 +250,8 @@ def _value(came: RawTensor | Number) -> Value:
     return from_raw(came)
 
 
-def raw_tensor(value: Any) -> RawTensor:
-    """The bytes of a tensor; UsageError for what is none."""
+def raw_tensor(value: Any, name: str = "") -> RawTensor:
+    """The bytes of a tensor; UsageError for what is none. ``name``: of the argument that it is."""
     if isinstance(value, RawTensor):
         return value
     torch = sys.modules.get("torch")
@@ -258,6 +260,6 @@ def raw_tensor(value: Any) -> RawTensor:
 
         return to_raw(value)
     raise UsageError(
-        f"{type(value).__name__} can not be sent",
+        f"{name}: a {type(value).__name__} cannot be sent" if name else f"{type(value).__name__} can not be sent",
         hint="pass a pointer, a number or a torch.Tensor (torch.as_tensor(x))",
     )

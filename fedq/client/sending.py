@@ -1,21 +1,24 @@
 """Send a draft: outbox first, then the pair; so a send that returned is never lost.
 
-A send that raised is not sent later, unless it carries a token: then the same call again
-finishes it, or finds it done. Of thousands of actions, which are several messages, the first
-may have been sent: the device works on them while the next are put together.
+A send that raised is not sent later, unless it carries a token: then it is recorded, and goes out
+at the next start, or when the same is asked again. Of thousands of actions, which are several
+messages, the first may have been sent: the device works on them while the next are put together.
+What became of it stands in the hint of the error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedq.client import content as contents
 from fedq.client.content import Content
-from fedq.client.draft import Draft, Envelope, Sent, message, seal, seed_of, tensor_names
+from fedq.client.draft import PART_ACTIONS, Draft, Envelope, Sent, message, seal, seed_of, tensor_names
 from fedq.client.rest import collector_rests
-from fedq.errors import Conflict
-from fedq.plan.codec import Buffer
+from fedq.errors import Conflict, FedqError, Unreachable
+from fedq.plan.codec import Buffer, parse_json
+from fedq.plan.graph import about_from_json
 from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run, SendPlan, Verb
 
 if TYPE_CHECKING:
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 EXPIRES_S = 14 * 24 * 3600.0
 FORGET_AT_MOST = 4000
 """Values and replies let go of in one message."""
+NOT_SENT = "nothing was sent, nor will be: send it again"
+RECORDED = (
+    "it is recorded, and goes out by itself when fedq next starts here; the same under the same token sends it at once"
+)
+LEFT = "it could not be taken back from the outbox either, so it goes out by itself when fedq next starts here"
 
 
 @collector_rests()
@@ -32,7 +40,7 @@ def send(device: Device, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
 
     Raises:
         Conflict: its token stands for something else.
-        Unreachable, DiskFull: not sent, or not all of it.
+        Unreachable, DiskFull: not sent, or not all of it; the hint says whether it will be.
     """
     c = device.client
     c.check_root()
@@ -43,39 +51,75 @@ def send(device: Device, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
     if draft.token is not None:
         draft = _only_plans(draft, draft.actions)
     _add_riders(device, draft)
-    sent = [_send_part(device, draft, *part) for part in seal(draft, envelope)]
+    sent: list[Message] = []
+    for made, part in seal(draft, envelope):
+        _send_part(device, draft, part, _not_sent(len(sent)))
+        sent.append(made)
     return sent[0]
 
 
-def _send_part(device: Device, draft: Draft, made: Message, part: Sent) -> Message:
-    _commit(device, draft, [part])
+def _not_sent(before: int) -> str:
+    """``before``: how many messages of the same draft were sent."""
+    some = f"the first {before} of its messages, of up to {PART_ACTIONS} actions each, were sent; the rest was not"
+    return f"{some}, nor will be" if before else NOT_SENT
+
+
+def _send_part(device: Device, draft: Draft, part: Sent, not_sent: str) -> None:
+    with _saying(not_sent):
+        _commit(device, draft, [part])
     try:
         _put(device, part.id, part.chunks)
-    except Exception:
-        device.client.outbox.forget(device.number, [part])
+    except Exception as error:
+        _say(error, not_sent if _is_taken_back(device, part) else LEFT)
         raise
     draft.begun = True
-    return made
+
+
+def _is_taken_back(device: Device, part: Sent) -> bool:
+    try:
+        device.client.outbox.forget(device.number, [part])
+    except Unreachable:
+        return False
+    return True
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """An error of a disk or a share that is raised inside says this, too."""
+    try:
+        yield
+    except Unreachable as error:
+        _say(error, what)
+        raise
+
+
+def _say(error: Exception, what: str) -> None:
+    if isinstance(error, FedqError):
+        error.hint = f"{error.hint}; {what}" if error.hint else what
 
 
 def _send_once(device: Device, draft: Draft, envelope: Envelope) -> Message:
     """Send what has a token, all of it in one commit; the same again is finished, or found done."""
     asked = draft.content()
     if _was_asked(device, draft, asked):
-        finish(device)
+        with _saying(RECORDED):
+            finish(device)
         _send_missing_plans(device, draft)
     else:
         parts = [part for _, part in seal(draft, envelope)] if draft.actions else []
         try:
-            _commit(device, draft, parts, asked)
+            with _saying(NOT_SENT):
+                _commit(device, draft, parts, asked)
         except Conflict:
             if not _was_asked(device, draft, asked):
                 raise  # else another process asked for the same at the same time
-            finish(device)
+            with _saying(RECORDED):
+                finish(device)
         else:
             draft.begun = True
-            for part in parts:
-                _put(device, part.id, part.chunks)
+            with _saying(RECORDED):
+                for part in parts:
+                    _put(device, part.id, part.chunks)
     draft.begun = True
     return message(draft.id, draft.token, tuple(draft.actions), envelope, seed_of(draft.id))
 
@@ -123,9 +167,9 @@ def _was_asked(device: Device, draft: Draft, asked: Content) -> bool:
 def _conflict(device: Device, draft: Draft, before: Content, asked: Content) -> Conflict:
     history = device.client.history
     rows = {id_: history.plan(device.number, id_) for id_ in contents.plans(before, asked)}
-    names = {a.id: a.about.name or "plan" for a in draft.actions if isinstance(a, SendPlan)}
-    names |= {id_: row.name or "plan" for id_, row in rows.items() if row is not None}
-    what, why = contents.difference(before, asked, names)
+    called = {a.id: a.about for a in draft.actions if isinstance(a, SendPlan)}
+    called |= {id_: about_from_json(parse_json(row.about)) for id_, row in rows.items() if row is not None}
+    what, why = contents.difference(before, asked, called)
     after = f", after {draft.section} of its values came" if draft.section else ""
     return Conflict(
         f"token {draft.token!r} stands for another request to {device.name}: {what}{after}",

@@ -165,17 +165,21 @@ def _argument(peer: Peer, held: Held, batch: Batch, call: Call, arg: RunArg, *, 
                 return key_of(peer.name, arg.id)
             value = peer.journal.value(peer.name, arg.id)
             if value is None:
-                return Failure("missing_value", f"argument {arg.id} was dropped", {"id": arg.id})
-            return (value.failure and inherited(value.failure, arg.id)) or _given(peer, held, batch, value, whole)
+                return Failure("missing_value", f"{peer.told(call, arg.id)} was dropped", {"id": arg.id})
+            return (value.failure and inherited(peer, call, value.failure, arg.id)) or _given(
+                peer, held, batch, call, value, whole
+            )
         case OwnerRef():
             value = peer.owners_version(arg.id) if call.word else peer.owners_value(arg.id)
-            return peer.owners_failure(arg.id) if value is None else _given(peer, held, batch, value, whole)
+            if value is None:
+                return peer.owners_failure(arg.id)
+            return _given(peer, held, batch, call, value, whole)
     return {"n": arg}
 
 
-def inherited(failure: Failure, id_: str) -> Failure:
+def inherited(peer: Peer, call: Call, failure: Failure, id_: str) -> Failure:
     """The failure of a call whose argument failed: the first cause, and which argument."""
-    text = failure.text if "argument" in failure.fields else f"argument {id_[:12]}: {failure.text}"
+    text = failure.text if "argument" in failure.fields else f"{peer.told(call, id_, digits=12)}: {failure.text}"
     return Failure(failure.code, text, {**failure.fields, "argument": id_})
 
 
@@ -184,7 +188,7 @@ def _slices(batch: Batch, raw: Sendable) -> Any:
     return {"m": len(batch.tensors) - 1}
 
 
-def _given(peer: Peer, held: Held, batch: Batch, value: Value, whole: bool) -> Any:
+def _given(peer: Peer, held: Held, batch: Batch, call: Call, value: Value, whole: bool) -> Any:
     if not value.type.is_tensor:
         return {"n": value.type.value}
     key = key_of(value.scope, value.id)
@@ -195,7 +199,7 @@ def _given(peer: Peer, held: Held, batch: Batch, value: Value, whole: bool) -> A
                 return _slices(batch, raw)
             _give(held, batch, key, raw)
         except BadFile:
-            return Failure("failed", "the device lost an argument", {"id": value.id})
+            return Failure("failed", f"the device lost {peer.told(call, value.id)}", {"id": value.id})
     return key
 
 
@@ -313,7 +317,7 @@ def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any
         fields["kind"] = code
     for ref in call.refs:
         if (value := peer.journal.value(peer.name, ref)) and value.failure:
-            return inherited(value.failure, ref)
+            return inherited(peer, call, value.failure, ref)
     plan = peer.plan(call.plan)
     if call.word:
         text, fields = _PRIVATE.get(code, "it failed"), {k: v for k, v in fields.items() if k in ("action", "kind")}

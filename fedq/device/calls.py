@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fedq.plan.fold import Loop
-from fedq.plan.graph import Type
+from fedq.plan.graph import About, Type
+from fedq.plan.spec import argument
 from fedq.queue.message import OwnerRef, Ref, RunArg
 
 PATIENCE_S = 3600.0
@@ -90,6 +91,15 @@ class Call:
     def key(self) -> tuple[str, int]:
         """Which call of its sender's it is."""
         return self.message, self.action
+
+    def argument(self, id_: str, about: About, *, digits: int) -> str:
+        """What an argument is called for people: its name or path in the plan, where that is known, and its id."""
+        at = next(
+            (n for n, arg in enumerate(self.args) if isinstance(arg, Ref | OwnerRef) and arg.id == id_),
+            len(about.params),
+        )
+        path = argument(about, at)
+        return f"argument {path} ({id_[:digits]})" if path else f"argument {id_[:digits]}"
 
     @property
     def held(self) -> bool:

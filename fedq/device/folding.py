@@ -174,9 +174,9 @@ def fold(
             raise run.stopped
         return [*carry, *(run.stopped for _ in kept)]
     made = [*carry, *(one.made() for one in kept)]
-    for i, (result, foreseen) in enumerate(zip(made, fitted.outputs, strict=True)):
+    for name, result, foreseen in zip(names, made, fitted.outputs, strict=True):
         if type_of(result) != foreseen:
-            raise SpecMismatch(f"output {i} became {type_of(result)}, not {foreseen} as the plan says")
+            raise SpecMismatch(f"{name} became {type_of(result)}, not {foreseen} as the plan says")
     return made
 
 

@@ -118,6 +118,7 @@ class Home:
         self.key = keys.load_or_create(path / "key")
         self.journal = Journal(path / "journal.sqlite", durable=self.durable)
         self.store = Store(path, self.journal, self.key, durable=self.durable)
+        self._written: dict[str, tuple[Catalog, tuple[int, ...] | None]] = {}
         self.changed = False
         """Whether this very process changed something that its gate, if it has one, did not look at."""
 
@@ -281,9 +282,16 @@ class Home:
     # -- what others may see
 
     def write_catalogs(self, only: Iterable[str] | None = None) -> None:
-        """Write each requester's catalog: the owner's tagged values, its own, its plans."""
+        """Write each requester's catalog: the owner's tagged values, its own, its plans.
+
+        One that stands as it was written last is left alone: when it was written tells what its owner does.
+        """
         for requester in only if only is not None else [r.name for r in self.trusted()]:
-            self.pair(requester).write_catalog(self.catalog(requester), self.key)
+            pair, catalog = self.pair(requester), self.catalog(requester)
+            path = pair.carrier.path(f"{catalog.KIND}.json")
+            if self._written.get(requester) != (catalog, fs.fingerprint(path)):
+                pair.write_catalog(catalog, self.key)
+                self._written[requester] = catalog, fs.fingerprint(path)
 
     def catalog(self, requester: str) -> Catalog:
         seen = (v for v in self.journal.tagged(OWNER) if self.journal.may_see(requester, v.id))

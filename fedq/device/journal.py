@@ -25,6 +25,7 @@ NOTHING = Type("str")
 OWNER = ""
 """The scope of the owner's values: every trusted requester may refer to them."""
 
+REMOVED = Failure("removed", "its owner removed a value that it reads")
 KEEPING = ("look", "approve")
 """Words that keep the versions of all that a question reads, to its end."""
 
@@ -673,7 +674,7 @@ class Journal:
             for scope, id_, sources in self._db.execute("SELECT scope, id, sources FROM vals WHERE sources != ''")
             if not set(sources.split()).isdisjoint(gone)
         ]
-        self.spoil(made, Failure("removed", "its owner removed a value that it came from"))
+        self.spoil(made, REMOVED)
         return [*((OWNER, id_) for id_ in gone), *made]
 
     def _end_owners(self, ids: Sequence[str], gone: str, needed: Container[str]) -> None:

@@ -27,6 +27,7 @@ from fedq.device.questions import Questions
 from fedq.errors import FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
+from fedq.plan.graph import About
 from fedq.plan.verify import Verified, verify
 from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Run, SendPlan
 from fedq.trust import policy
@@ -101,7 +102,7 @@ class Peer:
         """Do a message's immediate actions and queue its calls; again, after a restart, changes nothing."""
         calls: list[Call] = []
         self._keep_time(now)
-        if now > message.expires or message.expires <= self.journal.forgotten(self.name):
+        if taken.received > message.expires or message.expires <= self.journal.forgotten(self.name):
             self._enter_expired(message, taken, now)
             return
         for number, verb in enumerate(message.actions):
@@ -229,6 +230,11 @@ class Peer:
             self._plans[id_] = (plan, verify(plan.graph))
         return self._plans[id_]
 
+    def told(self, call: Call, id_: str, *, digits: int = 32) -> str:
+        """What a call's argument is called, for people."""
+        plan = self.plan(call.plan)
+        return call.argument(id_, plan[0].about if isinstance(plan, tuple) else About(), digits=digits)
+
     def _cancel(self, verb: Cancel, expires: float, now: float) -> None:
         """Calls of these messages that are not done are not done any more; the lanes that are at one are to be cut.
 
@@ -291,7 +297,7 @@ class Peer:
 
     def _enter_call(self, call: Call, there: set[str], now: float) -> None:
         """Put a call in the queue, or let it wait for what it misses; ``there``: what stood before its message."""
-        if now > call.expires:
+        if now > call.expires and call.key not in self.questions.kept:
             self.fail(call, Failure("expired", "the message expired before it could be done"), now)
             return
         taken = {r for r in call.results if r in there or self._is_promised(r)}
@@ -312,8 +318,9 @@ class Peer:
         if not call.missing:
             self._enqueue(call)
         elif not self.waiting.add(call):
-            text = "an argument is the result of the call itself, directly or around"
-            self.fail(call, Failure("missing_value", text, {"id": min(call.missing - {call.hold})}), now)
+            missing = min(call.missing - {call.hold})
+            text = f"{self.told(call, missing)} is the result of the call itself, directly or around"
+            self.fail(call, Failure("missing_value", text, {"id": missing}), now)
 
     def _enqueue(self, call: Call) -> None:
         """Queue a call, and those that only waited for its results, and for theirs."""
@@ -340,7 +347,7 @@ class Peer:
     def _failed_argument(self, call: Call) -> Failure | None:
         values = ((ref, self.journal.value(self.name, ref)) for ref in call.refs)
         found = ((ref, v.failure) for ref, v in values if v is not None and v.failure and not v.sources)
-        return next((batches.inherited(failure, ref) for ref, failure in found), None)
+        return next((batches.inherited(self, call, failure, ref) for ref, failure in found), None)
 
     def private_sources(self, call: Call) -> frozenset[str]:
         """The owner's values that are not open among what a call's arguments come from: its worker sees no others."""
@@ -400,7 +407,7 @@ class Peer:
             self._arrived(value.id)
             if value.failure is not None and not value.sources:
                 for call in self.questions.failed(value.id):
-                    self.over(call, batches.inherited(value.failure, value.id))
+                    self.over(call, batches.inherited(self, call, value.failure, value.id))
 
     def _told(self, id_: str) -> None:
         """Gets that waited for this may be answered."""
@@ -517,12 +524,21 @@ class Peer:
         """Answer what waited too long, naming what never came."""
         self._keep_time(now)
         for call in self.waiting.take_late(now):
-            self.fail(call, _never(call), now)
+            self.fail(call, self._never(call), now)
         while self._due and self._due[0][0] < now:
             want = heapq.heappop(self._due)[2]
             if self.wants.get(want.wanted.id) is want and want.missing:
                 self._give_up(want, now)
         self.questions.give_up(now)
+
+    def _never(self, call: Call) -> Failure:
+        """What a call that waited too long waited for."""
+        if call.held:
+            return Failure("expired", f"{STOPPED}, and its owner said nothing before the message expired")
+        missing = min(call.missing)
+        if not ids.is_id(missing):
+            return Failure("unknown_plan", f"plan {missing[:32]} never came", {"id": missing})
+        return Failure("missing_value", f"{self.told(call, missing)} never came", {"id": missing})
 
     def _give_up(self, want: Want, now: float) -> None:
         missing = want.missing - self.questions.asleep.keys()
@@ -560,6 +576,7 @@ class Peer:
         for drop in self.drops.take_ready(now):
             self.journal.look_up(self.name, drop.values)
             there = [value for id_ in drop.values if (value := self.journal.value(self.name, id_))]
+            self.catalog_due |= any(value.tag for value in there)
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
             self.let_go(drop.values, files=[value.id for value in there if value.in_file])
@@ -646,15 +663,6 @@ def _wanted(message: Message, verb: Get) -> Wanted:
 
 def _was_dropped(id_: str) -> Failure:
     return Failure("missing_value", f"{id_} was dropped", {"id": id_})
-
-
-def _never(call: Call) -> Failure:
-    """What a call that waited too long waited for."""
-    if call.held:
-        return Failure("expired", f"{STOPPED}, and its owner said nothing before the message expired")
-    missing = min(call.missing)
-    code, what = ("missing_value", "argument") if ids.is_id(missing) else ("unknown_plan", "plan")
-    return Failure(code, f"{what} {missing[:32]} never came", {"id": missing})
 
 
 def _refusal(error: FedqError, verb: SendPlan) -> Failure:

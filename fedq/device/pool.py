@@ -41,6 +41,8 @@ DEADLINE_S = 3600.0
 """How long one call may take, if the device's owner says nothing else."""
 START_S = 300.0
 """How long a worker may take to be ready: many at once load torch slowly."""
+ENDING_S = 0.2
+"""How long a process that hung up may take to end, before it is ended."""
 OUT_OF_MEMORY = 112
 """The exit status of a worker that had no memory for a batch, beside its calls."""
 
@@ -81,27 +83,28 @@ class Clock:
 
     Attributes:
         at: the call it is on, from 1; 0 before the first.
+        ready: whether it has started.
     """
 
     def __init__(self, deadline_s: float, now: float) -> None:
         self._deadline_s, self._since = deadline_s, now
-        self._ready, self._calls, self.at = False, 0, 0
+        self.ready, self._calls, self.at = False, 0, 0
 
     def start(self, calls: int, now: float) -> None:
         """A batch of so many calls is handed over."""
         self._calls, self.at = calls, 0
-        self._since = now if self._ready else self._since
+        self._since = now if self.ready else self._since
 
     def look(self, page: bytes, now: float) -> None:
         """Read the page: what is new there begins now."""
         call, _, _, ready = PAGE.unpack(page)
         at = min(call, self._calls)
-        if at > self.at or (ready and not self._ready):
-            self.at, self._ready, self._since = max(at, self.at), True, now
+        if at > self.at or (ready and not self.ready):
+            self.at, self.ready, self._since = max(at, self.at), True, now
 
     def late(self, now: float) -> str:
         """Which time is over, in words; "" if none is."""
-        limit_s = self._deadline_s if self._ready else START_S
+        limit_s = self._deadline_s if self.ready else START_S
         if now - self._since <= limit_s:
             return ""
         return f"took more than {limit_s:.0f} s" + ("" if self.at else " before its first call")
@@ -212,6 +215,8 @@ class ProcessWorker:
             return self._ended()
         except BlockingIOError:
             return self._late()
+        except ConnectionError:  # it ended before it read all that it was sent
+            return self._ended()
         except Exception as error:  # whatever an untrusted process sends, the gate goes on
             return self._died(f"sent what is no answer ({type(error).__name__})")
 
@@ -226,12 +231,16 @@ class ProcessWorker:
         return self._died(why, "deadline") if why else None
 
     def _ended(self) -> Died:
-        """It ended by itself, or was killed by another than the gate."""
-        died = self._died("ended")
+        """It ended by itself, or was killed by another than the gate; its status is that end's, not the gate's."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(ENDING_S)
+        self._clock.look(self._progress[:], time.monotonic())
+        when = "" if self._clock.ready else " while it started"
+        died = self._died(f"ended{when}")
         status = self._process.returncode
         if status < 0:
             name = _signal_name(-status)
-            return replace(died, why=f"worker {self.pid} was killed by {name}", kind="killed", signal=name)
+            return replace(died, why=f"worker {self.pid} was killed by {name}{when}", kind="killed", signal=name)
         return replace(died, kind="out_of_memory") if status == OUT_OF_MEMORY else died
 
     def _died(self, why: str, kind: str = "other") -> Died:

@@ -24,7 +24,7 @@ from fedq import ids
 from fedq.device import batch as batches
 from fedq.device import fold as folds
 from fedq.device.calls import Call
-from fedq.device.journal import OWNER, QuestionRow, Value
+from fedq.device.journal import OWNER, REMOVED, QuestionRow, Value
 from fedq.errors import SpecMismatch
 from fedq.plan import fold, spec
 from fedq.plan.graph import Type, canonical
@@ -156,14 +156,10 @@ class Questions:
         return [call for call in self._readers.get(id_, ()) if call.key not in self._ran]
 
     def gone(self) -> list[tuple[Call, Failure]]:
-        """Calls that did not run and whose owner's value is gone, unless a decided question keeps it."""
-        found = []
-        for call in self.undone():
-            for id_ in call.owners:
-                if self._journal.value(OWNER, id_) is None and not (call.word and self._journal.kept(id_)):
-                    found.append((call, self._peer.owners_failure(id_)))
-                    break
-        return found
+        """Calls that no question needs and whose owner's value is gone; the others end with their questions."""
+        unasked = [call for call in self.calls() if call.key not in self._asked]
+        gone = ((call, id_) for call in unasked for id_ in call.owners if self._journal.value(OWNER, id_) is None)
+        return [(call, self._peer.owners_failure(id_)) for call, id_ in gone]
 
     def leave(self, call: Call) -> bool:
         """A private call is done: nothing needs it any more. Whether it was one."""
@@ -487,7 +483,7 @@ def _replaced(row: QuestionRow) -> Failure:
 _ANSWERS: dict[str, Callable[[QuestionRow], Failure]] = {
     "deny": _denied,
     "replaced": _replaced,
-    "removed": lambda row: Failure("removed", "its owner removed a value that it reads"),
+    "removed": lambda row: REMOVED,
     "expired": lambda row: Failure("expired", "its owner said nothing"),
 }
 """What a question is answered with that has such a word."""

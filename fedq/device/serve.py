@@ -358,7 +358,8 @@ class Served:
     def _write_down(self, call: Call, row: list[Any], now: float) -> None:
         """Why a call failed, in full: for the owner, in the log."""
         where = f"{self.name}: action {call.action} of message {call.message} of {call.sender}"
-        log.info("%s failed: %s", where, kinds.printable(f"{row[1]}: {row[2]}"[:500]))
+        code = "" if row[1] == "failed" else f"{row[1]}: "
+        log.info("%s failed: %s", where, kinds.printable(f"{code}{row[2].removesuffix(' failed')}"[:500]))
         for line in self._scribe.lines(row[4] if len(row) > 4 else "", now):
             log.info("%s: | %s", self.name, line)
 

@@ -116,9 +116,10 @@ def fit(graph: Graph, loop: Loop, given: Sequence[Type], *, about: About = _UNKN
             raise SpecMismatch(f"{name}: a tensor expected, {type_} given", hint="carry torch.tensor(0), not 0")
     found = [_outputs(graph, loop, (*carry, *(cut(t, n) for t in data), *rest), n, rows, about) for n in sizes]
     _check_carry(graph, carry, found[0], about)
+    names = output_names(graph, about, k)
     for n, outputs in zip(sizes, found, strict=True):
-        _check_same(found[0], outputs, sizes[0], n)
-    metrics = (kept(f"output {k + i}", t, loop, rows) for i, t in enumerate(found[0][k:]))
+        _check_same(names, found[0], outputs, sizes[0], n)
+    metrics = (kept(names[k + i], t, loop, rows) for i, t in enumerate(found[0][k:]))
     return Fitted(rows, batches.steps(rows) * batches.epochs, (*carry, *metrics))
 
 
@@ -186,6 +187,9 @@ def _outputs(graph: Graph, loop: Loop, given: tuple[Type, ...], n: int, rows: in
         spec.match(graph, given, about=about)
         return spec.output_types(graph, given)
     except SpecMismatch as error:
+        least = _least(graph, loop)
+        if n == size < least <= rows and _is_of_batches(graph, loop, given, least):
+            raise SpecMismatch(f"batches of {size}: {error}", hint=_larger(loop.batches, least)) from None
         if n == size or not _is_of_batches(graph, loop, given, size):
             raise
         fixed = isinstance(_first_size(graph, loop), int)
@@ -199,6 +203,17 @@ def _outputs(graph: Graph, loop: Loop, given: tuple[Type, ...], n: int, rows: in
 
 
 _FREE = "build the plan with a free batch size"
+
+
+def _least(graph: Graph, loop: Loop) -> int:
+    """How few rows the plan takes, as its first batch says."""
+    first = _first_size(graph, loop)
+    return graph.sizes.get(first, 0) if isinstance(first, str) else 0
+
+
+def _larger(batches: Batches, least: int) -> str:
+    rest = "" if batches.drop_last else "; drop_last leaves out a last batch of fewer"
+    return f"take a batch_size of {least} or more{rest}"
 
 
 def _is_of_batches(graph: Graph, loop: Loop, given: tuple[Type, ...], size: int) -> bool:
@@ -232,11 +247,11 @@ def _check_carry(graph: Graph, carry: Sequence[Type], outputs: Sequence[Type], a
     assert len(outputs) == len(graph.output_vars)
 
 
-def _check_same(first: Sequence[Type], other: Sequence[Type], size: int, n: int) -> None:
-    for i, (a, b) in enumerate(zip(first, other, strict=True)):
+def _check_same(names: Sequence[str], first: Sequence[Type], other: Sequence[Type], size: int, n: int) -> None:
+    for name, a, b in zip(names, first, other, strict=True):
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             raise SpecMismatch(
-                f"output {i} is {a} for batches of {size} and {b} for the last one of {n}: it can not be stacked",
+                f"{name} is {a} for batches of {size} and {b} for the last one of {n}: it cannot be stacked",
                 hint="return a mean or sum over the batch, or leave the last one out (drop_last)",
             )
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fedq.errors import CannotRecord, SpecMismatch, UsageError
+from fedq.plan.tensors import type_of
 
 NAME = "given"
 """The argument of a step."""
@@ -45,7 +46,7 @@ class Given:
         return {name: _copy(value) for name, value in self._all(groups).items()}
 
     def _all(self, groups: Groups) -> dict[str, Tree]:
-        return {name: _own(groups, name) if value is None else value for name, value in self.examples.items()}
+        return {name: _with_own(groups, name, value) for name, value in self.examples.items()}
 
     def tensors(self, groups: Groups) -> dict[str, Tree]:
         """The same with a tensor for each number: the inputs of a recording."""
@@ -174,6 +175,8 @@ def read(optimizer: Optimizer, given: Mapping[str, Tree] | None, takers: Iterabl
             )
         if name in numbers:
             _check_groups(optimizer, name, value)
+        elif _holds_none(value):
+            raise UsageError(f"given {name!r} holds None, which is no example", hint="give a number or a tensor there")
     return Given(examples, frozenset(numbers) & examples.keys())
 
 
@@ -207,6 +210,15 @@ def _own(groups: Groups, name: str) -> Tree:
     """The number of an optimizer's group; of several groups, a list of each one's."""
     found = [_map(_as_number, group[name]) for group in groups]
     return found[0] if len(found) == 1 else found
+
+
+def _with_own(groups: Groups, name: str, value: Tree) -> Tree:
+    """The value, with the optimizer's own number where it is None: of all groups, or in a list of one for each."""
+    if value is None:
+        return _own(groups, name)
+    if isinstance(value, list) and any(v is None for v in value):
+        return [_map(_as_number, group[name]) if v is None else v for v, group in zip(value, groups, strict=True)]
+    return value
 
 
 def _check_groups(optimizer: Optimizer, name: str, value: Tree) -> None:
@@ -244,8 +256,75 @@ def _plain(path: str, value: Tree) -> Tree:
     )
 
 
+def _holds_none(value: Tree) -> bool:
+    match value:
+        case dict():
+            return any(map(_holds_none, value.values()))
+        case list() | tuple():
+            return any(map(_holds_none, value))
+    return value is None
+
+
+def check(now: Mapping[str, Tree], given: Any) -> None:
+    """SpecMismatch where what is given to a fold is not of the kind that the plan was built with; names the path.
+
+    Shapes and dtypes of tensors are for the plan's Spec to see. None stands for what is so now.
+    """
+    if not isinstance(given, Mapping):
+        raise SpecMismatch(f"{NAME}: a dict expected, {_told(given)} given", hint=f"{NAME}={{name: value, ...}}")
+    for name, value in given.items():
+        if name not in now:
+            what = f"{NAME}: key {name!r} is not among those it was built with"
+            raise SpecMismatch(what, hint=f"its keys are {', '.join(map(repr, now))}")
+        if value is not None:
+            _check(now[name], value, f"{NAME}.{name}")
+
+
+def _check(now: Tree, value: Tree, path: str) -> None:
+    match now:
+        case dict():
+            _need(isinstance(value, Mapping) and value.keys() == now.keys(), path, f"a dict of {_keys(now)}", value)
+            for key, inner in now.items():
+                _check(inner, value[key], f"{path}.{key}")
+        case list() | tuple():
+            kind = "list" if isinstance(now, list) else "tuple"
+            _need(isinstance(value, type(now)) and len(value) == len(now), path, f"a {kind} of {len(now)}", value)
+            for i, (inner, part) in enumerate(zip(now, value, strict=True)):
+                _check(inner, part, f"{path}[{i}]")
+        case torch.Tensor():
+            _need(_is_tensor(value), path, "a tensor", value)
+        case _:
+            is_one = type(value) in (int, float) or (_is_tensor(value) and not getattr(value, "shape", None))
+            _need(is_one or (isinstance(value, torch.Tensor) and value.numel() == 1), path, "a number", value)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Also one that is on a device."""
+    return isinstance(value, torch.Tensor) or hasattr(value, "address")
+
+
+def _need(fits: bool, path: str, wanted: str, value: Any) -> None:
+    if not fits:
+        raise SpecMismatch(f"{path}: {wanted} expected, {_told(value)} given", hint=_AS_BUILT)
+
+
+_AS_BUILT = "give it as it was when the plan was built, or leave it out: it is then as it is now"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return str(type_of(value))
+    return repr(value)[:40] if isinstance(value, (str, int, float, bool, type(None))) else f"a {type(value).__name__}"
+
+
+def _keys(tree: Mapping[str, Tree]) -> str:
+    return ", ".join(map(repr, tree))
+
+
 def filled(now: Tree, value: Tree) -> Tree:
     """What is given to a fold, with numbers where numbers are meant: ``torch.tensor(0.1)`` is one, too."""
+    if value is None:
+        return now
     match now:
         case dict() if isinstance(value, Mapping):
             return {k: filled(now[k], v) if k in now else v for k, v in value.items()}

@@ -22,9 +22,17 @@ _UNKNOWN = About()
 
 
 def place(about: About, i: int) -> str:
-    """What an input is called in messages: ``carry.params.0.weight``, or ``input 1`` where its number says enough."""
+    """What an input is called in messages: ``carry.params.0.weight``; ``input 1`` where no argument is a structure.
+
+    Beside a structure a number would not say which argument is meant: it counts what is in the structure.
+    """
+    return argument(about, i) or f"input {i}" if any("[" in path for path in about.params) else f"input {i}"
+
+
+def argument(about: About, i: int) -> str:
+    """An input's own name, ``x``, or its path in a structure; "" if it is not known."""
     path = about.params[i] if i < len(about.params) else ""
-    return _KEY.sub(r".\1", path) if "[" in path else f"input {i}"
+    return _KEY.sub(r".\1", path) if "[" in path else path
 
 
 _KEY = re.compile(r"\['((?:[^'\\]|\\.)*)'\]")
@@ -137,28 +145,69 @@ def _refuse(graph: Graph, given: Sequence[Type], i: int, about: About, letters: 
     known = {d: letters[d] for d in want.shape or () if isinstance(d, str) and d in letters}
     where = f" with {_sizes(known)}" if known else ""
     name = place(about, i)
-    hint = _rebuild(graph, given) if name == f"input {i}" else _AS_BUILT
-    raise SpecMismatch(f"{name}: {want} expected, {got} given{where}", hint=hint)
+    hint = _rebuild(graph, given, i, about) if name == f"input {i}" else _AS_BUILT
+    raise SpecMismatch(f"{name}: {want} expected, {got} given{where}", hint=_agree(want, got, letters) or hint)
 
 
 _AS_BUILT = "give it with the shape it was built with, or build another plan with an example like this"
 
 
-def _rebuild(graph: Graph, given: Sequence[Type]) -> str:
-    """A hint that would admit what was given: -1 where sizes differ from the expected ones."""
+def _agree(want: Type, got: Type, letters: Mapping[str, int]) -> str:
+    """A hint where sizes that are one letter differ: no other plan would take them, unless it has no such letter."""
+    if want.shape is None or got.shape is None or len(want.shape) != len(got.shape):
+        return ""
+    odd = [d for d, size in zip(want.shape, got.shape, strict=True) if letters.get(str(d), d) != size]
+    if not odd or any(isinstance(d, int) or d not in letters for d in odd):
+        return ""
+    letter = str(odd[0])
+    return f"{letter} is one size in all arguments: give it with {letter} = {letters[letter]}"
+
+
+def _rebuild(graph: Graph, given: Sequence[Type], i: int, about: About) -> str:
+    """A hint that can be pasted and would admit what was given."""
+    if given[i].shape is None and graph.inputs[i].is_tensor:
+        return f"give a tensor there, such as torch.tensor(...), of {graph.inputs[i]}"
     fixed = next((w for w, g in zip(graph.inputs, given, strict=True) if w.value not in (None, g.value)), None)
     if fixed is not None:
         return f"the plan was built with {fixed.value!r} there: build another plan for the other value"
-    shapes = []
-    for want, got in zip(graph.inputs, given, strict=True):
-        if want.shape is None or got.shape is None:
-            continue
-        if len(want.shape) == len(got.shape):
-            dims = [d if d == w else -1 for w, d in zip(want.shape, got.shape, strict=True)]
-        else:
-            dims = [-1, *got.shape[1:]] if got.shape else []
-        shapes.append(f"({','.join(map(str, dims))}{',' if len(dims) == 1 else ''})")
-    return f"rebuild with args_shape=[{', '.join(shapes)}]" if shapes else "rebuild with such inputs"
+    pairs = list(zip(graph.inputs, given, strict=True))
+    if graph.params or any(w.dtype != "f32" or w.shape is None or g.shape is None for w, g in pairs):
+        return f"rebuild with plan.build({', '.join(_examples(pairs, about))})"
+    return f"rebuild with args_shape=[{', '.join(_shape(w.shape or (), g.shape or ()) for w, g in pairs)}]"
+
+
+def _shape(want: Sequence[int | str], got: Sequence[int | str]) -> str:
+    """A shape of ``args_shape``: what the plan takes in any size stays free; a number is tried as any size."""
+    dims = list(got)
+    if len(want) == len(got):
+        dims = [d if isinstance(w, int) else -1 for w, d in zip(want, got, strict=True)]
+    elif got and not any(isinstance(w, int) for w in want):
+        dims[0] = -1
+    return f"({','.join(map(str, dims))}{',' if len(dims) == 1 else ''})"
+
+
+def _examples(pairs: Sequence[tuple[Type, Type]], about: About) -> list[str]:
+    """What to build with, as it is written; by name, which some functions ask for, where names are known."""
+    written = [_example(want, got) for want, got in pairs]
+    named = len(about.params) == len(written) and all(map(str.isidentifier, about.params))
+    return [f"{name}={text}" for name, text in zip(about.params, written, strict=True)] if named else written
+
+
+def _example(want: Type, got: Type) -> str:
+    """A number of the kind that is given, not its value, which may be private; a tensor of the dtype built with."""
+    if got.shape is None:
+        return repr(want.value if want.value is not None else _NUMBERS.get(got.dtype, 1))
+    dtype = got.dtype if want.shape is None else want.dtype
+    more = "" if dtype == "f32" else f", dtype=torch.{_TORCH.get(dtype, dtype)}"
+    return f"torch.zeros({', '.join(map(str, got.shape)) or '()'}{more})"
+
+
+_NUMBERS: Mapping[str, int | float | bool] = {"bool": True, "int": 1, "float": 0.5}
+_TORCH = {
+    "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32", "i16": "int16",
+    "i8": "int8", "u64": "uint64", "u32": "uint32", "u16": "uint16", "u8": "uint8", "c64": "complex64",
+    "c128": "complex128", "f8_e4m3": "float8_e4m3fn", "f8_e5m2": "float8_e5m2",
+}  # fmt: skip
 
 
 def _too_small(graph: Graph, letter: str, size: int, about: About) -> NoReturn:
@@ -167,7 +216,8 @@ def _too_small(graph: Graph, letter: str, size: int, about: About) -> NoReturn:
     where = "" if name.startswith("input") else f"{name}: "
     raise SpecMismatch(
         f"{where}{letter} >= {graph.sizes[letter]} expected, {letter} = {size} given{reason}",
-        hint="build another plan with an example of this size",
+        hint=f"give {graph.sizes[letter]} or more; or build another plan with an example of this size, "
+        "if the function takes it",
     )
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +21,16 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from fedq.errors import CannotRecord, UsageError
+from fedq.plan import arrays, optimizers, ranges, roles, unchanged
 from fedq.plan import given as giving
 from fedq.plan import held as holding
-from fedq.plan import optimizers, ranges, unchanged
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type, Var
 from fedq.plan.plan import Plan
-from fedq.plan.tensors import type_of
+from fedq.plan.roles import Correct, Loss, Parts
+from fedq.plan.tensors import to_raw, type_of
+from fedq.plan.untouched import Kept
 
-Loss = Callable[..., Any]
-Correct = Callable[..., Mapping[str, torch.Tensor]]
 Tensors = dict[str, torch.Tensor]
 Carry = dict[str, Any]
 """``{"params": {name: tensor}, "buffers": {name: tensor}, "optimizer": {name: {slot: tensor}}}``."""
@@ -63,29 +65,18 @@ def training_plan(
         CannotRecord: a part does what a plan cannot hold; names the line and what to write instead.
         UsageError: nobody takes what is given, or it cannot be given.
     """
-    made = TrainingPlan(model, loss, optimizer, inputs=inputs, given=given, gradient=gradient)
-    return made._build_for(batch)
+    return TrainingPlan(Parts(model, loss, optimizer, inputs, given, gradient))._build_for(batch)
 
 
 class TrainingPlan(Plan):
     """A plan of one training step; see `training_plan`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        optimizer: Optimizer,
-        *,
-        inputs: int | None = None,
-        given: Mapping[str, Any] | None = None,
-        gradient: Correct | None = None,
-    ) -> None:
-        super().__init__(self.step_given if given else self.step)
-        self.model = model
-        self.optimizer, self._loss, self._inputs = optimizer, (loss,), inputs
-        self._correct = (gradient,)
-        self._takes = giving.read(optimizer, given, [loss, *filter(None, self._correct)])
-        self._changing = [name for name, _ in model.named_buffers()]
+    def __init__(self, parts: Parts) -> None:
+        roles.check(parts)
+        super().__init__(self.step_given if parts.given else self.step)
+        self.model, self.optimizer, self._parts = parts.model, parts.optimizer, parts
+        self._takes = giving.read(parts.optimizer, parts.given, [parts.loss, *filter(None, [parts.gradient])])
+        self._changing = [name for name, _ in self.model.named_buffers()]
         self._as_written = True
         self._look()
 
@@ -140,6 +131,9 @@ class TrainingPlan(Plan):
     def load_carry(self, carry: Carry) -> None:
         """Put what steps made of a carry back into the model and the optimizer.
 
+        A fold that stopped at what is not finite gives its last finite carry, without an error: get its
+        metrics first, which say so, or fold with ``nonfinite="error"``.
+
         Raises:
             UsageError: a name, shape or dtype is another, or a value did not come yet; nothing was changed.
         """
@@ -153,6 +147,23 @@ class TrainingPlan(Plan):
             self.optimizer.state[p] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else a scheduler says that no step was taken
 
+    def save_carry(self, path: str | Path, carry: Carry | None = None) -> Path:
+        """Write a carry, by default that of model and optimizer as they are, to a file for ``fedq fold --carry``.
+
+        Its tensors are named by their paths: ``params.0.weight``. Another file there is replaced.
+
+        Raises:
+            UsageError: the path does not end in ``.safetensors`` or ``.npz``; or it is no carry of this plan.
+        """
+        carry = self.carry() if carry is None else carry
+        _check_like("carry", self._carry(), carry)
+        paths = [
+            *((f"{kind}.{name}", t) for kind in ("params", "buffers") for name, t in carry[kind].items()),
+            *((f"optimizer.{name}.{k}", t) for name, slots in carry["optimizer"].items() for k, t in slots.items()),
+        ]
+        arrays.write(path, {name: to_raw(t) for name, t in paths})
+        return Path(path)
+
     # -- what is given
 
     def given(self, **values: Any) -> dict[str, Any]:
@@ -164,9 +175,10 @@ class TrainingPlan(Plan):
         return self.filled(values)
 
     def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The same, as a device asks for it."""
+        """The same, as a device asks for it; SpecMismatch for what is not as it was when the plan was built."""
         now = self._takes.now(self.optimizer.param_groups)
-        return {**now, **{name: giving.filled(now.get(name), value) for name, value in given.items()}}
+        giving.check(now, given)
+        return {**now, **{name: giving.filled(now[name], value) for name, value in given.items()}}
 
     def send(self, *devices: Any) -> Any:
         """As of any plan; the pointer looks, before each fold, whether the optimizer is what it was."""
@@ -185,13 +197,23 @@ class TrainingPlan(Plan):
 
     def _build_for(self, batch: Sequence[torch.Tensor]) -> TrainingPlan:
         """Record it; buffers that turn out not to change become state, and it is recorded again."""
-        rows = [_rows(i, t) for i, t in enumerate(batch)]
-        self.build(self.carry(), *rows, **self._examples())
+        take = self._take(batch)
+        rest, given = len(batch) - take, self._takes.examples
+        roles.check_calls(self._parts, take=take, rest=rest, given=given)
+        rows = _rows(batch)
+        try:
+            self.build(self.carry(), *rows, **self._examples())
+        except CannotRecord as error:
+            dtypes = [torch.int64, *{p.dtype for p in self._names}]
+            raise roles.explained(error, _Trial(self), batch, dtypes) from error.__cause__
         changed = self._changed_buffers()
         if changed != self._changing:
             self._changing = changed
             self.build(self.carry(), *rows, **self._examples())
         return self
+
+    def _take(self, batch: Sequence[Any]) -> int:
+        return roles.check_batch(batch, self._parts.inputs)
 
     def _examples(self) -> dict[str, Any]:
         tensors = self._takes.tensors(self._groups)
@@ -251,10 +273,12 @@ class TrainingPlan(Plan):
         self, carry: Carry, *batch: torch.Tensor, given: Mapping[str, Any] | None = None
     ) -> tuple[Carry, Tensors]:
         """The same, of a plan that is given numbers: those that are left out are as they are now."""
-        return self._step_here(carry, batch, self.filled(given or {}))
+        return self._step_here(carry, batch, self.filled({} if given is None else given))
 
     def _step_here(self, carry: Carry, batch: Sequence[torch.Tensor], given: Any) -> tuple[Carry, Tensors]:
         self.check_unchanged()
+        _check_like("carry", self._carry(), carry)
+        self._take(batch)
         copied = {kind: tree_map(torch.clone, part) for kind, part in carry.items()}
         return self._step(copied, batch, self._kept(), given)
 
@@ -263,10 +287,10 @@ class TrainingPlan(Plan):
         read = self._takes.read(self._groups, given or {})
         params = {name: p.detach().requires_grad_() for name, p in carry["params"].items()}
         called = {**params, **carry["buffers"], **held}
-        take = len(batch) - 1 if self._inputs is None else self._inputs
+        take = self._take(batch)
         out = torch.func.functional_call(self.model, called, batch[:take], tie_weights=True)
-        rest = self._takes.named_by(self._loss[0], {"params": params, **read}, taken=1 + len(batch[take:]))
-        loss, metrics = _loss_of(self._loss[0](out, *batch[take:], **rest))
+        rest = self._takes.named_by(self._parts.loss, {"params": params, **read}, taken=1 + len(batch[take:]))
+        loss, metrics = _loss_of(self._parts.loss(out, *batch[take:], **rest))
         grads = self._gradients(loss, params, read)
         groups = self._takes.groups(self._groups, read)
         state = self._stepped(params, grads, carry["optimizer"], groups)
@@ -283,7 +307,7 @@ class TrainingPlan(Plan):
             for name, grad in zip(params, found, strict=True)
             if grad is not None
         }
-        correct = self._correct[0]
+        correct = self._parts.gradient
         if correct is None:
             return grads
         detached = {name: p.detach() for name, p in params.items()}
@@ -317,7 +341,7 @@ def _check_like(path: str, want: Any, value: Any) -> None:
     """UsageError where a structure of tensors is not like the one wanted; names the place."""
     if isinstance(want, dict):
         if not isinstance(value, Mapping):
-            raise UsageError(f"{path} is a {type(value).__name__}, not a dict", hint=_CARRY)
+            raise UsageError(f"{path} is {roles.kind_of(value)}, not a dict", hint=_CARRY)
         odd = next((k for k in (*want, *value) if (k in want) is not (k in value)), None)
         if odd is not None:
             raise UsageError(f"{path}.{odd} is {'missing' if odd in want else 'not known'}", hint=_CARRY)
@@ -326,7 +350,7 @@ def _check_like(path: str, want: Any, value: Any) -> None:
     elif not isinstance(value, torch.Tensor):
         fetched = hasattr(value, "address")
         hint = "fetch it first: .get()" if fetched else _CARRY
-        raise UsageError(f"{path} is a {type(value).__name__}, not a tensor", hint=hint)
+        raise UsageError(f"{path} is {roles.kind_of(value)}, not a tensor", hint=hint)
     elif (value.shape, value.dtype) != (want.shape, want.dtype):
         raise UsageError(f"{path} is {type_of(value)}, and {type_of(want)} in the model", hint=_CARRY)
 
@@ -335,13 +359,59 @@ _CARRY = "it has the structure of plan.carry()"
 
 
 def _loss_of(result: Any) -> tuple[torch.Tensor, Tensors]:
-    loss, metrics = result if isinstance(result, tuple) else (result, {})
+    """The scalar to go down by, and the metrics with it; UsageError for what is neither."""
+    loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        raise UsageError("the loss is no scalar", hint="return loss.mean(), or (loss, {'accuracy': ...})")
+        raise UsageError("the loss is no scalar", hint=_RETURN)
+    if not loss.is_floating_point():
+        raise UsageError(f"the loss is {type_of(loss)}, which has no gradient", hint="return a loss of floats")
+    if not loss.requires_grad:
+        what = "the loss depends on no parameter that is trained"
+        raise UsageError(what, hint="compute it from the model's output, without .detach() or torch.no_grad()")
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"the loss gives {roles.kind_of(metrics)} of metrics, not a dict", hint=_RETURN)
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            what = roles.kind_of(value) if isinstance(name, str) else f"named by {roles.kind_of(name)}"
+            raise UsageError(f"metric {name!r} is {what}: metrics are tensors with texts as names", hint=_RETURN)
     return loss, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
 
-def _rows(i: int, example: torch.Tensor) -> Type:
-    if not isinstance(example, torch.Tensor) or not example.dim():
-        raise UsageError(f"tensor {i} of the batch has no rows", hint="give an example of each, rows first")
-    return Type(type_of(example).dtype, (-1, *example.shape[1:]))
+_RETURN = "return loss.mean(), or (loss.mean(), {'accuracy': (out.argmax(1) == target).float().mean()})"
+
+
+def _rows(batch: Sequence[torch.Tensor]) -> list[Type]:
+    return [Type(type_of(t).dtype, (-1, *t.shape[1:])) for t in batch]
+
+
+class _Trial:
+    """Model and loss as a step calls them, on copies, for `roles.explained`."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._plan, self._kept = plan, Kept((plan.model, plan._parts.loss))
+
+    def model(self, batch: Sequence[torch.Tensor]) -> Any:
+        plan = self._plan
+        held = {name: t.detach().clone() for name, t in (*plan.model.named_parameters(), *plan.model.named_buffers())}
+        for name in plan._names.values():
+            held[name].requires_grad_()
+        called = partial(torch.func.functional_call, plan.model, held, tuple(batch[: plan._take(batch)]))
+        with torch.random.fork_rng(devices=[]):
+            return self._kept.around(called)(tie_weights=True)
+
+    def loss(self, out: Any, batch: Sequence[torch.Tensor]) -> Any:
+        plan, rest = self._plan, batch[self._plan._take(batch) :]
+        given = {**plan.filled({}), "params": dict(plan.model.named_parameters())}
+        named = plan._takes.named_by(plan._parts.loss, given, taken=1 + len(rest))
+        with torch.random.fork_rng(devices=[]):
+            loss, _ = _loss_of(self._kept.around(plan._parts.loss)(out, *rest, **named))
+        torch.autograd.backward(loss)
+
+    def records(self, batch: Sequence[torch.Tensor]) -> bool:
+        plan = self._plan
+        try:
+            plan.build(plan.carry(), *_rows(batch), **plan._examples())
+        except CannotRecord:
+            return False
+        plan._built = None
+        return True

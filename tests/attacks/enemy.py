@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,20 @@ from fedq.plan.file import PlanFile
 from fedq.plan.fold import Batches
 from fedq.plan.graph import About, Action, Graph, Type, Var
 from fedq.queue.message import (
-    Ack, Cancel, Drop, Fold, Get, Inline, Message, OwnerRef, Put, Ref, Run, SendPlan, Verb, encode_message,
+    Ack,
+    Cancel,
+    Drop,
+    Fold,
+    Get,
+    Inline,
+    Message,
+    OwnerRef,
+    Put,
+    Ref,
+    Run,
+    SendPlan,
+    Verb,
+    encode_message,
 )  # fmt: skip
 from fedq.trust.keys import Key
 
@@ -56,8 +69,11 @@ def plans() -> list[PlanFile]:
         _plan("where", (ROWS,), Action("aten.nonzero", (Var(0),), {}, (Type("i64", ("n", 1)),))),
         fq.func2plan()(_counts).build(torch.tensor(3)).file(),
         PlanFile(
-            Graph((step, ROWS), (Action("aten.sum", (Var(1),), {}, (step,)), Action("aten.div.Tensor", (Var(0), Var(2)), {}, (step,))),
-                  (Var(3), Var(2)), sizes={"n": 1}), {}, About("step")),
+            Graph(
+                (step, ROWS),
+                (Action("aten.sum", (Var(1),), {}, (step,)), Action("aten.div.Tensor", (Var(0), Var(2)), {}, (step,))),
+                (Var(3), Var(2)), sizes={"n": 1},
+            ), {}, About("step")),
     ]  # fmt: skip
 
 
@@ -90,6 +106,8 @@ class Town:
             self.names[name] = f"{name}-{key.fingerprint}"
             who = home.Requester(self.names[name], key.public.hex())
             home.init(self.config, NAME, requester=who, new_id=lambda: ids.derive("root", 0)).close()
+        self.looks = True
+        """Whether its owner looks before they decide."""
         self._count, self._gate = 0, None
         self.mine = {tag: self.add(tag, secrets[tag]) for tag in ("p", "q", "n")}
         self.mine["open"] = self.add("open", f32(1, 2, 3), "open")
@@ -168,11 +186,13 @@ class Town:
 class Enemy:
     """Draws what is done, the same for every town: messages, words, and what time and owners do."""
 
-    def __init__(self, seed: int, owners: Sequence[str]) -> None:
+    def __init__(self, seed: int, tags: Mapping[str, str]) -> None:
         self.rng = random.Random(seed)
-        self.owners = list(owners)
+        self.tags = dict(tags)
+        self.owners = list(tags.values())
         self.pool = [ids.derive("enemy", n) for n in range(8)] + self.owners
         self.sent: list[str] = []
+        self.recent: list[str] = []
         self.plans = plans()
         self._fresh = 0
 
@@ -192,9 +212,9 @@ class Enemy:
             SendPlan(p.id, p.graph, (), p.about)
             for p in rng.sample(self.plans, rng.randint(0, 2) if self.sent[1:] else 5)
         ]
+        drawn = self._story(tensors) if rng.random() < 0.6 else [self._verb(tensors) for _ in range(rng.randint(1, 5))]
         promised: set[str] = set()
-        for _ in range(rng.randint(1, 5)):
-            verb = self._verb(tensors)
+        for verb in drawn:
             made = {*getattr(verb, "results", ()), *([verb.id] if isinstance(verb, Put) else [])}
             if isinstance(verb, Get):
                 made = {f"r{verb.reply}"}
@@ -205,6 +225,41 @@ class Enemy:
         named |= {v.tensor for v in actions if isinstance(v, Put)}
         tensors = {k: v for k, v in tensors.items() if k in named}
         return id_, actions, tensors, rng.choice([600.0, 86_400.0, 14 * 86_400.0])
+
+    def _new(self) -> str:
+        """An id that is remembered, to be misused later."""
+        self.pool.append(self.fresh())
+        return self.pool[-1]
+
+    def _story(self, tensors: dict[str, RawTensor]) -> list[Verb]:
+        """What an honest requester might send: a call that fits, perhaps one on its result, and a get."""
+        rng = self.rng
+        double, pick, where, counts, step = self.plans
+        p, q, n, public = (OwnerRef(self.tags[tag]) for tag in ("p", "q", "n", "open"))
+        made, other = self._new(), self._new()
+        tensors["zero"], tensors["rows"] = RawTensor("f32", (), bytes(4)), f32(1, 2, 3)
+        fold = rng.choice(["stop", "error", "keep"])
+        first = rng.choice([
+            Run(double.id, (p,), {}, (made,)), Run(pick.id, (public, q), {}, (made,)), Run(where.id, (p,), {}, (made,)),
+            Run(pick.id, (p, q), {}, (made,)), Run(counts.id, (n,), {}, (made,)),
+            Run(double.id, (public,), {}, (made,)),
+            Fold(step.id, (Inline("zero"),), (p,), Batches(1, 1, False), (made, other), (), "steps", fold),
+        ])  # fmt: skip
+        verbs: list[Verb] = [first]
+        asked = made
+        if rng.random() < 0.4 and isinstance(first, Run):
+            asked = other
+            verbs.append(Run(double.id, (Ref(made),), {}, (other,)))
+        if rng.random() < 0.85:
+            verbs.append(Get(self._new(), (asked,)))
+        if self.recent and rng.random() < 0.4:
+            verbs.append(Get(self._new(), (rng.choice(self.recent),)))
+        self.recent = [*self.recent, made, asked][-8:]
+        if rng.random() < 0.2:
+            verbs.append(Drop((made,), ()))
+        if rng.random() < 0.1:
+            verbs.append(Get(self._new(), (p.id,), frozenset([p.id])))
+        return verbs
 
     def _verb(self, tensors: dict[str, RawTensor]) -> Verb:
         rng = self.rng

@@ -2,6 +2,8 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import fedq as fq
 
@@ -73,3 +75,67 @@ def test_a_fold_that_does_not_fit_is_refused_at_once(town):
              "--on", "device_1", "--batch-size")  # fmt: skip
     assert town.json(*words, "2", code=4)["error_code"] == "spec_mismatch"
     assert town.json(*words, "0", code=2)["error_code"] == "usage"
+
+
+def training(given=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    return fq.training_plan(model, F.cross_entropy, optimizer, torch.randn(6, 3), torch.arange(6) % 4, given=given)
+
+
+DATA = ("--data", "tx.npy,ty.npy", "--on", "device_1", "--batch-size", "4")
+
+
+def data(town):
+    np.save(town.root / "tx.npy", np.random.default_rng(0).normal(size=(12, 3)).astype("f4"))
+    np.save(town.root / "ty.npy", np.arange(12) % 4)
+
+
+def test_a_training_plan_without_its_carry_is_told_how_to_make_one_and_that_can_be_pasted(town):
+    plan = training()
+    town.plan("train.safetensors", plan.file())
+    data(town)
+    for words in (
+        ("fold", "train.safetensors", *DATA),
+        ("run", "train.safetensors", "tx.npy", "ty.npy", "--on", "device_1"),
+    ):
+        said = town.json(*words, code=4)
+        assert "carry['params']['1.weight']" in said["message"]
+        assert "plan.save_carry('carry.safetensors')" in said["hint"] and "--carry carry.safetensors" in said["hint"]
+    plan.save_carry(town.root / "carry.safetensors")
+    words = ("fold", "train.safetensors", "--carry", "carry.safetensors", *DATA, "--wait", "-o", "out.npz")
+    town(*words)
+    carry = plan.carry()
+    x, y = (torch.from_numpy(np.load(town.root / name)) for name in ("tx.npy", "ty.npy"))
+    for at in range(0, 12, 4):
+        carry, _ = plan(carry, x[at : at + 4], y[at : at + 4])
+    with np.load(town.root / "out.npz") as came:
+        found = [torch.from_numpy(came[name]) for name in came.files]
+    wanted = [*carry["params"].values(), *carry["buffers"].values()]
+    assert all(any(torch.equal(t, w) for t in found) for w in wanted)
+
+
+def test_what_a_carry_file_lacks_or_has_too_much_is_named(town):
+    plan = training()
+    town.plan("train.safetensors", plan.file())
+    data(town)
+    other = training(given={"lr": None})
+    town.plan("given.safetensors", other.file())
+    plan.save_carry(town.root / "carry.safetensors")
+    said = town.json("fold", "given.safetensors", "--carry", "carry.safetensors", *DATA, code=4)
+    assert said["hint"] == "what the plan is given comes with each fold: --arg given.lr=0.1"
+    town.json("fold", "given.safetensors", "--carry", "carry.safetensors", *DATA, "--arg", "given.lr=0.1", "--keep")
+    model = nn.Sequential(nn.Linear(3, 4))
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    smaller = fq.training_plan(model, F.cross_entropy, sgd, torch.randn(6, 3), torch.arange(6) % 4)
+    smaller.save_carry(town.root / "smaller.safetensors")
+    said = town.json("fold", "train.safetensors", "--carry", "smaller.safetensors", *DATA, code=2)
+    assert said["message"] == "smaller.safetensors lacks 'params.1.weight'"
+    town.plan("smaller_plan.safetensors", smaller.file())
+    said = town.json("fold", "smaller_plan.safetensors", "--carry", "carry.safetensors", *DATA, code=2)
+    assert "has a tensor that the plan's carry has not: '" in said["message"]
+    np.savez(town.root / "two.npz", a=np.zeros(2, "f4"), b=np.zeros(2, "f4"))
+    town.plan("totals.safetensors", totals().file())
+    said = town.json("fold", "totals.safetensors", "--carry", "two.npz", *DATA, code=2)
+    assert said["message"] == "two.npz: 2 tensors, one is needed"

@@ -9,6 +9,7 @@ import fedq as fq
 from fedq.cli.ask import in_order
 from fedq.client.pointer_plans import _scalar
 from fedq.plan.graph import Type
+from fedq.queue.message import Drop
 
 
 def step(batch, rate=0.5, *, flag=True):
@@ -38,12 +39,37 @@ def test_what_differs_is_refused_before_anything_is_sent(device, plan):
     for args, kwargs, message in (
         (({"x": x},), {}, r"batch: key 'y' is missing"),
         (({"x": x, "y": x},), {}, r"batch\['y'\]: a list of 1 expected, a PointerTensor given"),
-        (({"x": x, "y": [x]},), {"flag": False}, r"input 3: bool=true expected, bool=false given"),
-        (({"x": x, "y": [x]}, 2), {}, r"input 2: float expected, int=2 given"),
+        (({"x": x, "y": [x]},), {"flag": False}, r"flag: bool=true expected, bool=false given"),
+        (({"x": x, "y": [x]}, 2), {}, r"rate: float expected, int=2 given"),
         ((), {}, "requires 1 argument, received 0: 'batch' missing"),
     ):
         with pytest.raises(fq.SpecMismatch, match=message):
             there(*args, **kwargs)
+
+
+def test_an_argument_that_cannot_be_sent_is_named_by_its_path(device, plan):
+    there, x, taken = plan.send(device), device.find("x"), device.send(torch.ones(4))
+    taken.get()
+    for args, message in (
+        (({"x": x, "y": ["four"]},), r"^batch\.y\[0\]: a str cannot be sent"),
+        (({"x": taken, "y": [x]},), r"^argument batch\.x \(\w{12}\) was taken away"),
+        (({"x": fq.VirtualWorker("other", {"x": torch.ones(4)}).find("x"), "y": [x]},), "argument batch.x on other"),
+    ):
+        with pytest.raises(fq.UsageError, match=message):
+            there(*args)
+
+
+def test_a_device_names_the_argument_that_failed_or_is_gone_by_its_path(device, plan):
+    there, x = plan.send(device), device.find("x")
+    chosen = fq.func2plan()(lambda t, i: t[i]).build(torch.ones(3), torch.zeros(2, dtype=torch.int64))
+    failed = chosen.send(device)(x, torch.tensor([9, 9, 9, 9]))
+    with pytest.raises(fq.FedqError, match=r"^argument batch\.y\[0\] \(\w{12}\): plan '.*': action 0 .* failed: index"):
+        there({"x": x, "y": [failed]})["new"].get()
+    gone = device.send(torch.ones(4))
+    device.submit([Drop((gone.id,))])
+    x.copy()
+    with pytest.raises(fq.FedqError, match=r"argument batch\.y\[0\] \(\w{32}\) was dropped"):
+        there({"x": x, "y": [gone]})["new"].get()
 
 
 def test_a_command_line_gives_single_inputs_by_path(device, plan):

@@ -154,8 +154,8 @@ def call(plan=None, arg=None, **more):
 
 OTHERS = {
     "another plan": (call(noisy), r"its step 1 called .*, and calls .* now"),
-    "another tag": (call(tag="y"), "its step 1, a call of .* has another value as argument 0 than before"),
-    "a tensor": (call(arg=torch.ones(2)), "has another tensor as argument 0 than before"),
+    "another tag": (call(tag="y"), "its step 1, a call of .* has another value as argument t than before"),
+    "a tensor": (call(arg=torch.ones(2)), "has another tensor as argument t than before"),
     "one call more": (call(then=[lambda d, x: doubled().send(d)(x)]), "its step 2, a call, was asked for only now"),
     "a tensor more": (call(then=[lambda d, x: d.send(X)]), "its step 2, a tensor sent, was asked for only now"),
     "an operation": (call(then=[lambda d, x: x + 1]), "its step 2, an operation, was asked for only now"),
@@ -188,6 +188,39 @@ def test_a_plan_whose_parameters_changed_is_told_by_its_name(worker, again):
     with pytest.raises(Conflict, match=words) as caught, again().batch(token="nightly") as device:
         net.send(device)(device.find("x"))
     assert caught.value.hint.startswith("a plan whose parameters or code changed is another one; the same token means")
+
+
+def test_an_argument_that_differs_is_named_by_its_path_in_a_structure(worker, again):
+    def mixed(batch, rate):
+        return batch["x"] * rate + batch["y"][0]
+
+    def night(device, y, rate):
+        with device.batch(token="nightly"):
+            plan.send(device)({"x": device.find("x"), "y": [y]}, rate)
+
+    plan = fq.func2plan()(mixed).build({"x": X, "y": [X]}, 0.5)
+    night(worker, X, 0.5)
+    for y, rate, words in (
+        (X + 1, 0.5, "another tensor as argument batch.y[0]"),
+        (X, 2.0, "another number as argument rate"),
+    ):
+        with pytest.raises(Conflict) as caught:
+            night(again(), y, rate)
+        assert f"a call of mixed {plan.id[:12]}, has {words} than before" in str(caught.value)
+
+
+def test_an_argument_beyond_those_that_are_remembered_is_not_said_to_be_another_step(worker, again):
+    def total(many):
+        return sum(many)
+
+    def night(device, last):
+        with device.batch(token="nightly"):
+            plan.send(device)([*(X for _ in range(59)), last])
+
+    plan = fq.func2plan()(total).build([X] * 60)
+    night(worker, X)
+    with pytest.raises(Conflict, match="it differs in an argument of its step 1 beyond the first 38, or after"):
+        night(again(), X + 1)
 
 
 def test_a_tensor_that_is_drawn_anew_is_told(worker, again):

@@ -86,8 +86,8 @@ GUARDS = (
     Guard("commits are fsynced (synchronous=FULL)", "fedq/fs/database.py",
           "'FULL' if durable else 'OFF'", "'OFF'", STATES),
     Guard("send: the outbox is committed before the put", SENDING,
-          "    _commit(device, draft, [part])\n",
-          "    _put(device, part.id, part.chunks)\n    _commit(device, draft, [part])\n", KILLS),
+          "        _commit(device, draft, [part])\n",
+          "        _put(device, part.id, part.chunks)\n        _commit(device, draft, [part])\n", KILLS),
     Guard("send: a message counts as put after it was put", SENDING,
           "    device.pair.carrier.put(device.pair.message_name(id_), chunks)\n"
           "    device.client.outbox.was_put(device.number, id_, chunks)",

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from fedq import fs, ids
+from fedq.client import sending
 from fedq.client.draft import Draft, Envelope, seal
 from fedq.client.session import Client
 from fedq.device import gate as gates
@@ -161,6 +162,27 @@ def test_a_send_that_raised_is_not_done(world):
     Client(world.config, now=lambda: world.now).close()
     world.wait()
     assert world.came(X) is None
+
+
+def test_a_send_that_raised_and_cannot_be_taken_back_says_so_and_goes_out_later(world):
+    client = Client(world.config, now=lambda: world.now)
+    failing = OSError(errno.EIO, "input/output error")
+
+    def fails(*_, **__):
+        fs.FAILPOINTS["outbox.begin"] = lambda *_, **__: (_ for _ in ()).throw(
+            sqlite3.OperationalError("disk I/O error")
+        )
+        raise failing
+
+    fs.FAILPOINTS["put.unnamed"] = fails
+    with pytest.raises(Unreachable) as caught:
+        client.device(NAME).submit([Put(X, "t0"), Get(X, (X,))], {"t0": content(X, 2)})
+    fs.FAILPOINTS.clear()
+    assert sending.LEFT in caught.value.hint and "input/output error" in str(caught.value)
+    client.close()
+    Client(world.config, now=lambda: world.now).close()
+    world.wait()
+    assert isinstance(world.came(X), RawTensor)
 
 
 def test_a_name_that_a_stranger_took_holds_up_no_other_message(world):

@@ -1,6 +1,10 @@
-"""What a gate believes of a worker: its time, its rows, its facts. No process needed."""
+"""What a gate believes of a worker: its time, its rows, its facts, its end."""
 
 from __future__ import annotations
+
+import os
+import signal
+from functools import partial
 
 import pytest
 
@@ -9,8 +13,10 @@ from fedq.client.pointers import PointerTensor
 from fedq.device import kinds
 from fedq.device.batch import well_formed
 from fedq.device.gate import Gate
-from fedq.device.pool import PAGE, START_S, Answer, Clock, Held
+from fedq.device.pool import PAGE, START_S, Answer, Clock, Died, Held, ProcessWorker
+from fedq.plan.codec import RawTensor
 from tests.device.world import NAME, World
+from tests.rig import wait_until
 
 
 def page(call: int, step: int = 0, ready: int = 1) -> bytes:
@@ -102,16 +108,15 @@ class Liar:
     """A worker that answers each call with this row."""
 
     pid, busy, idle_s, progress = 0, False, 0.0, (0, 0)
-    row: object = None
 
-    def __init__(self) -> None:
-        self.held, self._answer = Held(), None
+    def __init__(self, row: object) -> None:
+        self.held, self._row, self._answer = Held(), row, None
 
     def fileno(self) -> int:
         return -1
 
     def start(self, head, tensors) -> None:
-        self._answer = Answer([self.row for _ in head["calls"]], [])
+        self._answer = Answer([self._row for _ in head["calls"]], [])
 
     def poll(self):
         answer, self._answer = self._answer, None
@@ -121,11 +126,10 @@ class Liar:
         pass
 
 
-def failure(tmp_path, monkeypatch, row):
+def failure(tmp_path, row):
     """What a requester is told when its worker sends this."""
-    monkeypatch.setattr(Liar, "row", row)
     world = World(tmp_path)
-    world._gate = Gate(world.config, [NAME], worker=Liar, now=world.now)
+    world._gate = Gate(world.config, [NAME], worker=partial(Liar, row), now=world.now)
     result = world.double(world.alice, world.put(world.alice, 1))
     world.step()
     (came,) = fetch.outcomes([PointerTensor(world.alice, result, None)], 0, on_wait=lambda _: None)
@@ -133,28 +137,57 @@ def failure(tmp_path, monkeypatch, row):
     return came
 
 
-def test_what_a_worker_says_of_a_failure_is_not_believed(tmp_path, monkeypatch):
+def test_what_a_worker_says_of_a_failure_is_not_believed(tmp_path):
     facts = {"kind": "the value is 4711", "op": "aten.4711", "step": "4711", "id": "4711", "action": 0, "line": "4711"}
-    came = failure(tmp_path, monkeypatch, ["e", "waiting_for_approval", "4711", facts, "4711"])
+    came = failure(tmp_path, ["e", "waiting_for_approval", "4711", facts, "4711"])
     assert came.code == "failed"
     assert str(came) == "plan 'double': action 0 aten.add.Tensor failed   tour.py:9 (on device_1)"
     assert dict(came.fields) == {"action": 0, "op": "aten.add.Tensor", "kind": "other", "line": "tour.py:9"}
 
 
-def test_a_kind_of_the_list_has_its_words_and_hint(tmp_path, monkeypatch):
-    came = failure(tmp_path, monkeypatch, ["e", "failed", "", {"action": 0, "kind": "shape"}, "text"])
+def test_a_kind_of_the_list_has_its_words_and_hint(tmp_path):
+    came = failure(tmp_path, ["e", "failed", "", {"action": 0, "kind": "shape"}, "text"])
     assert str(came) == "plan 'double': action 0 aten.add.Tensor failed: sizes do not fit   tour.py:9 (on device_1)"
     assert came.hint == kinds.HINTS["shape"]
 
 
-def test_a_fold_that_met_a_number_that_is_not_finite_has_a_code_of_its_own(tmp_path, monkeypatch):
+def test_a_fold_that_met_a_number_that_is_not_finite_has_a_code_of_its_own(tmp_path):
     facts = {"hint": "lower the learning rate", "step": 7, "steps": 9}
-    came = failure(tmp_path, monkeypatch, ["e", "not_finite", "metric 0 is nan", facts, "text"])
+    came = failure(tmp_path, ["e", "not_finite", "metric 0 is nan", facts, "text"])
     assert (came.code, came.fields["kind"], came.hint) == ("not_finite", "not_finite", "lower the learning rate")
     assert str(came) == "plan 'double': metric 0 is nan in step 7 of 9 (on device_1)"
 
 
 @pytest.mark.parametrize("row", [None, ["ok", [5]], ["e", "failed"], ["ok", [{"n": []}]]])
-def test_a_worker_that_sends_what_is_no_answer_is_ended_and_its_call_charged(tmp_path, monkeypatch, row):
-    came = failure(tmp_path, monkeypatch, row)
+def test_a_worker_that_sends_what_is_no_answer_is_ended_and_its_call_charged(tmp_path, row):
+    came = failure(tmp_path, row)
     assert (came.code, came.fields["attempts"], came.fields["kind"]) == ("worker_died", 3, "other")
+
+
+# -- its end
+
+
+@pytest.mark.parametrize("size_bytes", [0, 100_000], ids=["nothing to read", "a batch to read"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["SIGKILL", "SIGSEGV"])
+def test_a_worker_that_is_killed_while_it_starts_is_told_so_with_the_signal(number, size_bytes):
+    """It has read nothing then, so that the socket says that the connection was reset."""
+    worker = ProcessWorker(threads=1)
+    os.kill(worker.pid, signal.SIGSTOP)  # it is not ready, and does not become so
+    worker.start(
+        {"plans": [], "give": [], "forget": [], "calls": []}, [RawTensor("u8", (size_bytes,), bytes(size_bytes))]
+    )
+    os.kill(worker.pid, number)
+    os.kill(worker.pid, signal.SIGCONT)
+    died = wait_until(worker.poll)
+    assert isinstance(died, Died) and (died.at, died.kind, died.signal) == (0, "killed", number.name)
+    assert died.why == f"worker {worker.pid} was killed by {number.name} while it started"
+
+
+def test_a_worker_that_ends_while_it_starts_is_told_so_with_its_status(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = ProcessWorker(threads=1)
+    worker.start({"plans": [], "give": [], "forget": [], "calls": []}, [])
+    died = wait_until(worker.poll)
+    assert isinstance(died, Died) and died.kind == "other"
+    assert died.why.startswith(f"worker {worker.pid} ended while it started, exit status ")

@@ -104,6 +104,23 @@ def structures(seed, scale=1.0):
     return {name: scale * torch.randn(p.shape, generator=g) for name, p in mlp().named_parameters()}
 
 
+@pytest.mark.parametrize("given", [{"lr": None}, None], ids=["given", "fixed"])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_a_rate_that_is_a_tensor_is_bit_for_bit_eagers_with_the_number_that_it_holds(served, make, given):
+    """Not with the tensor: from that, eager computes Adam's step size in f32."""
+    rate = torch.tensor(0.01)
+    model, other, third = mlp(), mlp(), mlp()
+    theirs, tensors = make(other.parameters(), rate.item()), make(third.parameters(), rate)
+    plan = fq.training_plan(model, F.cross_entropy, make(model.parameters(), rate), X[:6], Y[:6], given=given)
+    new, _ = plan.send(served.device).fold(plan.carry(), data(served.device), batch_size=6)
+    for at in range(0, 24, 6):
+        eager(other, theirs, F.cross_entropy, X[at : at + 6], Y[at : at + 6])
+        eager(third, tensors, F.cross_entropy, X[at : at + 6], Y[at : at + 6])
+    trained = got(new["params"])
+    assert same(trained, other)
+    assert all(torch.allclose(trained[name], p, rtol=0, atol=2e-7) for name, p in third.named_parameters())
+
+
 def test_fedprox_and_control_variates_need_no_new_graph(served):
     model, other = mlp(), mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -250,7 +267,7 @@ def test_what_is_given_to_a_fold_is_told_by_its_path(served):
     with pytest.raises(SpecMismatch, match="key 'rate' is not among those") as caught:
         there.fold(plan.carry(), data(served.device), given={"rate": 1.0}, batch_size=8)
     assert "'lr', 'momentum'" in caught.value.hint
-    with pytest.raises(SpecMismatch, match=r"given\.lr: f64\[\] expected, f32\[2\] given"):
+    with pytest.raises(SpecMismatch, match=r"given\.lr: a number expected, f32\[2\] given"):
         there.fold(plan.carry(), data(served.device), given={"lr": torch.ones(2)}, batch_size=8)
 
 

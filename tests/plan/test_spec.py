@@ -1,10 +1,15 @@
+import re
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fedq as fq
 from fedq.errors import SpecMismatch
 from fedq.plan import spec
 from fedq.plan.graph import About, Action, Graph, Type, Var, parse_size
+from fedq.plan.tensors import type_of
 
 T = Type.parse
 
@@ -53,7 +58,66 @@ def test_a_mismatch_says_what_was_expected_and_what_was_given(given_types, messa
 def test_a_wrong_shape_hints_at_the_shape_to_rebuild_with():
     with pytest.raises(SpecMismatch, match=r"^input 0: f32\[2\] expected, f32\[100,2\] given$") as caught:
         spec.match(graph("f32[2]"), types("f32[100,2]"))
-    assert caught.value.hint == "rebuild with args_shape=[(-1,2)]"
+    assert caught.value.hint == "rebuild with args_shape=[(100,2)]"
+
+
+def scaled(x, k):
+    return x * k
+
+
+def chosen(x, *, at):
+    return x[at]
+
+
+def total(x, y):
+    return x.sum() + y.reshape(-1)[: x.shape[0]]
+
+
+def wide(x):
+    return x.reshape(6)
+
+
+I64 = torch.int64
+PASTED = {
+    "a number beside it": (scaled, {"x": torch.ones(3), "k": 2}, {"x": torch.ones(3, 1), "k": 7}),
+    "another dtype, by name": (
+        chosen, {"x": torch.ones(3), "at": torch.ones(1, dtype=I64)},
+        {"x": torch.ones(3), "at": torch.ones(2, 2, dtype=I64)},
+    ),
+    "tensors of f32 alone": (
+        total, {"x": torch.ones(3), "y": torch.ones(3, 2)}, {"x": torch.ones(3), "y": torch.ones(3, 2, 5)}
+    ),
+    "a size that the function fixes": (wide, {"x": torch.ones(6)}, {"x": torch.ones(3, 2)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PASTED)
+def test_a_hint_can_be_pasted_and_the_plan_then_takes_what_it_refused(case):
+    function, built_on, given_now = PASTED[case]
+    plan = fq.func2plan()(function)
+    plan.build(**built_on)
+    now = [type_of(value) for value in given_now.values()]
+    with pytest.raises(SpecMismatch) as caught:
+        spec.match(plan.graph, now, about=plan.about)
+    hint = caught.value.hint.removeprefix("rebuild with ")
+    if shapes := re.fullmatch(r"args_shape=(\[.*\])", hint):
+        plan.build_shapes(eval(shapes[1]))
+    else:
+        eval(hint, {"plan": plan, "torch": torch})
+    spec.match(plan.graph, now, about=plan.about)
+
+
+def test_sizes_under_one_letter_that_differ_are_no_matter_of_another_plan():
+    both = graph("f32[n]", "f32[n]", sizes={"n": 0})
+    with pytest.raises(SpecMismatch) as caught:
+        spec.match(both, types("f32[4]", "f32[3]"))
+    assert caught.value.hint == "n is one size in all arguments: give it with n = 4"
+
+
+def test_a_number_for_a_tensor_is_told_to_be_one():
+    with pytest.raises(SpecMismatch) as caught:
+        spec.match(graph("f32[n]", sizes={"n": 0}), [Type("float", None, 4711.0)])
+    assert caught.value.hint == "give a tensor there, such as torch.tensor(...), of f32[n]"
 
 
 def test_numbers_match_by_kind_and_by_value_where_it_is_fixed():
