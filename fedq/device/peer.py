@@ -179,6 +179,7 @@ class Peer:
             self._files[message.id] = file
         self.calls_left[message.id] = len(calls) + len(ran)
         for call in ran:
+            call.sources = self.sources_of(call)
             self.questions.add(call, ran=True)
         for plan in {c.plan for c in calls}:
             self.journal.uses_plan(self.name, plan, message.expires)
@@ -289,6 +290,8 @@ class Peer:
             files = [v.id for r in call.results if (v := self.journal.value(self.name, r)) and v.in_file]
             self.journal.spoil([(self.name, r) for r in call.results], failure)
             self.let_go(call.results, files=files)
+            for result in call.results:
+                self._fail_readers(result, failure)
         elif failure is not None:
             self.add([failed(self.name, r, failure) for r in call.results], call.message, self._time)
         self._left(call)
@@ -360,7 +363,7 @@ class Peer:
         for ref in call.refs:
             maker = self.coming.get(ref) or self.questions.asleep.get(ref)
             value = self.journal.value(self.name, ref)
-            sources |= maker.sources if maker else value.sources if value else set()
+            sources |= value.sources if value else maker.sources if maker else set()
         return frozenset(sources)
 
     def _arrived(self, id_: str) -> None:
@@ -406,8 +409,12 @@ class Peer:
             self._told(value.id)
             self._arrived(value.id)
             if value.failure is not None and not value.sources:
-                for call in self.questions.failed(value.id):
-                    self.over(call, batches.inherited(self, call, value.failure, value.id))
+                self._fail_readers(value.id, value.failure)
+
+    def _fail_readers(self, id_: str, failure: Failure) -> None:
+        """Private calls that read what failed for all to see fail with it."""
+        for call in self.questions.failed(id_):
+            self.over(call, batches.inherited(self, call, failure, id_))
 
     def _told(self, id_: str) -> None:
         """Gets that waited for this may be answered."""

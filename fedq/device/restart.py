@@ -45,6 +45,8 @@ def reenter(home: Home, peers: Mapping[str, Peer], now: float, *, blame: bool = 
         peer, message = peers.get(wanted.sender), journal.message(wanted.sender, wanted.message)
         if peer is not None and message is not None and wanted.id not in peer.wants:
             peer.want(wanted, message)
+    for peer in peers.values():
+        peer.settle(now)  # so that calls are known to be asked for, before any is given up
 
 
 def _enter(home: Home, peer: Peer, taken: Taken, now: float) -> None:

@@ -112,12 +112,14 @@ def test_a_failure_is_raised_as_what_it_names(out, side):
     assert side.take() == []
 
 
-def test_a_refused_value_is_asked_for_again(out, side):
+def test_a_value_that_was_gone_is_asked_for_again_and_a_denial_stands(out, side):
     get(out)
-    side.reply(side.only().actions[0].reply, {out.id: Failure("denied", "the owner declined", {})})
-    assert get(out).code == "denied"
+    side.reply(side.only().actions[0].reply, {out.id: Failure("missing_value", "it was dropped", {})})
+    assert get(out).code == "missing_value"
     get(out)
-    assert isinstance(side.only().actions[0], Get)
+    side.reply(next(a.reply for a in side.only().actions if isinstance(a, Get)), {out.id: Failure("denied", "no", {})})
+    assert [get(out).code, get(out).code] == ["denied", "denied"]
+    assert not side.take()
 
 
 def test_a_timeout_says_for_whom_and_why(world, out, side):
