@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -244,8 +244,8 @@ class Reader:
         for message, action, plan, results in row.about["calls"]:
             found = self.message(row.sender, message)
             verb = found[0].actions[action] if found and action < len(found[0].actions) else None
-            args, loop = (verb.given, verb.loop) if isinstance(verb, Fold) else ((), None)
-            args = verb.args if isinstance(verb, Run) else args
+            args = _args(verb) if isinstance(verb, (Run, Fold)) else ()
+            loop = verb.loop if isinstance(verb, Fold) else None
             step = Step(message, action, plan, self.plan(row.sender, plan), tuple(args), tuple(results), loop)
             step = self._typed(row, step, made) if verb is not None else step
             made.update({r: (t, s) for r, t, s in zip(results, step.types, step.sources, strict=False)})
@@ -364,24 +364,47 @@ class Reader:
 
     def unasked(self) -> dict[str, int]:
         """Private calls that nobody asked for, by requester."""
-        needed = {(r.sender, m, a) for r in self._rows if r.state != "ended" for m, a, *_ in r.about["calls"]}
         counts: dict[str, int] = {}
+        calls = list(self._undone())
+        needed = self._needed({(sender, r): (key, verb) for sender, key, verb in calls for r in verb.results})
+        for sender, key, verb in calls:
+            if key not in needed:
+                counts[sender] = counts.get(sender, 0) + self._is_asleep(sender, verb)
+        return {sender: count for sender, count in counts.items() if count}
+
+    def _undone(self) -> Iterator[tuple[str, tuple[str, int], Run | Fold]]:
+        """Calls of messages that are not done, each with its sender and its key."""
         for taken in self._journal.open_messages():
             message = self.message(taken.sender, taken.id)
             for n, verb in enumerate(message[0].actions if message else ()):
-                if isinstance(verb, (Run, Fold)) and (taken.sender, taken.id, n) not in needed:
-                    counts[taken.sender] = counts.get(taken.sender, 0) + self._is_asleep(taken.sender, verb)
-        return {sender: count for sender, count in counts.items() if count}
+                if isinstance(verb, (Run, Fold)):
+                    yield taken.sender, (taken.id, n), verb
+
+    def _needed(self, makers: Mapping[tuple[str, str], tuple[tuple[str, int], Run | Fold]]) -> set[tuple[str, int]]:
+        """The calls that open questions need, directly or through others."""
+        stack = [(r.sender, id_) for r in self._rows if r.state != "ended" for id_ in r.about["values"]]
+        needed: set[tuple[str, int]] = set()
+        while stack:
+            sender, id_ = stack.pop()
+            key, verb = makers.get((sender, id_), (None, None))
+            if key is not None and verb is not None and key not in needed:
+                needed.add(key)
+                stack += [(sender, a.id) for a in _args(verb) if isinstance(a, Ref)]
+        return needed
 
     def _is_asleep(self, sender: str, verb: Run | Fold) -> bool:
         """Whether a call that did not run reads what is not open."""
         if verb.results and self._journal.exists(sender, verb.results[0]):
             return False
-        args = verb.given if isinstance(verb, Fold) else verb.args
+        args = _args(verb)
         private = bool(self._private(a.id for a in args if isinstance(a, OwnerRef)))
         values = (self._journal.value(sender, a.id) for a in args if isinstance(a, Ref))
         # a result that is not there comes from a call that did not run: open ones do, at once
         return private or any(v is None or self._private(v.sources) for v in values)
+
+
+def _args(verb: Run | Fold) -> tuple[RunArg, ...]:
+    return verb.given if isinstance(verb, Fold) else verb.args
 
 
 def _plain(type_: Type) -> Type:
