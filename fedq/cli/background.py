@@ -17,7 +17,7 @@ from fedq.config import Config
 from fedq.device import daemon, gate, review
 from fedq.device.daemon import log_file as log_file
 from fedq.device.home import Home, homes
-from fedq.errors import FedqError, UnknownDevice, Unreachable, UsageError
+from fedq.errors import AlreadyRunning, FedqError, UnknownDevice, Unreachable, UsageError
 from fedq.queue import pair as pairs
 from fedq.queue.pair import Heartbeat
 from fedq.trust import keys
@@ -103,6 +103,34 @@ def _is_up(config: Config, name: str, since: float = 0.0) -> bool:
 def is_served(config: Config, name: str) -> bool:
     """Whether a process serves this device."""
     return daemon.pid(config) is not None and name in gate.marked_up(config)
+
+
+def await_parted(config: Config, name: str, requester: str) -> None:
+    """Until the process that serves the device, if one does, is done with a requester who is not trusted any more."""
+    home = Home(config.devices / name, config)
+
+    def parted() -> bool:
+        with contextlib.suppress(FedqError, FileNotFoundError):
+            return _beat(home, requester).state != "up"
+        return True
+
+    if is_served(config, name):
+        _wait(parted)
+    home.close()
+
+
+def check_not_served(config: Config, name: str) -> None:
+    """AlreadyRunning if a process serves a device, or shall."""
+    if name in gate.marked_up(config) or (daemon.pid(config) is not None and _is_up(config, name)):
+        raise AlreadyRunning(f"{name} is up, or shall be", hint=f"fedq device down {name}")
+
+
+def erase(config: Config, home: Home) -> list[str]:
+    """Delete a device, while no ``step`` serves it; what of its pairs could not be deleted."""
+    if daemon.pid(config) is not None:  # it holds the lock, and serves others
+        return home.erase()
+    with gate.hold(config):
+        return home.erase()
 
 
 def _alive(beat: Heartbeat) -> bool:

@@ -11,6 +11,7 @@ from fedq.cli import show
 from fedq.cli.inspect import size
 from fedq.device.evidence import Evidence, Leaving, Own, Read, Step
 from fedq.device.journal import QuestionRow, Value
+from fedq.device.record import Entry
 from fedq.plan import typed
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import show as printed
@@ -228,6 +229,21 @@ def outcome(device: str, found: Sequence[tuple[str, Value | None, RawTensor | No
         else:
             lines.append(str(value.type.value))
     return "\n".join(lines)
+
+
+def record(entries: Sequence[Entry]) -> str:
+    """A line for each thing that happened: when, whose, what, which, and more; further lines of it below."""
+    rows, more = [], []
+    for e in entries:
+        first, *rest = e.text.split("\n")
+        about = ", ".join(f"#{spelling.name(t)}" for t in e.tags)
+        shown = chain(first) if e.what == "asked" else spelling.text(first)
+        who = f"by {e.by}" if e.by else ""
+        rows.append(
+            (show.when(e.time), spelling.name(e.requester), e.what, e.ref, about, " ".join(filter(None, (shown, who))))
+        )
+        more.append("".join(f"\n  | {spelling.text(line, most=1000)}" for line in rest))
+    return "\n".join(map("".join, zip(show.table(rows).splitlines(), more, strict=True)))
 
 
 def as_json(device: str, found: Evidence) -> dict[str, Any]:

@@ -325,6 +325,11 @@ class Journal:
         calls = [(sender, *call, now) for sender, text in rows for call in _calls(text)]
         sql = "INSERT INTO ends(sender, message, action, gates, time) VALUES(?,?,?,1,?) "
         self._db.executemany(sql + "ON CONFLICT DO UPDATE SET gates=gates+1, time=excluded.time", calls)
+        if calls:
+            self.record("restarted", "", "", f"{len(calls)} under way when the last gate ended", now=now)
+        for (sender, message, action), ends in self.ends().items() if calls else ():
+            if ends.gates == GATE_ENDS and ends.time == now:
+                self.record("held", sender, f"{message}:{action}", "the gate ended five times while it ran", now=now)
 
     def forget_started(self) -> None:
         """Nothing is running any more."""
@@ -768,6 +773,11 @@ class Journal:
         return [
             Answer(sender, id_, time, tuple(ids.split()), _allowed(text) or {}) for sender, id_, time, ids, text in rows
         ]
+
+    def last_heard(self, sender: str) -> float | None:
+        """When the newest message of a requester's that is remembered came."""
+        found = self._db.execute("SELECT max(received) FROM messages WHERE sender=?", (sender,)).fetchone()
+        return None if found[0] is None else float(found[0])
 
     # -- what was found out for the owner
 

@@ -378,7 +378,7 @@ def at_terminal(shell, *words, answers):
             text += os.read(master, 1 << 16).decode()
         except OSError:
             break
-        if left and text.rstrip(" ").endswith(("?", "(told to the requester; may be empty)", "(yes/no)")):
+        if left and text.rstrip(" ").endswith(("?", ":", "(told to the requester; may be empty)", "(yes/no)")):
             os.write(master, f"{left.pop(0)}\n".encode())
             text += "\n"
     os.close(master)
