@@ -57,6 +57,6 @@ def _standing(peer: Peer) -> tuple[Any, ...]:
     """What waits, runs, is held and was refused; for the heartbeat."""
     waiting = running(itertools.chain(peer.queue, peer.waiting.calls()), TOLD)
     stopped = ((result, STOPPED) for call in peer.stopped() for result in call.results)
-    questions = ((reply, ASKED) for reply in peer.questions.open)
+    questions = ((reply, ASKED) for reply in sorted(peer.questions.open))
     held = tuple(itertools.islice(itertools.chain(questions, stopped), TOLD))
     return waiting, running(peer.running, TOLD), held, tuple(itertools.islice(peer.refused.items(), TOLD))

@@ -100,11 +100,11 @@ class Peer:
 
     # -- a message
 
-    def enter(self, message: Message, file: File, taken: Taken, now: float) -> None:
+    def enter(self, message: Message, file: File, taken: Taken, now: float, *, again: bool = False) -> None:
         """Do a message's immediate actions and queue its calls; again, after a restart, changes nothing."""
         calls: list[Call] = []
         self._keep_time(now)
-        if taken.received > message.expires or message.expires <= self.journal.forgotten(self.name):
+        if taken.received > message.expires or not (again or message.expires > self.journal.forgotten(self.name)):
             self._enter_expired(message, taken, now)
             return
         for number, verb in enumerate(message.actions):
@@ -117,7 +117,8 @@ class Peer:
                 case Run() | Fold():
                     calls.append(_call(message, number, verb, taken, self.ends.get((message.id, number))))
                 case Get():
-                    self.want(_wanted(message, verb), taken)
+                    if not (again and self._is_answered(verb.reply)):
+                        self.want(_wanted(message, verb), taken)
                 case Drop():
                     after = [message.id, *verb.after]
                     row_number = self.journal.add_drop(self.name, message.id, verb.values, after)
@@ -156,6 +157,11 @@ class Peer:
         files = self.inbox.taken or self.delete or self.forget or self.unspool or self.forget_versions
         return bool(self.drops.due or files)
 
+    def _is_answered(self, reply: str) -> bool:
+        """Whether a reply is out, or its requester has it: a restart does not make it again."""
+        known = self.journal.reply(self.name, reply)
+        return known is not None and known.state in ("published", "acked")
+
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
         if not self.journal.exists(self.name, verb.id) and not self._is_promised(verb.id):
             row = self.store.keep(self.name, verb.id, file.tensors[verb.tensor], tag=verb.tag)
@@ -165,6 +171,8 @@ class Peer:
             self.catalog_due |= verb.tag is not None
 
     def _acknowledged(self, verb: Ack) -> None:
+        for question in [self.questions.open[r] for r in verb.replies if r in self.questions.open]:
+            self.questions.withdraw(question, CANCELLED)
         self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
         self.delete += verb.replies
         for want in [self.wants.pop(r) for r in verb.replies if r in self.wants]:
@@ -490,7 +498,7 @@ class Peer:
         """Answer the gets whose values are all there, or ask the owner; what may leave is recorded here."""
         while self.touched:
             touched, self.touched = self.touched, set()
-            for reply in touched:
+            for reply in sorted(touched):  # in an order that nothing private tells
                 want = self.wants.get(reply)
                 if want is None:
                     continue

@@ -152,8 +152,8 @@ class Questions:
         self._touch(call)
 
     def failed(self, id_: str) -> list[Call]:
-        """Private calls that read this value of the requester's own, which failed for all to see."""
-        return [call for call in self._readers.get(id_, ()) if call.key not in self._ran]
+        """Private calls that read this value of the requester's own, which failed for all to see; also those that ran."""
+        return list(self._readers.get(id_, ()))
 
     def gone(self) -> list[tuple[Call, Failure]]:
         """Calls that no question needs and whose owner's value is gone; the others end with their questions."""
@@ -343,6 +343,10 @@ class Questions:
     def _decided(self, replies: Iterable[str]) -> bool:
         rows = (self._journal.question(self._peer.name, reply) for reply in replies)
         return any(row is not None and row.word in (policy.LOOK, policy.APPROVE) for row in rows)
+
+    def withdraw(self, question: Question, failure: Failure) -> None:
+        """Its requester says that it has the answer to a question that is open: nobody need be asked."""
+        self._answer(question, failure)
 
     def cancel(self, messages: Iterable[str], failure: Failure) -> None:
         """The gets of these messages are not to be answered otherwise."""

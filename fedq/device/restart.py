@@ -59,7 +59,7 @@ def _enter(home: Home, peer: Peer, taken: Taken, now: float) -> None:
     if taken.file is None:
         peer.spooled.add(taken.id)
     file = decode(raw)
-    peer.enter(message_from_json(file.body), file, taken, now)
+    peer.enter(message_from_json(file.body), file, taken, now, again=True)
 
 
 def clear_leftovers(home: Home, peer: Peer) -> None:
