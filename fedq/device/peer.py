@@ -82,6 +82,8 @@ class Peer:
         self.cut: list[Lane] = []
         """Lanes whose workers are to be ended: they do what was cancelled."""
         self.catalog_due = True
+        self.leaving = False
+        """Whether it is not trusted any more: what was decided is told, nothing else is done."""
         self.unseen = False
         """Whether the owner may have said or changed something since the last look."""
         self._plans: dict[str, tuple[PlanFile, Verified]] = {}
@@ -526,6 +528,15 @@ class Peer:
                 allowed[id_] = value.failure or self.store.digest(value)
         want.wanted = replace(want.wanted, allowed=allowed)
         self.journal.allow(self.name, want.wanted.id, allowed)
+        if want.word:
+            self._record_left(want)
+
+    def _record_left(self, want: Want) -> None:
+        """Write down what leaves by its owner's word: it is remembered longer than the reply."""
+        for id_, allowed in (want.wanted.allowed or {}).items():
+            value = self.journal.once(OWNER if id_ in want.wanted.owners else self.name, id_)
+            told = allowed.code if isinstance(allowed, Failure) else str(value.type).partition("=")[0] if value else "?"
+            self.journal.record("left", self.name, want.wanted.id, f"{id_} {told}", now=self._time)
 
     def owners_version(self, id_: str) -> Value | None:
         """An owner's value, also one that was replaced since and is kept for a decided question."""
