@@ -41,7 +41,7 @@ def test_a_result_whose_data_was_replaced_is_asked_for_again_on_what_is_there_no
     shell("data", "add", "ward", "x.npy", "--tag", "private", "--replace")
     shell("device", "step", "ward")
     assert "put another value in" in shell("get", first, "--timeout", "10s", code=4).stderr
-    told = shell("get", first, "--ask-again", "--timeout", "100ms", code=6).stderr
+    told = shell("get", first, "--ask-again", "--timeout", "100ms", code=7).stderr
     again = told.partition("asked again: ")[2].split()[0]
     shell("device", "step", "ward")
     shell("approve", again)
