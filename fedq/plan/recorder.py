@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fedq.errors import CannotRecord
 from fedq.plan.blame import DEVICES, OTHER_MEMORY, WRITES_TO_ARGUMENT, Line, Unrecordable, shown, user_line
 from fedq.plan.graph import Arg, Dtype, Format, Var
-from fedq.plan.held import is_own
+from fedq.plan.held import is_own, stand_in
 from fedq.plan.recording import Call, Guard, Size, Trace, Value
 from fedq.plan.rules import RUN_AS, refuse_empty, refuse_outright
 from fedq.plan.settle import at
@@ -346,7 +346,9 @@ def _apart(out: Any, func: Any, args: Any) -> Any:
     """
     if func._schema.is_mutable or not any(out is a for a in args):
         return out
-    return torch.ops.aten.alias.default(out)
+    made = torch.ops.aten.alias.default(out)
+    stand_in(made, out)
+    return made
 
 
 def _same_value(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fedq.errors import CannotRecord
-from fedq.plan import variants
+from fedq.plan import kinds, variants
 from fedq.plan.blame import cannot, line_of_call
 from fedq.plan.capture import Function, record
 from fedq.plan.emit import emit
@@ -60,7 +60,7 @@ def trace(
     names = [n for n, _ in state]
     as_it_is, kept = function, Kept(function)
     function = kept.around(as_it_is)
-    with _ONE_AT_A_TIME, _seeds_untouched(lambda: prove(function, asked, tensors)):
+    with _ONE_AT_A_TIME, kinds.told(kept.places), _seeds_untouched(lambda: prove(function, asked, tensors)):
         proved = prove(function, asked, tensors, as_written=as_written)
         refuse_memory(as_it_is, kept, asked, proved.inputs, tensors)
         first, examples = _graph(proved, names, name, params), [proved.example]
