@@ -42,7 +42,7 @@ from fedq.plan.held import any_would_require_grad, is_own, recording, stand_in
 from fedq.plan.recorder import Recorder, Sizes
 from fedq.plan.recording import Free, In, Trace
 from fedq.plan.rules import REWRITTEN
-from fedq.plan.statistics import SEEN
+from fedq.plan.statistics import SEEN, float_of_tensors
 
 
 class _Watch(TorchFunctionMode):
@@ -64,8 +64,9 @@ class _Watch(TorchFunctionMode):
             raise Unrecordable(WATCHED[func])
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self.control.call(func, args)
-        if func in SEEN and not self.gradients:
-            return SEEN[func](*args, **(kwargs or {}))
+        if func in SEEN:
+            args, kwargs = tree_map_only(torch.SymFloat, self.recorder.marked, (args, kwargs or {}))
+            return SEEN[func](*args, **kwargs) if not self.gradients else self._call(func, args, kwargs)
         if func in REWRITTEN:
             return REWRITTEN[func](*args, **(kwargs or {}))
         if func == _DATA:
@@ -229,6 +230,7 @@ def _synced(tensor: Any) -> Any:
 def _modes(fakes: FakeTensorMode, recorder: Recorder, *, gradients: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        stack.enter_context(float_of_tensors())
         stack.enter_context(fakes)
         stack.enter_context(enable_python_dispatcher())
         if gradients:
