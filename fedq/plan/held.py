@@ -185,6 +185,11 @@ def own_copy(tensor: torch.Tensor) -> torch.Tensor:
     return made
 
 
+def is_special(example: Any) -> bool:
+    """Whether it is a tensor that a device's values are not: a parameter, or one that requires a gradient."""
+    return isinstance(example, torch.Tensor) and (example.requires_grad or isinstance(example, nn.Parameter))
+
+
 def like(example: Any, value: Any) -> Any:
     """The value of an argument whose example may require a gradient: then it does, where one is taken."""
     if not (isinstance(example, torch.Tensor) and example.requires_grad and value.is_floating_point()):

@@ -179,12 +179,6 @@ def test_parameters_and_buffers_are_of_the_classes_they_have_in_eager(frozen):
     assert torch.equal(got, net(X)) and torch.equal(new["seen"], net.seen)
 
 
-def test_a_parameter_given_as_an_example_is_one_while_recording():
-    plan = fq.func2plan()(lambda p: p * (3 if type(p) is nn.Parameter else 2)).build(nn.Parameter(X))
-    assert torch.equal(workers.replayed(plan.file(), X), X * 3)
-    assert torch.equal(plan.eager((nn.Parameter(X),), {}, seed=0), X * 3)
-
-
 def test_a_module_imported_while_recording_is_answered_as_well(tmp_path, monkeypatch):
     (tmp_path / "lately_imported.py").write_text(
         textwrap.dedent(
