@@ -67,9 +67,9 @@ class Line(str):
 
 
 def shown(line: str) -> str:
-    """The source line as it stands below a message, with its place."""
+    """The source line as it stands below a message, with its place; the place alone, where nothing can be read."""
     source = line.source if isinstance(line, Line) else ""
-    return f"\n  {source}        {line}" if source else ""
+    return f"\n  {source}        {line}" if source else f": {line}" if line else ""
 
 
 def user_line() -> Line:
@@ -142,6 +142,8 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
             "a branch or loop is given something that is no tensor",
             "make it a tensor, as torch.tensor(0.5) for 0.5, or use it in the function without giving it",
         )
+    if "'SymBool'" in text:
+        return _ON_VALUES, _instead(source)
     if "Cannot swap" in text:
         return OTHER_MEMORY
     if "unhashable type: non-nested Sym" in text:
@@ -198,6 +200,7 @@ _COMPUTE_IT = (
     "'fedq ops' lists what a plan takes"
 )
 _CURES = {
+    "__getitem__": "pick by a tensor with one dimension: x[i.reshape(1)][0], or x.index_select(0, i.reshape(1))[0]",
     "one_hot": "give it num_classes",
     "gaussian_nll_loss": "write 0.5 * (var.log() + (target - mean) ** 2 / var).mean() for it",
 }

@@ -583,7 +583,7 @@ def _refuse_if_other(graph: Graph, about: About, plainly: Callable[[], Graph]) -
     line = about.line(number) if number < len(graph.actions) else ""
     raise CannotRecord(
         "it does something else to an argument that requires a gradient or is a parameter, as the example is and a "
-        f"device's values are not{f': {line}' if line else ''}{shown(line)}",
+        f"device's values are not{shown(line)}",
         hint="give x.detach() as the example; where the function takes a gradient: x = x.detach().requires_grad_()",
         line=line,
     )
@@ -596,7 +596,7 @@ def _with_line(error: CannotRecord) -> CannotRecord:
     line = error.fields.get("line") or calling_line()
     if error.fields.get("line") or not line:
         return error
-    return CannotRecord(f"{error.args[0]}: {line}{shown(line)}", hint=error.hint, line=line)
+    return CannotRecord(f"{error.args[0]}{shown(line)}", hint=error.hint, line=line)
 
 
 def _check_dtype(what: str, tensor: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from fedq.errors import CannotRecord
 from fedq.plan import kinds, variants
-from fedq.plan.blame import cannot, line_of_call
+from fedq.plan.blame import cannot, line_of_call, shown
 from fedq.plan.capture import Function, record
 from fedq.plan.emit import emit
 from fedq.plan.graph import About, Graph, Type
@@ -135,7 +135,7 @@ def _seeds_untouched(again: Callable[[], Any]) -> Iterator[None]:
             _restore(before)
             raise CannotRecord(
                 f"it {'seeds torch' if source == 'torch' else f'draws from {source!r}'}: "
-                f"a plan would repeat what it saw{f': {line}' if line else ''}",
+                f"a plan would repeat what it saw{shown(line)}",
                 hint="draw with torch.rand and give the run a seed, or pass the number as an argument",
                 line=line,
             ) from failed

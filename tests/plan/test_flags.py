@@ -76,7 +76,7 @@ ASKS = {
 @pytest.mark.parametrize("what", ASKS)
 def test_a_function_that_treats_an_example_otherwise_than_a_devices_tensor_is_refused_and_the_cure_works(what):
     plan = fq.func2plan()(ASKS[what])
-    with pytest.raises(CannotRecord, match=r"requires a gradient or is a parameter.*test_flags.py:\d+") as caught:
+    with pytest.raises(CannotRecord, match=r"(?s)requires a gradient or is a parameter.*test_flags.py:\d+") as caught:
         plan.build(nn.Parameter(torch.ones(3)))
     assert "x.detach()" in caught.value.hint
     plan.build(nn.Parameter(torch.ones(3)).detach())
