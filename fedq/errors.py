@@ -163,7 +163,7 @@ class Removed(Refused):
 
 
 class WaitingForApproval(FedqError):
-    """The result exists and waits for its owner."""
+    """It waits for its owner's word: `fedq review`."""
 
     code = "waiting_for_approval"
     exit_code = 6

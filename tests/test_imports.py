@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "fedq").rglob("*.py"))
 
 LAYERS = [
-    {"errors", "ids", "config", "fs"},
+    {"errors", "ids", "spelling", "config", "fs"},
     {"plan"},
     {"queue"},
     {"trust"},
@@ -25,12 +25,13 @@ LAYERS = [
 PLAN_WITH_TORCH = """
 trace rehearse rules contracts preflight replay kernels plan tensors training given optimizers unchanged held capture
 recorder recording settle sizes blame prove emit statistics control once loops variants nesting drawing
-untouched twice dtypes roles
+untouched twice dtypes roles kinds steps foresee
 """.split()
 WITH_TORCH = {
     *(f"fedq.plan.{m}" for m in PLAN_WITH_TORCH),
     "fedq.client.pointers", "fedq.client.lazy", "fedq.client.hook",
     "fedq.device.worker", "fedq.device.folding", "fedq.device.keeping", "fedq.device.finite",
+    "fedq.device.typist",
     "fedq.local",
 }  # fmt: skip
 """Modules that may import torch, or one another, when they are imported. All others do so in functions."""

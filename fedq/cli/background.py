@@ -17,7 +17,7 @@ from fedq.config import Config
 from fedq.device import daemon, gate, review
 from fedq.device.daemon import log_file as log_file
 from fedq.device.home import Home, homes
-from fedq.errors import FedqError, UnknownDevice, Unreachable, UsageError
+from fedq.errors import AlreadyRunning, FedqError, UnknownDevice, Unreachable, UsageError
 from fedq.queue import pair as pairs
 from fedq.queue.pair import Heartbeat
 from fedq.trust import keys
@@ -100,6 +100,39 @@ def _is_up(config: Config, name: str, since: float = 0.0) -> bool:
     return any(_alive(b) and b.time >= since for b in _beats(Home(config.devices / name, config)))
 
 
+def is_served(config: Config, name: str) -> bool:
+    """Whether a process serves this device."""
+    return daemon.pid(config) is not None and name in gate.marked_up(config)
+
+
+def await_parted(config: Config, name: str, requester: str) -> None:
+    """Until the process that serves the device, if one does, is done with a requester who is not trusted any more."""
+    home = Home(config.devices / name, config)
+
+    def parted() -> bool:
+        with contextlib.suppress(FedqError, FileNotFoundError):
+            return _beat(home, requester).state != "up"
+        return True
+
+    if is_served(config, name):
+        _wait(parted)
+    home.close()
+
+
+def check_not_served(config: Config, name: str) -> None:
+    """AlreadyRunning if a process serves a device, or shall."""
+    if name in gate.marked_up(config) or (daemon.pid(config) is not None and _is_up(config, name)):
+        raise AlreadyRunning(f"{name} is up, or shall be", hint=f"fedq device down {name}")
+
+
+def erase(config: Config, home: Home) -> list[str]:
+    """Delete a device, while no ``step`` serves it; what of its pairs could not be deleted."""
+    if daemon.pid(config) is not None:  # it holds the lock, and serves others
+        return home.erase()
+    with gate.hold(config):
+        return home.erase()
+
+
 def _alive(beat: Heartbeat) -> bool:
     return beat.state == "up" and fs.clock() - beat.time < SILENT_S
 
@@ -114,7 +147,7 @@ def _beats(home: Home) -> list[Heartbeat]:
     return found
 
 
-def _not_taken(home: Home) -> int:
+def not_taken(home: Home) -> int:
     """Messages that lie in its queue and were not read yet."""
     new = 0
     for requester in home.trusted():
@@ -131,7 +164,7 @@ def _beat(home: Home, requester: str) -> Heartbeat:
 def state(config: Config, name: str) -> dict[str, Any]:
     """A device as ``device ls`` shows it; counts are over all its requesters."""
     home = Home(config.devices / name, config)
-    values, waiting = len(home.values()), home.journal.count_open() + _not_taken(home)
+    values, waiting = len(home.values()), home.journal.count_open() + not_taken(home)
     held = len(review.questions(home)) + len(home.stopped())
     failed = len(home.journal.failed())
     beats = _beats(home)

@@ -55,6 +55,7 @@ class Call:
 
     queue: str | None
     devices: str | None
+    as_json: bool = False
 
     @cached_property
     def config(self) -> Config:
@@ -85,6 +86,30 @@ class Call:
         """A line of talk."""
         print(text, file=sys.stderr, flush=True)
 
+    def show(self, text: str) -> None:
+        """What a command found, before it asks something about it."""
+        _print(text)
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether a person sits there: never in a pipe, nor for a program."""
+        return not self.as_json and sys.stdin.isatty() and sys.stdout.isatty()
+
+    def ask(self, question: str) -> str:
+        """What a person answers, in lower case; "" at the end of input."""
+        print(question, end=" ", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip()
+
+    @cached_property
+    def owner(self) -> str:
+        """Who types this, for the record of a device's owners: the name of the Unix user."""
+        import pwd
+
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            return str(os.getuid())
+
 
 Body = Callable[..., Shown]
 
@@ -99,7 +124,7 @@ def command(app: typer.Typer, *, examples: Sequence[str], numbers: bool = False)
         def run(ctx: typer.Context, **given: Any) -> None:
             first = ctx.find_root().params
             shared = {k: given.pop(k) or first.get(k) for k in ("queue_root", "devices_root", "as_json")}
-            shown = body(Call(shared["queue_root"], shared["devices_root"]), **given)
+            shown = body(Call(shared["queue_root"], shared["devices_root"], bool(shared["as_json"])), **given)
             raise typer.Exit(finish(shown, as_json=bool(shared["as_json"])))
 
         _disguise(run, body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -170,19 +170,93 @@ def resume(
     return Shown(rows, "\n".join(f"{name}  message {r['message']} of {r['requester']} goes on" for r in rows))
 
 
-@command(app, examples=["fedq device log", "fedq device log device_1 -n 200", "fedq device log --failed"])
+@command(app, examples=["fedq device requesters device_1"])
+def requesters(call: Call, name: Name) -> Shown:
+    """List who may ask a device. Shows name, key, questions that wait for you, and when it was last heard."""
+    from fedq.device import review
+
+    home = call.home(name)
+    waiting = [row.sender for row in review.questions(home)]
+    rows: list[dict[str, Any]] = [
+        {
+            "device": name, "requester": r.name, "key": r.key, "questions": waiting.count(r.name),
+            "last_heard": home.journal.last_heard(r.name),
+        }
+        for r in home.trusted()
+    ]  # fmt: skip
+    cells = [(r["requester"], r["key"], r["questions"], show.when(r["last_heard"])) for r in rows]
+    return Shown(rows, show.table([("requester", "key", "questions", "last heard"), *cells]) if rows else "")
+
+
+@command(app, examples=["fedq device untrust device_1 alice-3f9a1c2e"])
+def untrust(
+    call: Call,
+    name: Name,
+    requester: Annotated[str, typer.Argument(metavar="REQUESTER", help="As 'fedq device requesters' lists it.")],
+) -> Shown:
+    """Let a requester ask no more, at once. What it asked is denied, its workers end, what it sends is not read."""
+    from fedq.cli import background
+
+    who = call.home(name).untrust(requester, by=call.owner)
+    background.await_parted(call.config, name, who)
+    return Shown({"device": name, "requester": who}, f"{name}  {who} may ask no more")
+
+
+@command(app, examples=["fedq device rm device_1", "fedq device rm device_1 --yes"])
+def rm(
+    call: Call,
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> Shown:
+    """Delete a device that is not served. Its values, record, key and pairs go for good."""
+    from fedq.cli import background
+    from fedq.errors import UsageError
+
+    home = call.home(name)
+    background.check_not_served(call.config, name)
+    values, requesters = show.plural(len(home.values()), "value"), show.plural(len(home.trusted()), "requester")
+    call.say(f"{name}: {values}, its record and key in {home.path}, and its pairs with {requesters}")
+    if not yes and not call.can_ask:
+        raise UsageError("nobody to ask whether it is meant", hint="add --yes")
+    if not yes and call.ask(f"delete all that? type {name}:") != name:
+        return Shown({"removed": None}, "nothing was deleted")
+    left = background.erase(call.config, home)
+    for text in left:
+        call.say(f"left where it is: {text}")
+    return Shown({"removed": name, "left": left}, f"{name}  removed")
+
+
+@command(
+    app,
+    examples=[
+        "fedq device log device_1 --since 7d",
+        "fedq device log device_1 --requester alice-3f9a1c2e --tag input_data",
+        "fedq device log device_1 --process -n 200    # what the process that serves it says",
+        "fedq device log --failed",
+    ],
+)
 def log(
     call: Call,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only lines about this device.")] = None,
-    lines: Annotated[int, typer.Option("-n", help="At most so many lines, the newest.", min=1)] = 50,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A device; none: the process's log.")] = None,
+    lines: Annotated[int, typer.Option("-n", help="At most so many, the newest.", min=1)] = 50,
+    requester: Annotated[str | None, typer.Option("--requester", metavar="NAME", help="Only of this one.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Only about values with this tag.")] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only the last 12h, 7d.")] = None,
+    process: Annotated[bool, typer.Option("--process", help="The log of the process that serves devices.")] = False,
     failed: Annotated[
         bool, typer.Option("--failed", help="Only messages that failed or are held, and where they are kept.")
     ] = False,
 ) -> Shown:
-    """Print the log of the process that serves devices."""
+    """Say who asked for what on which data, what was decided by whom, what left, what failed. By default all of it."""
     from fedq.cli import background
     from fedq.device.home import homes
+    from fedq.errors import UsageError
 
+    filters = requester is not None or tag is not None or since is not None
+    if filters and (name is None or process or failed):
+        raise UsageError("--requester, --tag and --since go with NAME alone", hint="fedq device log NAME --since 7d")
+    if name is not None and not process and not failed:
+        return _record(call, name, lines, requester or "", (tag or "").removeprefix("#"), since)
     if name is not None:
         call.home(name)
     if failed:
@@ -191,3 +265,17 @@ def log(
         return Shown(rows, show.table(told))
     text = background.log_lines(call.config, name, lines)
     return Shown({"log": str(background.log_file(call.config)), "lines": text}, "\n".join(text))
+
+
+def _record(call: Call, name: str, most: int, requester: str, tag: str, since: str | None) -> Shown:
+    from dataclasses import asdict
+
+    from fedq import fs
+    from fedq.cli import owner, words
+    from fedq.device import record
+
+    start = fs.clock() - words.duration(since) if since else 0.0
+    found = record.entries(call.home(name), requester=requester, tag=tag, since=start)
+    if len(found) > most:
+        call.say(f"the newest {most} of {len(found)}: -n {len(found)} shows all")
+    return Shown([asdict(e) for e in found[-most:]], owner.record(found[-most:]))

@@ -102,6 +102,11 @@ class Call:
         return f"argument {path} ({id_[:digits]})" if path else f"argument {id_[:digits]}"
 
     @property
+    def name(self) -> str:
+        """The same, as it stands in the record of what happened."""
+        return f"{self.message}:{self.action}"
+
+    @property
     def held(self) -> bool:
         """Whether it runs only when the device's owner says so."""
         return self.ends.gates >= GATE_ENDS

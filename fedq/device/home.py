@@ -25,6 +25,8 @@ from fedq.queue.pair import OWN, Card, Catalog, Entry, Pair
 from fedq.trust import keys, policy
 
 GATE = ".gate"
+DEVICE = "device.json"
+"""The file that makes a folder the home of a device: what is deleted last."""
 DEADLINE_S = 3600.0
 """How long one call may take, if the owner says nothing else."""
 KEEP_DAYS = 30
@@ -126,8 +128,13 @@ class Home:
         """Take over what ``device.json`` says now."""
         said = _said(self.path)
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
-        self.keep_s = 86_400.0 * float(said.get("review", {}).get("keep_days", KEEP_DAYS))
+        self.keep_days = float(said.get("review", {}).get("keep_days", KEEP_DAYS))
         self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
+
+    @property
+    def keep_s(self) -> float:
+        """How long a question waits for the owner."""
+        return 86_400.0 * self.keep_days
 
     def close(self) -> None:
         self.journal.close()
@@ -151,7 +158,7 @@ class Home:
             [_line({"v": 1, "name": requester.name, "key": requester.key})],
         )
         pair = pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable)
-        card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,))
+        card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,), self.keep_days)
         pair.write_card(card, self.key)
         self.write_catalogs()
 
@@ -163,6 +170,47 @@ class Home:
                 body = json.loads(bytes(fs.read(self.path / "trust" / name, limit_bytes=1 << 16)))
                 found.append(Requester(body["name"], body["key"]))
         return found
+
+    def untrust(self, who: str, *, by: str = "") -> str:
+        """Let this requester ask no more: a name, or the beginning of it before the key's digits. Its whole name.
+
+        At once, also where a gate serves the device: what it asked is denied, its workers end.
+
+        Raises:
+            UnknownValue: nobody of this name is trusted. Ambiguous: two are.
+        """
+        known = [r.name for r in self.trusted()]
+        fits = [name for name in known if who in (name, name.rpartition("-")[0])]
+        if not fits:
+            raise UnknownValue(f"{self.name} trusts no {who[:80]!r}", hint=f"trusted: {', '.join(known) or 'nobody'}")
+        if len(fits) > 1:
+            raise Ambiguous(f"{who!r} fits {', '.join(fits)}", hint="give the digits of the key, too")
+        fs.delete(self.path / "trust" / f"{fits[0]}.json")
+        with self.journal.transaction():
+            now = fs.clock()
+            for question in [q for q in self.journal.questions() if q.sender == fits[0]]:
+                self.journal.say(question, "deny", "its requester is not trusted any more", now=now)
+            self.journal.record("untrusted", fits[0], "", now=now, by=by)
+        self.poke()
+        return fits[0]
+
+    def erase(self) -> list[str]:
+        """Delete the device: its values, its record, its key, and its pairs with what lies in them.
+
+        Returns:
+            What of the pairs could not be deleted: other users' files.
+        """
+        self.close()
+        left = []
+        try:
+            fs.remove(self.config.queue / self.name)
+        except Unreachable as error:
+            left.append(str(error))
+        for name in fs.names(self.path):
+            if name != DEVICE:
+                fs.remove(self.path / name)
+        fs.remove(self.path)
+        return left
 
     def pair(self, requester: str) -> Pair:
         return pairs.open_pair(self.config.queue, self.name, requester, durable=self.durable)
@@ -274,8 +322,9 @@ class Home:
         if prefix and len(fits) > 1:
             raise Ambiguous(f"{prefix!r} fits {', '.join(message for _, message in fits)}", hint="give more digits")
         with self.journal.transaction():
-            for key in fits:
-                self.journal.resume(*key)
+            for sender, message in fits:
+                self.journal.resume(sender, message)
+                self.journal.record("resumed", sender, message, now=fs.clock())
         self.poke()
         return fits
 

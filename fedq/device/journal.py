@@ -29,6 +29,12 @@ REMOVED = Failure("removed", "its owner removed a value that it reads")
 KEEPING = ("look", "approve")
 """Words that keep the versions of all that a question reads, to its end."""
 
+MOST_FORESEEN, MOST_FORESEEN_TEXT = 2000, 1 << 16
+"""Graphs whose types are kept for the owner's next look, and characters of each."""
+
+MOST_EVENTS = 100_000
+"""Of what happened, so much is remembered."""
+
 CACHED = 100_000
 """Ids remembered at most between transactions."""
 
@@ -76,6 +82,13 @@ CREATE TABLE IF NOT EXISTS questions(
   sender TEXT, reply TEXT, received REAL NOT NULL, until REAL NOT NULL, state TEXT NOT NULL, about TEXT NOT NULL,
   bound TEXT NOT NULL, word TEXT NOT NULL DEFAULT '', why TEXT NOT NULL DEFAULT '', decided REAL,
   PRIMARY KEY(sender, reply)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events(
+  n INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, sender TEXT NOT NULL, ref TEXT NOT NULL,
+  by TEXT NOT NULL, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS again(
+  sender TEXT, same TEXT, word TEXT NOT NULL, why TEXT NOT NULL, time REAL NOT NULL, by TEXT NOT NULL,
+  PRIMARY KEY(sender, same)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS foreseen(key TEXT PRIMARY KEY, types TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS open_questions ON questions(state) WHERE state != 'ended';
 """
 
@@ -149,6 +162,29 @@ class QuestionRow:
     word: str = ""
     why: str = ""
     decided: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened: when (seconds since 1970), of which kind, about whose message or reply, by whom."""
+
+    time: float
+    kind: str
+    sender: str
+    ref: str
+    by: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply that was published; ``ids``: an owner's value has a ``@`` before it."""
+
+    sender: str
+    reply: str
+    time: float
+    ids: tuple[str, ...]
+    allowed: Mapping[str, str | Failure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +325,11 @@ class Journal:
         calls = [(sender, *call, now) for sender, text in rows for call in _calls(text)]
         sql = "INSERT INTO ends(sender, message, action, gates, time) VALUES(?,?,?,1,?) "
         self._db.executemany(sql + "ON CONFLICT DO UPDATE SET gates=gates+1, time=excluded.time", calls)
+        if calls:
+            self.record("restarted", "", "", f"{len(calls)} under way when the last gate ended", now=now)
+        for (sender, message, action), ends in self.ends().items() if calls else ():
+            if ends.gates == GATE_ENDS and ends.time == now:
+                self.record("held", sender, f"{message}:{action}", "the gate ended five times while it ran", now=now)
 
     def forget_started(self) -> None:
         """Nothing is running any more."""
@@ -611,6 +652,11 @@ class Journal:
         row = self._db.execute(sql, (OWNER, id_)).fetchone()
         return _value(row) if row else None
 
+    def once(self, scope: str, id_: str) -> Value | None:
+        """A value as it stands, or stood."""
+        row = self._db.execute(f"SELECT {_VALUE} FROM vals WHERE scope=? AND id=?", (scope, id_)).fetchone()
+        return _value(row) if row else None
+
     def replace(self, ids: Iterable[str], by: str) -> list[str]:
         """Another owner's value is in the place of these; those that no decided question needs: their bytes may go."""
         needed = self._needed_versions()
@@ -696,6 +742,60 @@ class Journal:
     def set_state(self, sender: str, reply: str, state: str) -> None:
         """``waits``, ``looked`` or ``ended``."""
         self._db.execute("UPDATE questions SET state=? WHERE sender=? AND reply=?", (state, sender, reply))
+
+    # -- the record of what was decided and what happened
+
+    def record(self, kind: str, sender: str, ref: str, text: str = "", *, now: float, by: str = "") -> None:
+        """Write down what happened, for `fedq device log`; the newest `MOST_EVENTS` are kept."""
+        row = (now, kind, sender, ref, by, text)
+        made = self._db.execute("INSERT INTO events(time, kind, sender, ref, by, text) VALUES(?,?,?,?,?,?)", row)
+        if (number := made.lastrowid or 0) % 1000 == 0:
+            self._db.execute("DELETE FROM events WHERE n <= ?", (number - MOST_EVENTS,))
+
+    def events(self, *, since: float = 0.0) -> list[Event]:
+        """What happened, the oldest first."""
+        sql = "SELECT time, kind, sender, ref, by, text FROM events WHERE time >= ? ORDER BY n"
+        return [Event(*row) for row in self._db.execute(sql, (since,))]
+
+    def set_again(self, question: QuestionRow, word: str, why: str, *, now: float, by: str) -> None:
+        """The word for the next question on the same."""
+        row = (question.sender, question.about["same"], word, why, now, by)
+        self._db.execute("INSERT OR REPLACE INTO again VALUES(?,?,?,?,?,?)", row)
+
+    def take_again(self, question: QuestionRow) -> tuple[str, str, str] | None:
+        """Word, reason and by whom, if a word was said for this question before it was asked: once."""
+        where = "WHERE sender=? AND same=? AND time <= ?"
+        key = (question.sender, question.about["same"], question.received)
+        row = self._db.execute(f"SELECT word, why, by FROM again {where}", key).fetchone()
+        self._db.execute(f"DELETE FROM again {where}", key)
+        return tuple(row) if row else None
+
+    def answers(self, *, since: float = 0.0) -> list[Answer]:
+        """What was published and is remembered: of questions and of open values, the oldest first."""
+        sql = "SELECT r.sender, r.id, p.time, r.ids, r.allowed FROM replies r JOIN published p ON p.sender=r.sender "
+        rows = self._db.execute(f"{sql} AND p.id=r.id WHERE p.time >= ? ORDER BY p.time, r.id", (since,))
+        return [
+            Answer(sender, id_, time, tuple(ids.split()), _allowed(text) or {}) for sender, id_, time, ids, text in rows
+        ]
+
+    def last_heard(self, sender: str) -> float | None:
+        """When the newest message of a requester's that is remembered came."""
+        found = self._db.execute("SELECT max(received) FROM messages WHERE sender=?", (sender,)).fetchone()
+        return None if found[0] is None else float(found[0])
+
+    # -- what was found out for the owner
+
+    def foreseen(self, key: str) -> Any:
+        """Types that were found for a graph and given types, as JSON; None if nothing was kept."""
+        row = self._db.execute("SELECT types FROM foreseen WHERE key=?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def set_foreseen(self, found: Mapping[str, Any]) -> None:
+        """Keep them; when there are many, those from before are let go."""
+        if self._db.execute("SELECT count(*) FROM foreseen").fetchone()[0] > MOST_FORESEEN:
+            self._db.execute("DELETE FROM foreseen")
+        rows = ((key, text) for key, types in found.items() if len(text := json.dumps(types)) < MOST_FORESEEN_TEXT)
+        self._db.executemany("INSERT OR REPLACE INTO foreseen VALUES(?,?)", rows)
 
 
 def _value(row: Sequence[Any]) -> Value:

@@ -84,6 +84,8 @@ class Peer:
         self.cut: list[Lane] = []
         """Lanes whose workers are to be ended: they do what was cancelled."""
         self.catalog_due = True
+        self.leaving = False
+        """Whether it is not trusted any more: what was decided is told, nothing else is done."""
         self.unseen = False
         """Whether the owner may have said or changed something since the last look."""
         self._plans: dict[str, tuple[PlanFile, Verified]] = {}
@@ -157,8 +159,7 @@ class Peer:
     def untidy(self) -> bool:
         """Whether there is something to drop or to delete."""
         files = self.inbox.taken or self.delete or self.forget or self.unspool or self.forget_versions
-        files = files or self.versions_due
-        return bool(self.drops.due or files)
+        return bool(self.drops.due or files or self.versions_due)
 
     def _is_answered(self, reply: str) -> bool:
         """Whether a reply is out, or its requester has it: a restart does not make it again."""
@@ -537,6 +538,15 @@ class Peer:
                 allowed[id_] = value.failure or self._digest(value)
         want.wanted = replace(want.wanted, allowed=allowed)
         self.journal.allow(self.name, want.wanted.id, allowed)
+        if want.word:
+            self._record_left(want)
+
+    def _record_left(self, want: Want) -> None:
+        """Write down what leaves by its owner's word: it is remembered longer than the reply."""
+        for id_, allowed in (want.wanted.allowed or {}).items():
+            value = self.journal.once(OWNER if id_ in want.wanted.owners else self.name, id_)
+            told = allowed.code if isinstance(allowed, Failure) else str(value.type).partition("=")[0] if value else "?"
+            self.journal.record("left", self.name, want.wanted.id, f"{id_} {told}", now=self._time)
 
     def _digest(self, value: Value) -> str | Failure:
         try:

@@ -166,7 +166,7 @@ class ProcessWorker:
             self._progress = mmap.mmap(file.fileno(), PAGE.size)
             fds = (theirs.fileno(), file.fileno())
             command = [sys.executable, "-P", "-m", "fedq.device.worker", str(fds[0]), str(threads), str(fds[1])]
-            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=_environment())
+            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment())
         self._reader = wire.Reader(self._sock)
         self._began = self.idle_since = time.monotonic()
         self._clock = Clock(deadline_s, self._began)
@@ -266,7 +266,7 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """What a worker may know of its surroundings: how to find Python, and nothing of fedq's.
 
     Threads that wait for each other sleep: on a busy machine those that spin made a matrix product

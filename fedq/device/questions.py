@@ -166,7 +166,7 @@ class Questions:
         self._touch(call)
 
     def failed(self, id_: str) -> list[Call]:
-        """Private calls that read this value of the requester's, which failed for all to see; those that ran, too."""
+        """Private calls, also those that ran, that read this value, which failed for all to see."""
         return list(self._readers.get(id_, ()))
 
     def gone(self) -> list[tuple[Call, Failure]]:
@@ -258,6 +258,8 @@ class Questions:
             return True
         self._look_through(question)
         row = self._journal.question(self._peer.name, want.wanted.id)
+        if row is not None and not row.word and not question.misses:
+            row = self._said_before(row, now)
         word = row.word if row is not None else ""
         if row is not None and word in _ANSWERS:
             self._answer(question, _ANSWERS[word](row))
@@ -269,6 +271,15 @@ class Questions:
             self._journal.say(row, "")
             return False
         return self._go_on(question, word)
+
+    def _said_before(self, row: QuestionRow, now: float) -> QuestionRow:
+        """The question, with the word that its owner said for the next one on the same, if they did."""
+        if (said := self._journal.take_again(row)) is None:
+            return row
+        word, why, by = said
+        self._journal.say(row, word, why, now=now)
+        self._journal.record(word, row.sender, row.reply, why, now=now, by=by)
+        return self._journal.question(row.sender, row.reply) or row
 
     def _begin(self, want: Want, now: float) -> Question | None:
         """A new question, or one that is open since before a restart; None if there are too many."""
@@ -466,8 +477,17 @@ class Questions:
             "chain": [self._told(want, i, told) for i in want.ids], "reads": list(reads),
             "own": self._own(calls), "plans": list(dict.fromkeys(c.plan for c in calls)),
             "calls": [[c.message, c.action, c.plan, list(c.results)] for c in calls],
+            "graphs": self._graphs(calls), "tags": {i: v.tag for i in reads if (v := self._owners(i)) and v.tag},
             "misses": sorted(question.misses), "same": self._same(question, told),
         }  # fmt: skip
+
+    def _owners(self, id_: str) -> Value | None:
+        return self._journal.value(OWNER, id_)
+
+    def _graphs(self, calls: Sequence[Call]) -> dict[str, list[str]]:
+        """Of each plan the name that its sender gave it, and the graph's id."""
+        plans = ((id_, self._peer.plan(id_)) for id_ in dict.fromkeys(c.plan for c in calls))
+        return {id_: [p[0].about.name or "plan", p[0].graph.id] for id_, p in plans if isinstance(p, tuple)}
 
     def _sources(self, id_: str) -> frozenset[str]:
         value = self._journal.value(self._peer.name, id_)

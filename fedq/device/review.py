@@ -19,6 +19,9 @@ WORDS = (policy.LOOK, policy.APPROVE, DENY)
 SHORTEST = 6
 """Digits of a reply's id that name a question."""
 
+MOST_TOLD = 10
+"""Questions that a message names at most."""
+
 _SAID = {
     "look": "is looked at already", "approve": "was approved", "deny": "was denied", "expired": "expired",
     "replaced": "was answered: a value that it reads was replaced",
@@ -38,44 +41,81 @@ def is_of(sender: str, requester: str) -> bool:
 
 
 def find(home: Home, ref: str, *, requester: str = "") -> QuestionRow:
-    """The one question whose reply's id begins so, ended ones too.
+    """The one question whose reply's id begins so, ended ones too; of open and ended ones, the open one.
 
     Raises:
         UnknownValue: there is none; lists what waits.
-        Ambiguous: there are several.
+        Ambiguous: there are several, or two requesters use this id.
     """
     rows = home.journal.questions(ended=True) if len(ref) >= SHORTEST else []
-    fits = [row for row in rows if row.reply.startswith(ref) and is_of(row.sender, requester)]
-    fits = [row for row in fits if row.state != "ended"] or fits
+    all_ = [row for row in rows if row.reply.startswith(ref) and is_of(row.sender, requester)]
+    fits = [row for row in all_ if row.state != "ended"] or all_
     if not fits:
-        waiting = ", ".join(row.reply for row in questions(home)) or "nothing"
-        raise UnknownValue(f"{home.name} was not asked {ref!r} (waiting for you: {waiting})", hint="fedq review")
-    if len(fits) > 1:
-        senders = len({row.sender for row in fits})
-        hint = "say whose: --requester NAME" if senders == len(fits) else "give more digits"
-        raise Ambiguous(f"{ref!r} fits {', '.join(f'{r.reply} of {r.sender}' for r in fits)}", hint=hint)
+        waiting = ", ".join(row.reply for row in questions(home)[:MOST_TOLD]) or "nothing"
+        hint = f"6 or more digits of an id; 'fedq review {home.name}' shows what waits"
+        raise UnknownValue(f"{home.name} was not asked {ref[:80]!r} (waiting for you: {waiting})", hint=hint)
+    _check_one(fits, [row for row in all_ if row.reply == fits[0].reply], ref)
     return fits[0]
 
 
-def decide(home: Home, rows: Sequence[QuestionRow], word: str, *, why: str = "") -> list[QuestionRow]:
+def _check_one(fits: Sequence[QuestionRow], same_id: Sequence[QuestionRow], ref: str) -> None:
+    """Ambiguous if not one question is meant: an id that two requesters use names none."""
+    several = fits if len(fits) > 1 else same_id
+    if len(several) > 1:
+        hint = "say whose: --requester NAME" if len({row.reply for row in several}) == 1 else "give more digits"
+        told = ", ".join(f"{row.reply} of {row.sender}" for row in several[:MOST_TOLD])
+        raise Ambiguous(f"{ref!r} fits {told}", hint=hint)
+
+
+def decide(home: Home, rows: Sequence[QuestionRow], word: str, *, why: str = "", by: str = "") -> list[QuestionRow]:
     """Say a word to each of these questions, as they were shown, or to none.
 
     Args:
         word: ``look``, ``approve`` or ``deny``; ``why``: told to the requester, with a denial.
+        by: who says it, for the record.
 
     Raises:
         Conflict: one was decided, or changed, since it was shown; says what was said.
         UsageError: one cannot be approved yet: it misses a value.
     """
-    if why and not ids.is_text(why):
-        raise UsageError("a reason has 1 to 300 printable characters")
+    _check_word(word, why)
     with home.journal.transaction():
         for shown in rows:
             _check(home, shown, word)
         for shown in rows:
             home.journal.say(shown, word, why, now=fs.clock())
+            home.journal.record(word, shown.sender, shown.reply, why, now=fs.clock(), by=by)
     home.poke()
     return [row for shown in rows if (row := home.journal.question(shown.sender, shown.reply)) is not None]
+
+
+def decide_next(home: Home, rows: Sequence[QuestionRow], word: str, *, why: str = "", by: str = "") -> None:
+    """Say a word to the next question on the same plans and values as each of these, which were answered.
+
+    Raises:
+        UsageError: one still waits: say the word to it.
+    """
+    _check_word(word, why)
+    with home.journal.transaction():
+        for shown in rows:
+            now = home.journal.question(shown.sender, shown.reply)
+            if now is None or now.state != "ended":
+                raise UsageError(f"{home.name}:{shown.reply} still waits for you", hint="say it without --again")
+            home.journal.set_again(now, word, why, now=fs.clock(), by=by)
+            home.journal.record(f"{word} the next", now.sender, now.reply, why, now=fs.clock(), by=by)
+
+
+def _check_word(word: str, why: str) -> None:
+    if word not in WORDS:
+        raise UsageError(f"{word!r} is not a word of an owner's", hint=f"use one of: {', '.join(WORDS)}")
+    if why and not ids.is_text(why):
+        raise UsageError("a reason has 1 to 300 printable characters")
+
+
+def check(home: Home, rows: Sequence[QuestionRow], word: str) -> None:
+    """Raise what `decide` would."""
+    for shown in rows:
+        _check(home, shown, word)
 
 
 def _check(home: Home, shown: QuestionRow, word: str) -> None:
@@ -85,7 +125,9 @@ def _check(home: Home, shown: QuestionRow, word: str) -> None:
         raise UnknownValue(f"{name} is not there any more")
     if now.word not in ("", policy.LOOK) or (now.word == word) or now.state == "ended":
         said = _SAID.get(now.word, "was answered")
-        raise Conflict(f"{name} {said}{f': {now.why}' if now.word == DENY and now.why else ''}", hint="fedq review")
+        raise Conflict(
+            f"{name} {said}{f': {now.why}' if now.word == DENY and now.why else ''}", hint=f"fedq review {home.name}"
+        )
     if now.bound != shown.bound:
         raise Conflict(f"{name} is about something else now", hint=f"fedq review {name}")
     if word != DENY and now.about["misses"]:

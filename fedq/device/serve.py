@@ -98,7 +98,9 @@ class Served:
         for peer in self.peers.values() if self.home.deadline_s != before else ():
             for lane in [lane for lane in peer.lanes if not lane.calls]:
                 self._crew.close(peer, lane)  # its worker has the deadline it was started with
-        for requester in self.home.trusted():
+        trusted = self.home.trusted()
+        self._part({requester.name for requester in trusted})
+        for requester in trusted:
             if requester.name not in self.peers:
                 with self._apart():
                     self.peers[requester.name] = Peer(self.home, requester.name, requester.key, self._poison)
@@ -106,6 +108,21 @@ class Served:
             peer.catalog_due = True
             peer.resume()
             peer.unseen = True
+
+    def _part(self, trusted: set[str]) -> None:
+        """Of requesters who are not trusted any more nothing is taken, and the next step ends their workers."""
+        for peer in self.peers.values():
+            peer.leaving = peer.name not in trusted
+            peer.cut += [lane for lane in peer.lanes if peer.leaving and lane not in peer.cut]
+
+    def _forget_parted(self) -> None:
+        """Those of them who were told what was decided."""
+        for peer in [p for p in self.peers.values() if p.leaving and not (p.unseen or p.touched or p.publish)]:
+            self._crew.leave(peer)
+            del self.peers[peer.name]
+            with self._apart():
+                self._beats.beat(peer, self.time.high, "down", "")
+            log.info("%s: %s is not trusted any more", self.name, peer.name)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -237,7 +254,7 @@ class Served:
         """New messages, a share of each requester's: a flood of one is worked off in turns with the others'."""
         arrivals: list[tuple[Peer, Arrival]] = []
         size = 0
-        peers = list(self.peers.values())
+        peers = [peer for peer in self.peers.values() if not peer.leaving]
         for peer in peers[self._first :] + peers[: self._first]:
             with self._apart():
                 peer.inbox.scan(heard=scan)
@@ -254,6 +271,8 @@ class Served:
         for answered in self._answers:
             self._answered(answered, now)
         for peer, arrival in arrivals:
+            if peer.leaving:
+                continue
             try:
                 self._take(peer, arrival, now)
             except (Unreachable, OSError):
@@ -304,7 +323,8 @@ class Served:
 
     def _start_all(self, peers: Iterable[Peer], now: float) -> None:
         for peer in peers:
-            self._start(peer, now)
+            if not peer.leaving:
+                self._start(peer, now)
 
     def _start(self, peer: Peer, now: float) -> None:
         """Make the next batches, and note them before they start."""
@@ -359,15 +379,20 @@ class Served:
         """Why a call failed, in full: for the owner, in the log."""
         where = f"{self.name}: action {call.action} of message {call.message} of {call.sender}"
         code = "" if row[1] == "failed" else f"{row[1]}: "
-        log.info("%s failed: %s", where, kinds.printable(f"{code}{row[2].removesuffix(' failed')}"[:500]))
-        for line in self._scribe.lines(row[4] if len(row) > 4 else "", now):
+        said = kinds.printable(f"{code}{row[2].removesuffix(' failed')}"[:500])
+        log.info("%s failed: %s", where, said)
+        lines = list(self._scribe.lines(row[4] if len(row) > 4 else "", now))
+        for line in lines:
             log.info("%s: | %s", self.name, line)
+        self.journal.record("failed", call.sender, call.name, "\n".join([said, *lines]), now=now)
 
     def _bury(self, peer: Peer, lane: Lane, died: Died, calls: list[Call], now: float) -> None:
         """A worker ended in the middle: blame one call, put all back in their order."""
         log.warning("%s: %s, on call %d of %d of %s", self.name, died.why, died.at + 1, len(calls), peer.name)
         self._crew.close(peer, lane)
-        peer.blame(calls[min(died.at, len(calls) - 1)], died, now)
+        blamed = calls[min(died.at, len(calls) - 1)]
+        self.journal.record("worker ended", peer.name, blamed.name, died.why, now=now)
+        peer.blame(blamed, died, now)
         peer.put_back(lane, calls)
 
     def _cut(self, peer: Peer) -> None:
@@ -400,6 +425,7 @@ class Served:
                 self._catalog(peer)
             with self._apart():
                 self._act_for(peer)
+        self._forget_parted()
 
     def _catalog(self, peer: Peer) -> None:
         """Before the replies: who got one finds by its tag what came to be with it."""

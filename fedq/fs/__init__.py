@@ -20,11 +20,11 @@ from fedq.fs.reading import (
     tail,
 )
 from fedq.fs.steps import FAILPOINTS, AnyPath, Buffer, clock, failpoint, step, told
-from fedq.fs.writing import TEMP, delete, flush, is_shared, make_dir, put, replace, share, size_bytes, sweep
+from fedq.fs.writing import TEMP, delete, flush, is_shared, make_dir, put, remove, replace, share, size_bytes, sweep
 
 __all__ = [
     "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Lock", "append", "check_private", "clock",
     "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder", "is_folder", "is_shared", "lock",
-    "make_dir", "map_private", "names", "put", "read", "replace", "share", "size_bytes", "step", "sweep", "tail",
-    "told",
+    "make_dir", "map_private", "names", "put", "read", "remove", "replace", "share", "size_bytes", "step", "sweep",
+    "tail", "told",
 ]  # fmt: skip

@@ -200,6 +200,22 @@ def delete(path: AnyPath, *, follow: bool = True) -> bool:
     return True
 
 
+def remove(path: AnyPath) -> bool:
+    """Delete a file, or a directory with all that is in it; a link, not what it leads to. False if it was not there.
+
+    Not at once: who is ended in the middle leaves a part, and does it again.
+    """
+    if os.path.islink(path) or not os.path.isdir(path):
+        return delete(path, follow=False) if os.path.lexists(path) else False
+    for name in names(path):
+        remove(os.path.join(path, name))
+    try:
+        step("remove.rmdir", os.rmdir, path)
+    except OSError as error:
+        raise told(error, path) from error
+    return True
+
+
 def make_dir(path: AnyPath, *, mode: int = 0o700) -> None:
     """A directory that is there, and survives a power cut; missing parents are made too.
 

@@ -114,12 +114,12 @@ def fit(graph: Graph, loop: Loop, given: Sequence[Type], *, about: About = _UNKN
         if not type_.is_tensor:
             name = _place(about, i, f"carry {i}")
             raise SpecMismatch(f"{name}: a tensor expected, {type_} given", hint="carry torch.tensor(0), not 0")
-    found = [_outputs(graph, loop, (*carry, *(_cut(t, n) for t in data), *rest), n, rows, about) for n in sizes]
+    found = [_outputs(graph, loop, (*carry, *(cut(t, n) for t in data), *rest), n, rows, about) for n in sizes]
     _check_carry(graph, carry, found[0], about)
     names = output_names(graph, about, k)
     for n, outputs in zip(sizes, found, strict=True):
         _check_same(names, found[0], outputs, sizes[0], n)
-    metrics = (_kept(names[k + i], t, loop, rows) for i, t in enumerate(found[0][k:]))
+    metrics = (kept(names[k + i], t, loop, rows) for i, t in enumerate(found[0][k:]))
     return Fitted(rows, batches.steps(rows) * batches.epochs, (*carry, *metrics))
 
 
@@ -175,7 +175,8 @@ def _rows(data: Sequence[Type], first: int, about: About) -> int:
     return rows
 
 
-def _cut(whole: Type, rows: int) -> Type:
+def cut(whole: Type, rows: int) -> Type:
+    """The type of so many rows of a tensor."""
     assert whole.shape
     return Type(whole.dtype, (rows, *whole.shape[1:]))
 
@@ -219,7 +220,7 @@ def _is_of_batches(graph: Graph, loop: Loop, given: tuple[Type, ...], size: int)
     """Whether a full batch would be taken: then it is the number of rows that does not fit."""
     k, end = loop.carry, loop.carry + loop.data
     try:
-        spec.match(graph, (*given[:k], *(_cut(t, size) for t in given[k:end]), *given[end:]))
+        spec.match(graph, (*given[:k], *(cut(t, size) for t in given[k:end]), *given[end:]))
     except SpecMismatch:
         return False
     return True
@@ -261,7 +262,7 @@ _STACKED = {"int": "i64", "float": "f64", "bool": "bool"}
 _WHOLE = ("bool", "i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8")
 
 
-def _kept(name: str, type_: Type, loop: Loop, rows: int) -> Type:
+def kept(name: str, type_: Type, loop: Loop, rows: int) -> Type:
     """What is given of a metric: rows of it, or one; sums of integers are ``i64``, their means ``f64``."""
     dtype, shape, batches = _STACKED.get(type_.dtype, type_.dtype), type_.shape or (), loop.batches
     if loop.metrics in ("sum", "mean", "epochs"):

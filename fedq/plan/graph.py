@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fedq import spelling
 from fedq.plan.graphjson import (
     about_from_json,
     about_to_json,
@@ -45,12 +46,23 @@ __all__ = [
 
 
 _NOWHERE = About()
+_QUOTED = ' !"#$%&()*+,-./:;<=>?@[]^_`{|}~'
+"""What a text that is an argument may have: all signs but the quote that ends it."""
+_PATH = "[]'"
+"""What a path of an argument has besides names: ``batch['x']``."""
 
 
-def show(graph: Graph, about: About = _NOWHERE) -> str:
-    """The printed form: one line per input row, state tensor and action, with source lines."""
-    above = [f"{about.params[i]} > 0" for i in about.above_zero]
-    rows = _rows(graph, about.name or "plan", iter(about.lines), above=above)
+def show(graph: Graph, about: About = _NOWHERE, *, claims: bool = False) -> str:
+    """The printed form: one line per input row, state tensor and action, with source lines.
+
+    Names and lines are spelled as `fedq.spelling` has it: they cannot look like a part of the form.
+
+    Args:
+        claims: names and lines are the word of somebody else, and are marked as such.
+    """
+    above = [f"{spelling.name(about.params[i], also=_PATH)} > 0" for i in about.above_zero]
+    lines = (f"{'claims ' if claims and line else ''}{spelling.place(line)}" for line in about.lines)
+    rows = _rows(graph, spelling.name(about.name or "plan"), lines, above=above)
     width = max((len(text) for text, line in rows if line), default=0)
     return "\n".join(f"{text:<{width}}   {line}".rstrip() if line else text for text, line in rows)
 
@@ -63,7 +75,10 @@ def _rows(
     rows += [(f"  takes {', '.join(map(_param, graph.params))}", "")] if graph.params else []
     rows += [(f"  where {text}", "") for text in _conditions(graph, above)]
     first = len(graph.inputs)
-    rows += [(f"  %{first + i}: {t} = state {n}", "") for i, (n, t) in enumerate(graph.state if state else ())]
+    rows += [
+        (f"  %{first + i}: {t} = state {spelling.name(n, also=_PATH, most=300)}", "")
+        for i, (n, t) in enumerate(graph.state if state else ())
+    ]
     for action, numbers in graph.numbered():
         outs = ", ".join(f"%{n}: {t}" for n, t in zip(numbers, action.types, strict=True))
         rows.append((f"  {outs} = {action.op}({_call(action)})", next(lines, "")))
@@ -89,7 +104,7 @@ def _inputs(graph: Graph) -> list[str]:
 
 def _param(param: Param) -> str:
     default = "" if param.default is None else f" = {param.default}"
-    return f"{param.name}: {show_arg(param.tree)}{default}"
+    return f"{spelling.name(param.name, also=_PATH)}: {show_arg(param.tree)}{default}"
 
 
 def _conditions(graph: Graph, above: Sequence[str]) -> list[str]:
@@ -138,7 +153,11 @@ def show_arg(arg: Any) -> str:
         case tuple():
             return f"({', '.join(map(show_arg, arg))}{',' if len(arg) == 1 else ''})"
         case dict():
-            return f"{{{', '.join(f'{k!r}: {show_arg(v)}' for k, v in arg.items())}}}"
+            return f"{{{', '.join(f'{_key(k)}: {show_arg(v)}' for k, v in arg.items())}}}"
         case str():
-            return repr(arg)
+            return f"'{spelling.name(arg, also=_QUOTED, most=300)}'"
     return str(arg)
+
+
+def _key(key: object) -> str:
+    return f"'{spelling.name(key, also=' ')}'" if isinstance(key, str) else repr(key)

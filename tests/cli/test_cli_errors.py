@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 COMMANDS = [
     *(["device", verb] for verb in ("init", "up", "step", "down", "ls", "log")),
     *(["data", verb] for verb in ("add", "ls", "rm")),
-    *([verb] for verb in ("build", "show", "send", "search", "run", "get", "approve", "deny", "ops")),
+    *([verb] for verb in ("build", "show", "send", "search", "run", "get", "review", "approve", "deny", "ops")),
 ]
 
 
@@ -72,7 +72,7 @@ NOT_FOUND = {
     "a data file": (["data", "add", "device_1", "nothing.npy", "--tag", "t"], "no file nothing.npy"),
     "a Python file": (["build", "nothing.py:f", "-o", "f.safetensors"], "no file nothing.py"),
     "a value to remove": (["data", "rm", "device_1", "nothing"], "device_1 has no value 'nothing'"),
-    "a result to approve": (["approve", "device_1:abcdef12"], "holds no result 'abcdef12'"),
+    "a result to approve": (["approve", "device_1:abcdef12"], "was not asked 'abcdef12'"),
 }
 REFUSED = {
     "data that is none": (["data", "add", "device_1", "words.csv", "--tag", "t"], "words.csv: line 2, column 'a'"),
