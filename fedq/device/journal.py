@@ -366,6 +366,12 @@ class Journal:
             self.look_up(scope, [id_])
         return self._known[key]
 
+    def created(self, scope: str, id_: str) -> float:
+        """When a value was recorded, seconds since 1970; 0 if it was not."""
+        self._write_added()
+        row = self._db.execute("SELECT created FROM vals WHERE scope=? AND id=?", (scope, id_)).fetchone()
+        return float(row[0]) if row else 0.0
+
     def exists(self, scope: str, id_: str) -> bool:
         """Whether the id was ever given a content, dropped or not."""
         return self.value(scope, id_) is not None or (scope, id_) in self._dropped

@@ -478,7 +478,7 @@ class Questions:
             "own": self._own(calls), "plans": list(dict.fromkeys(c.plan for c in calls)),
             "calls": [[c.message, c.action, c.plan, list(c.results)] for c in calls],
             "graphs": self._graphs(calls), "tags": {i: v.tag for i in reads if (v := self._owners(i)) and v.tag},
-            "misses": sorted(question.misses), "same": self._same(question, told),
+            "misses": sorted(question.misses), "same": self._same(question),
         }  # fmt: skip
 
     def _owners(self, id_: str) -> Value | None:
@@ -530,25 +530,34 @@ class Questions:
         value = self._journal.value(OWNER, id_)
         return f"#{value.tag}" if value is not None and value.tag else id_[:12]
 
-    def _same(self, question: Question, told: dict[str, str]) -> str:
-        """The same for the same plans on the same values, whenever it is asked."""
-        made: dict[str, str] = {}
+    def _same(self, question: Question) -> str:
+        """The same for the same plans on the same contents, whenever it is asked and whatever its ids are."""
+        made: dict[str, Any] = {}
         for call in question.calls:
-            args = [made.get(a.id, a.id) if isinstance(a, Ref) else _told_arg(self._peer, call, a) for a in call.args]
+            args = [self._told_arg(call, arg, made) for arg in call.args]
             text = ids.digest(canonical([call.plan, args, folds.to_json(call.loop)]))
             made.update({r: f"{text}/{n}" for n, r in enumerate(call.results)})
-        wanted = question.want.wanted
-        return ids.digest(canonical([made.get(i, i) for i in wanted.ids]))[:32]
+        want = question.want.wanted
+        asked = [{"o": i} if i in want.owners else made.get(i) or self._standing(i) for i in want.ids]
+        return ids.digest(canonical(asked))[:32]
 
+    def _told_arg(self, call: Call, arg: RunArg, made: Mapping[str, Any]) -> Any:
+        match arg:
+            case OwnerRef(id_):
+                return {"o": id_}
+            case Ref(id_):
+                return made.get(id_) or self._standing(id_)
+            case Inline(name):
+                raw = self._peer.file(call.message).tensors[name]
+                return {"t": ids.digest(f"{raw.dtype}{list(raw.shape)}".encode(), bytes(raw.data))}
+        return repr(arg)
 
-def _told_arg(peer: Peer, call: Call, arg: RunArg) -> Any:
-    match arg:
-        case OwnerRef(id_):
-            return {"o": id_}
-        case Inline(name):
-            raw = peer.file(call.message).tensors[name]
-            return {"t": ids.digest(f"{raw.dtype}{list(raw.shape)}".encode(), bytes(raw.data))}
-    return repr(arg)
+    def _standing(self, id_: str) -> Any:
+        """Of a value of the requester's that stands: its content; what is private is told by when it was made."""
+        value = self._journal.value(self._peer.name, id_)
+        if value is not None and not self._is_open(value.sources):
+            return {"p": id_, "made": self._journal.created(self._peer.name, id_)}
+        return {"t": self._content(id_)} if value is not None else {"v": id_}
 
 
 def _denied(row: QuestionRow) -> Failure:

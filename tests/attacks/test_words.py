@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from unittest.mock import patch
 
 import pytest
 
+from fedq import fs
 from fedq.device import review
 from fedq.errors import Ambiguous
 from fedq.queue.message import Ack, Cancel, Drop, Get, Inline, OwnerRef, Put, Ref, Run
@@ -521,3 +523,62 @@ def test_a_denial_takes_nothing_from_a_question_that_comes_with_it(town):
     town.go()
     assert town.only("x") == "denied"
     assert not [n for n in range(8) if town.came(f"y{n}")]
+
+
+# -- a word for the next question on the same
+
+
+def again(town: Stage, reply: str, word: str) -> None:
+    """The owner says the word for the next question on the same as this one, which was answered."""
+    home = town.at_home()
+    row = home.journal.question(town.names["enemy"], id_(reply))
+    with patch.object(fs, "clock", lambda: town.now):
+        review.decide_next(home, [row], word)
+    home.close()
+    town.go()
+
+
+def test_a_word_for_the_same_is_for_one_question_and_one_requester(town):
+    town.ask("a", town.p)
+    town.word("a", "deny")
+    again(town, "a", "approve")
+    town.send(run(DOUBLE, town.p, to="b"), get("b", "b"), who="other")
+    town.ask("c", town.p)
+    town.ask("d", town.p)
+    assert town.came("b", who="other") is None
+    assert (town.only("c"), town.came("d")) == ([2.0, 4.0, 6.0], None)
+
+
+def test_a_word_for_the_same_is_none_for_a_value_that_is_spelt_alike(town):
+    """A mean that stands under the id of the owner's rows; then the rows."""
+    town.send(Run(MEAN.id, (town.p,), {}, (town.p.id,)), Get(id_("a"), (town.p.id,)))
+    town.word("a", "approve")
+    town.send(Get(id_("b"), (town.p.id,)))
+    town.word("b", "deny")
+    again(town, "b", "approve")
+    town.send(get("rows", town.p))
+    assert town.came("rows") is None
+    town.send(Get(id_("c"), (town.p.id,)))
+    assert town.only("c") == [2.0]
+
+
+def test_a_word_for_the_same_is_none_for_another_content_of_the_enemys_own(town):
+    for name_, mask in (("x", i64(0, 0, 0)), ("y", i64(0, 1, 2))):
+        town.send(Put(id_(f"mask {name_}"), "t0"), t0=mask)
+        town.send(run(PICK, town.p, f"mask {name_}", to=name_), get(name_, name_))
+        town.send(run(PICK, town.p, Inline("t0"), to=f"{name_}i"), get(f"{name_}i", f"{name_}i"), t0=mask)
+        if name_ == "x":
+            for reply in ("x", "xi"):
+                town.word(reply, "deny")
+                again(town, reply, "approve")
+    assert town.came("y") is None and town.came("yi") is None
+
+
+def test_a_word_for_the_same_is_none_for_another_private_value_on_the_way(town):
+    town.send(run(MEAN, town.p, to="m"), run(IDENT, town.p, to="r"), run(TWICE, "r", to=("s", "t")), get("a", "m", "s"))
+    town.word("a", "approve")
+    town.send(get("b", "m"))
+    town.word("b", "deny")
+    again(town, "b", "approve")
+    town.send(get("way", "r"), get("other", "t"))
+    assert town.came("way") is None and town.came("other") is None
