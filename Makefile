@@ -7,7 +7,7 @@ TEST_PROCESSES := $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-more samples fuzz models demo bench crash powerloss faults guards clean
+.PHONY: help setup test test-more samples fuzz models attacks demo bench crash powerloss faults guards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of 
 models: setup ## every model of docs/models.md, built and compared with eager; 1 GB through a device
 	FEDQ_MORE=1 $(BIN)/python -m pytest -n 2 tests/plan/test_models.py
 	FEDQ_LARGE=1 $(BIN)/python -m pytest tests/plan/test_dtypes.py -k gigabyte
+
+attacks: setup ## 1,000 hostile requesters: a share shows nothing of private bytes before an owner's word
+	FEDQ_ATTACKS=1000 $(BIN)/python -m pytest -n auto tests/attacks/test_nothing_shows.py
 
 demo: setup ## devices with real data, plans run on them, results checked
 	@$(BIN)/python demo/run.py

@@ -47,8 +47,8 @@ def check(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if (wrong := _difference(ours, theirs)) is not None:
             raise CannotRecord(
                 f"plan {plan.name!r} gives another value than its function: result {i}: {wrong}",
-                hint="if it asks for type(x), write isinstance(x, torch.Tensor): what is recorded is a kind of tensor "
-                "of its own; else this is a defect of fedq, please report it with the printed plan",
+                hint="leave out what asks whether it is recorded or what torch's kinds of tensors have of their own; "
+                "else this is a defect of fedq, please report it with the printed plan",
             )
 
 

@@ -131,6 +131,16 @@ def named(actions):
             yield from (a["t"] for a in args if isinstance(a, dict) and "t" in a)
 
 
+def check_arguments(row):
+    """The owner's values are {"o": id}, the requester's own {"v": id}; in a get the own ones are ids."""
+    lists = {"run": row[2:3], "fold": row[2:4]}.get(row[0], [])
+    for arg in (a for args in lists for a in args if isinstance(a, dict)):
+        need(len(arg) == 1, "argument")
+    if row[0] == "get":
+        for value in row[2]:
+            need(isinstance(value, str) or value.keys() == {"o"}, "value of a get")
+
+
 def read_plan(raw):
     public, body, tensors = read_file("plan", raw)
     check_plan(body["plan"], tensors)
@@ -143,6 +153,7 @@ def read_message(raw):
     need(re.fullmatch(r"[0-9a-f]{32}", body["id"]), "id")
     need(set(named(body["actions"])) == tensors.keys(), "tensors")
     for row in body["actions"]:
+        check_arguments(row)
         if row[0] == "plan":
             check_plan(row, tensors)
     return public, body, tensors

@@ -31,6 +31,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 KINDS = {
     "double_abs": "plan", "plan": "plan", "params": "plan", "variants": "plan", "control": "plan",
     "worked": "message", "message": "message", "fold": "message", "fold-options": "message", "noted": "message",
+    "asked": "message",
     "reply": "reply",
 }  # fmt: skip
 FILES = {name: (kind, (FOLDER / f"{name}-v1.safetensors").read_bytes()) for name, kind in KINDS.items()}
@@ -73,6 +74,7 @@ def test_todays_code_reads_what_was_written():
     assert read("message", FILES["worked"][1])[0] == contents.WORKED
     assert read("message", FILES["fold"][1])[0] == contents.FOLDED
     assert read("message", FILES["fold-options"][1])[0] == contents.FOLD_OPTIONS
+    assert read("message", FILES["asked"][1])[0] == contents.ASKED
 
 
 @pytest.mark.parametrize("name", FILES)

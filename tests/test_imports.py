@@ -25,7 +25,7 @@ LAYERS = [
 PLAN_WITH_TORCH = """
 trace rehearse rules contracts preflight replay kernels plan tensors training given optimizers unchanged held capture
 recorder recording settle sizes blame prove emit statistics control once loops variants nesting drawing
-untouched twice dtypes roles foresee
+untouched twice dtypes roles kinds steps foresee
 """.split()
 WITH_TORCH = {
     *(f"fedq.plan.{m}" for m in PLAN_WITH_TORCH),

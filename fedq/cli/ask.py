@@ -84,6 +84,7 @@ def run(
     on: str | None,
     release: bool,
     token: str | None,
+    again: bool = False,
 ) -> list[list[PointerTensor]]:
     """Run a plan on each device it is for; the results of each, which may not exist yet.
 
@@ -95,11 +96,18 @@ def run(
     looked_up = [[on_device(device, arg) for arg in given] for device in devices]
     made = []
     for device, values in zip(devices, looked_up, strict=True):
-        with device.batch(token=token):
+        with device.batch(token=token, ask_again=again):
             there = plan_on(device, wanted)
             inputs = in_order(there, values[: len(args)], dict(zip(by_name, values[len(args) :], strict=True)))
             made.append(there.run(inputs, release=release))
     return made
+
+
+def again(client: Client, refs: Sequence[str]) -> list[PointerTensor]:
+    """Send what makes these again, under new ids; the new result for each of them."""
+    from fedq.client import again as resend
+
+    return [new for p in references(client, refs) for old, new in resend.pairs(p) if old == p.address]
 
 
 def fold(
@@ -113,6 +121,7 @@ def fold(
     on: str | None,
     release: bool,
     token: str | None,
+    again: bool = False,
 ) -> list[list[PointerTensor]]:
     """Fold a plan over data on each device; the results of each, as of `run`."""
     by_name = words.by_name(named)
@@ -123,7 +132,7 @@ def fold(
     looked_up = [([on_device(device, a) for a in first], [on_device(device, a) for a in given]) for device in devices]
     made = []
     for device, (some, values) in zip(devices, looked_up, strict=True):
-        with device.batch(token=token):
+        with device.batch(token=token, ask_again=again):
             there = plan_on(device, wanted)
             whole = carries.flat(there.about, some)
             by_path = dict(zip(by_name, values[len(data) :], strict=True))

@@ -38,6 +38,12 @@ def search(
     return Shown(rows, show.table([(r["id"], r["tag"] or "", r["type"]) for r in rows]))
 
 
+AskAgain = Annotated[
+    bool,
+    typer.Option("--ask-again", help="The token's request was denied, expired or replaced: ask anew, under new ids."),
+]
+
+
 @command(
     app,
     numbers=True,
@@ -67,13 +73,15 @@ def run(
     token: Annotated[
         str | None, typer.Option("--token", help="A name for this very request: again gives the same result.")
     ] = None,
+    ask_again: AskAgain = False,
     out: Out = None,
 ) -> Shown:
     """Run a plan where the data is. Prints DEVICE:RESULT-ID at once, before it has run."""
     from fedq.cli import ask
 
     _check_waiting(wait, keep, timeout, out)
-    made = ask.run(call.client, plan, args or [], arg or [], on=on, release=not keep, token=token)
+    _check_again(token, ask_again)
+    made = ask.run(call.client, plan, args or [], arg or [], on=on, release=not keep, token=token, again=ask_again)
     return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
 
 
@@ -131,6 +139,7 @@ def fold(
     token: Annotated[
         str | None, typer.Option("--token", help="A name for this very request: again gives the same results.")
     ] = None,
+    ask_again: AskAgain = False,
     out: Out = None,
 ) -> Shown:
     """Replay a plan over mini-batches of data, where it is. Prints the ids of the last carry and the metrics."""
@@ -138,12 +147,22 @@ def fold(
     from fedq.plan import fold as folds
 
     _check_waiting(wait, keep, timeout, out)
+    _check_again(token, ask_again)
     folds.check_words(metrics, nonfinite)
     batches = folds.batches(batch_size, epochs, shuffle=shuffle, drop_last=drop_last)
     first, whole = words.items(",".join(carry or [])), words.items(",".join(data))
     loop = folds.Loop(len(first), len(whole), batches, metrics, nonfinite)  # a file may hold more of the carry
-    made = ask.fold(call.client, plan, first, whole, arg or [], loop, on=on, release=not keep, token=token)
+    made = ask.fold(
+        call.client, plan, first, whole, arg or [], loop, on=on, release=not keep, token=token, again=ask_again
+    )
     return _promised(call, made, on=on, wait=wait, timeout=timeout, out=out)
+
+
+def _check_again(token: str | None, again: bool) -> None:
+    if again and token is None:
+        raise UsageError(
+            "without --token every request is a new one", hint="leave out --ask-again, or name the --token"
+        )
 
 
 def _check_waiting(wait: bool, keep: bool, timeout: str | None, out: str | None) -> None:
@@ -185,9 +204,17 @@ def get(
     call: Call,
     refs: Annotated[list[str], typer.Argument(metavar="REF", help="DEVICE:ID, DEVICE:TAG, or the id of a run.")],
     timeout: Timeout = None,
+    ask_again: Annotated[
+        bool, typer.Option("--ask-again", help="Send what was denied, expired or replaced again, under new ids.")
+    ] = False,
     out: Out = None,
 ) -> Shown:
     """Wait for results and print them. May be repeated, from any process."""
     from fedq.cli import ask
 
+    if ask_again:
+        made = ask.again(call.client, refs)
+        for p in made:
+            call.say(f"asked again: {p.device.name}:{p.id}")
+        return ask.fetch(call, made, timeout, out)
     return ask.fetch(call, ask.references(call.client, refs, hops=call, timeout=timeout), timeout, out)

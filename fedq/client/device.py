@@ -150,7 +150,7 @@ class Device:
         return self.client.new_id() if self._draft is None else self._draft.new_id()
 
     @contextlib.contextmanager
-    def batch(self, *, token: str | None = None) -> Iterator[Device]:
+    def batch(self, *, token: str | None = None, ask_again: bool = False) -> Iterator[Device]:
         """All that is done with this device in the block is one message; blocks may be nested.
 
         From 1,000 calls on Python's cycle collector rests until they are sent.
@@ -161,13 +161,16 @@ class Device:
                 cut off; also what is sent by waiting for a value inside it. So ``.get()`` in the
                 block, or of what it made, leaves the value there until its message expires.
 
+            ask_again: ask for the same anew, under new ids, since it was denied, expired or replaced: tags
+                are looked up again. Without it, the token stands for what was asked last.
+
         Raises:
             Conflict: something else was asked for under this token.
         """
         if self._draft is not None and token is None:
             yield self
             return
-        with self._block(self._new_draft(token, lasting=token is not None)):
+        with self._block(self._new_draft(token, lasting=token is not None, again=ask_again)):
             yield self
 
     @contextlib.contextmanager
@@ -206,14 +209,16 @@ class Device:
                 self.pending.put_back(pending)
             raise
 
-    def _new_draft(self, token: str | None = None, *, lasting: bool = False) -> Draft:
+    def _new_draft(self, token: str | None = None, *, lasting: bool = False, again: bool = False) -> Draft:
         c = self.client
         if token is None:
             return Draft(c.new_id(), c.new_id)
         if not ids.is_text(token):
             raise UsageError(f"{token[:40]!r} cannot be a token", hint="use 1 to 300 printable characters")
-        id_ = ids.derive("message", token, c.root, self.name, c.name)
-        return Draft(id_, c.new_id, token, block=id_, lasting=lasting)
+        times = c.outbox.times(self.number, token) + again
+        more = (times,) if times else ()
+        id_ = ids.derive("message", token, c.root, self.name, c.name, *more)
+        return Draft(id_, c.new_id, token, block=id_, times=times, lasting=lasting)
 
     @property
     def lasting(self) -> bool:

@@ -60,6 +60,10 @@ class Sent:
         return fs.size_bytes(self.chunks)
 
 
+AGAIN = "\n\n"
+"""Between a token and the number of times it was asked for again, as the outbox knows it."""
+
+
 @dataclass(slots=True)
 class Draft:
     """What goes into one message.
@@ -68,6 +72,7 @@ class Draft:
         id: of the message; everything else that is new gets its id from `new_id`.
         token: the user's name for this very block; ids are then derived from it.
         block: the id of the block's first message; section: how many of its messages came before.
+        times: how often the block was asked for again, under new ids.
         lasting: whether the block can be done again, so that what it made must stay.
         types: of the values promised here, where known.
         private: of those that come from the owner's values that are not open: from which.
@@ -81,6 +86,7 @@ class Draft:
     token: str | None = None
     block: str = ""
     section: int = 0
+    times: int = 0
     lasting: bool = False
     actions: list[Verb] = field(default_factory=list)
     tensors: dict[str, RawTensor] = field(default_factory=dict)
@@ -101,13 +107,14 @@ class Draft:
     @property
     def name(self) -> str:
         """The token, and which of its block's messages this is: no token holds a line feed."""
-        return f"{self.token}\n{self.section}" if self.section else self.token or ""
+        token = f"{self.token}{AGAIN}{self.times}" if self.times else self.token or ""
+        return f"{token}\n{self.section}" if self.section else token
 
     def following(self) -> Draft:
         """The next message of the same block: it begins where a value was waited for."""
         section = self.section + 1
         id_ = ids.derive("section", self.block, section)
-        return Draft(id_, self.fresh, self.token, self.block, section, self.lasting, replies=self.replies)
+        return Draft(id_, self.fresh, self.token, self.block, section, self.times, self.lasting, replies=self.replies)
 
     def inline(self, raw: RawTensor) -> Inline:
         """Take a tensor along."""

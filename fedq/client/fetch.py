@@ -169,7 +169,7 @@ def _wait(
     while True:
         if client.pump:
             client.pump()
-        if (came := _read(device, reply, value, keep=keep) or _kept(device, reply, value)) is not None:
+        if (came := _read(device, reply, value, keep=keep) or kept(device, reply, value)) is not None:
             return came
         if device.is_asked(reply):
             return _waits_for_owner(device, reply, value)
@@ -208,7 +208,7 @@ def _may_change(value: str | Number | Failure) -> bool:
     return isinstance(value, Failure) and value.code in ASK_AGAIN
 
 
-def _kept(device: Device, reply: str, value: str) -> Arrived | None:
+def kept(device: Device, reply: str, value: str) -> Arrived | None:
     """The reply as it was kept, if it came before."""
     raw = device.client.history.kept(device.number, reply)
     return None if raw is None else _checked(device, reply, value, raw, where=f"the copy of {reply}")

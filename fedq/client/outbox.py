@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedq import fs
-from fedq.client.draft import Sent
+from fedq.client.draft import AGAIN, Sent
 from fedq.client.known import Known
 from fedq.errors import Conflict, DiskFull, Unreachable
 from fedq.plan.codec import Buffer
@@ -291,6 +291,13 @@ class Outbox:
                     db.execute(f"DELETE FROM {table} WHERE pair=? AND message=?", (pair, part.id))
         for part in parts:
             self._of(pair).taken_back(part)
+
+    def times(self, pair: int, token: str) -> int:
+        """How often what stands under a token was asked for again."""
+        sql = "SELECT token FROM tokens WHERE pair=? AND substr(token, 1, ?)=?"
+        head = token + AGAIN
+        rest = [row[0][len(head) :].partition("\n")[0] for row in self.all(sql, (pair, len(head), head))]
+        return max((int(n) for n in rest if n.isdecimal()), default=0)
 
     def token(self, pair: int, token: str) -> str | None:
         """The content, as text, of what was asked under a token."""

@@ -128,8 +128,13 @@ class Home:
         """Take over what ``device.json`` says now."""
         said = _said(self.path)
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
-        self.keep_s = 86_400.0 * float(said.get("review", {}).get("keep_days", KEEP_DAYS))
+        self.keep_days = float(said.get("review", {}).get("keep_days", KEEP_DAYS))
         self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
+
+    @property
+    def keep_s(self) -> float:
+        """How long a question waits for the owner."""
+        return 86_400.0 * self.keep_days
 
     def close(self) -> None:
         self.journal.close()
@@ -153,7 +158,7 @@ class Home:
             [_line({"v": 1, "name": requester.name, "key": requester.key})],
         )
         pair = pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable)
-        card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,))
+        card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,), self.keep_days)
         pair.write_card(card, self.key)
         self.write_catalogs()
 

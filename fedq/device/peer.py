@@ -320,7 +320,8 @@ class Peer:
             self.done(call, [failed(self.name, r, Failure("conflict", text)) for r in free], now)
             return
         for id_ in call.owners:
-            if (failure := self.owners_failure(id_)).code:
+            kept = call.key in self.questions.kept and self.owners_version(id_) is not None
+            if not kept and (failure := self.owners_failure(id_)).code:
                 self.fail(call, failure, now)
                 return
         call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}

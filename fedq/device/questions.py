@@ -152,7 +152,7 @@ class Questions:
         self._touch(call)
 
     def failed(self, id_: str) -> list[Call]:
-        """Private calls that read this value of the requester's own, which failed for all to see; also those that ran."""
+        """Private calls, also those that ran, that read this value, which failed for all to see."""
         return list(self._readers.get(id_, ()))
 
     def gone(self) -> list[tuple[Call, Failure]]:

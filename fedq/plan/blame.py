@@ -67,9 +67,9 @@ class Line(str):
 
 
 def shown(line: str) -> str:
-    """The source line as it stands below a message, with its place."""
+    """The source line as it stands below a message, with its place; the place alone, where nothing can be read."""
     source = line.source if isinstance(line, Line) else ""
-    return f"\n  {source}        {line}" if source else ""
+    return f"\n  {source}        {line}" if source else f": {line}" if line else ""
 
 
 def user_line() -> Line:
@@ -119,6 +119,9 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
         return error.message, error.hint
     if isinstance(error, UnsupportedOperatorException):
         return f"{error.func} has no place in a plan", "'fedq ops' lists what has"
+    if isinstance(error, DynamicOutputShapeException) and str(error.func) in _NO_GRADIENT:
+        name, cure = _NO_GRADIENT[str(error.func)]
+        return f"a gradient goes through {name}, whose derivative has no place in a plan", cure
     if isinstance(error, DynamicOutputShapeException):
         return f"the size of what {error.func} gives depends on the values of a tensor", _SIZED
     if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
@@ -142,6 +145,8 @@ def _cure(error: Exception, source: str) -> tuple[str, str]:
             "a branch or loop is given something that is no tensor",
             "make it a tensor, as torch.tensor(0.5) for 0.5, or use it in the function without giving it",
         )
+    if "'SymBool'" in text:
+        return _ON_VALUES, _instead(source)
     if "Cannot swap" in text:
         return OTHER_MEMORY
     if "unhashable type: non-nested Sym" in text:
@@ -197,10 +202,25 @@ _COMPUTE_IT = (
     "write what it computes with other functions of torch, or get the value and compute it here; "
     "'fedq ops' lists what a plan takes"
 )
+_COV = "for its derivative write y = x - x.mean(1, keepdim=True); c = y @ y.T / (x.shape[1] - 1)"
 _CURES = {
+    "cov": _COV,
+    "corrcoef": f"{_COV}; s = c.diagonal().sqrt(); c / s[:, None] / s",
+    "__getitem__": "pick by a tensor with one dimension: x[i.reshape(1)][0], or x.index_select(0, i.reshape(1))[0]",
     "one_hot": "give it num_classes",
     "gaussian_nll_loss": "write 0.5 * (var.log() + (target - mean) ** 2 / var).mean() for it",
 }
+
+
+_NO_GRADIENT = {
+    "aten.linalg_lstsq.default": (
+        "torch.linalg.lstsq",
+        "write torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b)",
+    ),
+    "aten._ctc_loss.default": ("ctc_loss", "leave it out of what is derived: only its value can be computed there"),
+    "aten._ctc_loss.Tensor": ("ctc_loss", "leave it out of what is derived: only its value can be computed there"),
+}
+"""Ops that a recording of a gradient comes to, of a size that values tell -> the function, and what to write for it."""
 
 
 ASKS = frozenset(

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from fedq.errors import CannotRecord
+from fedq.plan import kinds
 from fedq.plan.blame import (
     ASKS,
     WATCHED,
@@ -37,11 +38,11 @@ from fedq.plan.blame import (
 )
 from fedq.plan.control import Control
 from fedq.plan.graph import Tree
-from fedq.plan.held import any_would_require_grad, is_own, mark_parameter, recording
+from fedq.plan.held import any_would_require_grad, is_own, recording, stand_in
 from fedq.plan.recorder import Recorder, Sizes
 from fedq.plan.recording import Free, In, Trace
 from fedq.plan.rules import REWRITTEN
-from fedq.plan.statistics import SEEN
+from fedq.plan.statistics import SEEN, float_of_tensors
 
 
 class _Watch(TorchFunctionMode):
@@ -63,8 +64,9 @@ class _Watch(TorchFunctionMode):
             raise Unrecordable(WATCHED[func])
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self.control.call(func, args)
-        if func in SEEN and not self.gradients:
-            return SEEN[func](*args, **(kwargs or {}))
+        if func in SEEN:
+            args, kwargs = tree_map_only(torch.SymFloat, self.recorder.marked, (args, kwargs or {}))
+            return SEEN[func](*args, **kwargs) if not self.gradients else self._call(func, args, kwargs)
         if func in REWRITTEN:
             return REWRITTEN[func](*args, **(kwargs or {}))
         if func == _DATA:
@@ -131,6 +133,18 @@ def record(
     Raises:
         CannotRecord: it does what a plan cannot hold; names the user's line.
     """
+    while True:
+        try:
+            trace = _recorded(function, inputs, state, like)
+        except CannotRecord:
+            if not kinds.tell():
+                raise
+        else:
+            if not kinds.tell():
+                return trace
+
+
+def _recorded(function: Function, inputs: Sequence[In], state: Sequence[torch.Tensor], like: Trace | None) -> Trace:
     run = _functional if like is not None and like.functional else _plain
     gradients = like is not None and like.gradients
     try:
@@ -151,7 +165,7 @@ def _record(
     held = [fakes.from_tensor(t.detach(), static_shapes=True) for t in state]
     wanted = [gradients and t.requires_grad for t in state]
     for t, real in zip(held, state, strict=True):
-        mark_parameter(t, isinstance(real, torch.nn.Parameter))
+        stand_in(t, real)
     recorder.differentiable = any(t.requires_grad for t in state)
     trace.num_inputs, trace.num_state = len(args), len(held)
     trace.gradients, trace.functional = gradients, run is _functional
@@ -186,7 +200,7 @@ def _functional(function: Function, held: list[Any], args: list[Any], wanted: li
         wrap = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in (*held, *args)]
         after = [t.requires_grad_(w) for t, w in zip(wrap[: len(held)], wanted, strict=True)]
         for t, plain in zip(after, held, strict=True):
-            mark_parameter(t, isinstance(plain, torch.nn.Parameter))
+            stand_in(t, plain)
         out = call_users_function(function, after, wrap[len(held) :])
         if any(_is_written(a) for a in wrap[len(held) :]):
             raise Unrecordable(*WRITES_TO_ARGUMENT)
@@ -216,6 +230,7 @@ def _synced(tensor: Any) -> Any:
 def _modes(fakes: FakeTensorMode, recorder: Recorder, *, gradients: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        stack.enter_context(float_of_tensors())
         stack.enter_context(fakes)
         stack.enter_context(enable_python_dispatcher())
         if gradients:

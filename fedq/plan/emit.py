@@ -83,7 +83,7 @@ class _Emitter:
         for dim, line in _output_sizes(self.trace):
             if {str(s) for s in dim.free_symbols} - known:
                 raise Unrecordable(
-                    f"the size of a result depends on data{f': {line}' if line else ''}{shown(line)}",
+                    f"the size of a result depends on data{shown(line)}",
                     "return torch.where(mask, x, 0), or reduce what was picked, as x[mask].sum() does",
                 )
 
@@ -232,7 +232,7 @@ def _tree_at(expr: Any, line: str) -> Any:
     try:
         return tree(expr)
     except Unrecordable as error:
-        raise Unrecordable(f"{error.message}{f': {line}' if line else ''}{shown(line)}", error.hint) from None
+        raise Unrecordable(f"{error.message}{shown(line)}", error.hint) from None
 
 
 def type_of(value: Value) -> Type:

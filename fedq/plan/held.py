@@ -164,24 +164,38 @@ def recording(*, gradients: bool) -> Iterator[None]:
         _LEAVES.reset(tokens[2])
 
 
-def mark_parameter(tensor: torch.Tensor, is_one: bool) -> None:
-    """Let a stand-in pass for an nn.Parameter, as torch lets tensors of other types."""
-    if is_one:
+def stand_in(tensor: torch.Tensor, real: torch.Tensor) -> None:
+    """Let a tensor pass for this one: for an nn.Parameter, as torch lets tensors of other types, and in its class.
+
+    What ``type`` says of it then, while a function is recorded: `plan.kinds`.
+    """
+    if isinstance(real, nn.Parameter):
         tensor._is_param = True
+    tensor._stands_for = getattr(real, "_stands_for", type(real))  # type: ignore[attr-defined]
 
 
 def own_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that takes gradients, and passes for a parameter, as the tensor does; in memory as a device holds it."""
-    made = tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_(tensor.requires_grad)
-    mark_parameter(made, isinstance(tensor, torch.nn.Parameter))
+    """A copy that takes gradients, and is a parameter, as the tensor does and is; in memory as a device holds it."""
+    made = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if type(tensor) is nn.Parameter:
+        return nn.Parameter(made, requires_grad=tensor.requires_grad)
+    made.requires_grad_(tensor.requires_grad)
+    if isinstance(tensor, nn.Parameter):
+        made._is_param = True
     return made
+
+
+def is_special(example: Any) -> bool:
+    """Whether it is a tensor that a device's values are not: a parameter, or one that requires a gradient."""
+    return isinstance(example, torch.Tensor) and (example.requires_grad or isinstance(example, nn.Parameter))
 
 
 def like(example: Any, value: Any) -> Any:
     """The value of an argument whose example may require a gradient: then it does, where one is taken."""
     if not (isinstance(example, torch.Tensor) and example.requires_grad and value.is_floating_point()):
         return value
-    mark_parameter(value, isinstance(example, torch.nn.Parameter))
+    if isinstance(example, nn.Parameter):
+        stand_in(value, example)
     if _GRADIENTS.get():
         return value.requires_grad_()
     _LEAVES.get().append(value)

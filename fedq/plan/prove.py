@@ -224,7 +224,7 @@ class _Prover:
         for letters, why, line in unwritten_sizes(self.base):
             places = [at for at in optional if self.base.places.get(at) in letters]
             if not places:
-                message = f"{why.message}: {line}{shown(line)}"
+                message = f"{why.message}{shown(line)}"
                 raise CannotRecord(message, hint=f"{why.hint}; or write the number in args_shape", line=line)
             found += places
         return found
@@ -242,12 +242,12 @@ class _Prover:
     def _differs_from_itself(self, line: str) -> CannotRecord:
         if isinstance(self._again(free=True), str):
             return CannotRecord(
-                f"it is another graph each time it is recorded: {line}{shown(line)}",
+                f"it is another graph each time it is recorded{shown(line)}",
                 hint="leave out the clock, counters and random numbers of Python, or pass them as arguments",
                 line=line,
             )
         return CannotRecord(
-            f"it is another graph when sizes are plain numbers: {line}{shown(line)}",
+            f"it is another graph when sizes are plain numbers{shown(line)}",
             hint="do not ask for the type of a size, or write the size as a number in args_shape",
             line=line,
         )
@@ -512,7 +512,7 @@ def _as_tree(guard: Guard) -> Any:
     try:
         return guard_tree(guard.expr)
     except Unrecordable as error:
-        message = f"{error.message}: {guard.line}{shown(guard.line)}"
+        message = f"{error.message}{shown(guard.line)}"
         raise CannotRecord(message, hint=error.hint or None, line=guard.line) from None
 
 
@@ -529,7 +529,7 @@ _TRANSFORMS = (
 
 def _fixed(i: int, d: int, size: int, line: str, hint: str) -> CannotRecord:
     return CannotRecord(
-        f"size {d} of input {i} was to be free (-1), but it is fixed to {size} here: {line}{shown(line)}",
+        f"size {d} of input {i} was to be free (-1), but it is fixed to {size} here{shown(line)}",
         hint=hint,
         line=line,
     )

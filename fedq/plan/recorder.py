@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fedq.errors import CannotRecord
 from fedq.plan.blame import DEVICES, OTHER_MEMORY, WRITES_TO_ARGUMENT, Line, Unrecordable, shown, user_line
 from fedq.plan.graph import Arg, Dtype, Format, Var
-from fedq.plan.held import is_own
+from fedq.plan.held import is_own, stand_in
 from fedq.plan.recording import Call, Guard, Size, Trace, Value
 from fedq.plan.rules import RUN_AS, refuse_empty, refuse_outright
 from fedq.plan.settle import at
@@ -88,6 +88,7 @@ class Sizes(ShapeEnv):
             )
 
 
+_MARK = 0.1618033988749895e-5
 SEEDS = (
     "it seeds torch: a plan would repeat what it saw",
     "draw with torch.rand and give the run a seed, or pass the number as an argument",
@@ -133,6 +134,7 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         self.arguments: list[torch.Tensor] = []
         self.read_values = False
         self.differentiable = False
+        self.marks: dict[float, torch.SymFloat] = {}
 
     @property
     def trace(self) -> Trace:
@@ -280,9 +282,17 @@ class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
                 return Format(FORMATS[value])
             case list() | tuple():
                 return [self.arg(v) for v in value]
+            case float() if value in self.marks:
+                return self._size(self.marks[value])
             case None | bool() | int() | float() | complex() | str():
                 return value
         raise Unrecordable(f"a {type(value).__name__} can not be an argument of a recorded op", _hint_for(value))
+
+    def marked(self, number: torch.SymFloat) -> float:
+        """A number that stands for one that only a device knows, in ops that take no symbols for it."""
+        mark = _MARK * (1 + len(self.marks))
+        self.marks[mark] = number
+        return mark
 
     def _tensor(self, value: torch.Tensor) -> Var:
         number = self.numbers.get(value)  # type: ignore[no-untyped-call]
@@ -346,7 +356,9 @@ def _apart(out: Any, func: Any, args: Any) -> Any:
     """
     if func._schema.is_mutable or not any(out is a for a in args):
         return out
-    return torch.ops.aten.alias.default(out)
+    made = torch.ops.aten.alias.default(out)
+    stand_in(made, out)
+    return made
 
 
 def _same_value(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:

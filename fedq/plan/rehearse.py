@@ -83,7 +83,7 @@ def _not_allowed(error: NotAllowed, graph: Graph, about: About) -> CannotRecord:
     why, _, cure = re.sub(r" \(action \d+\)(?=$|, in a body)", "", str(error.args[0])).partition("; ")
     if (fixed := re.search(r"argument '(\w+)' is one of (.+)$", why)) is not None:
         cure = f"give {fixed[1]} as {fixed[2]}"
-    return CannotRecord(f"{why}{f': {line}' if line else ''}{shown(line)}", hint=cure or error.hint, line=line)
+    return CannotRecord(f"{why}{shown(line)}", hint=cure or error.hint, line=line)
 
 
 def _line_of_op(graph: Graph, about: About, op: str | None) -> str:
@@ -114,7 +114,7 @@ def _dry_run(verified: Verified, about: About, given: Sequence[Type]) -> None:
     except dtypes.Unfit as error:
         line = _line(verified, which, about, replay.blame(compiled, error)[0])
         raise CannotRecord(
-            f"{error}{f': {line}' if line else ''}{shown(line)}",
+            f"{error}{shown(line)}",
             hint=dtypes.HINT,
             line=line,
         ) from None
@@ -138,7 +138,7 @@ def _line(verified: Verified, which: int, about: About, action: int) -> str:
 
 def _fails(message: str, line: str) -> CannotRecord:
     return CannotRecord(
-        f"{message}{f': {line}' if line else ''}{shown(line)}",
+        f"{message}{shown(line)}",
         hint="write it with other functions of torch; this one is a defect of fedq, please report it",
         line=line,
     )

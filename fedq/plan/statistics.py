@@ -6,11 +6,13 @@ statistics are computed by an op that returns them, and copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.modules import batchnorm
 
 _norm = torch.ops.aten._native_batch_norm_legit_functional
 
@@ -45,3 +47,15 @@ def _instance_norm(
 
 
 SEEN: Mapping[Any, Callable[..., Any]] = {F.batch_norm: _batch_norm, F.instance_norm: _instance_norm}
+"""Called instead of these functions of torch while a function is recorded; not where it takes a gradient."""
+
+
+@contextmanager
+def float_of_tensors() -> Iterator[None]:
+    """Let BatchNorm(momentum=None) go on with the count that it takes by ``float``, which Python wants to know."""
+    names = vars(batchnorm)
+    names["float"] = lambda value: value.item() if isinstance(value, torch.Tensor) else float(value)
+    try:
+        yield
+    finally:
+        names.pop("float", None)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from fedq.errors import CannotRecord
-from fedq.plan import variants
-from fedq.plan.blame import cannot, line_of_call
+from fedq.plan import kinds, variants
+from fedq.plan.blame import cannot, line_of_call, shown
 from fedq.plan.capture import Function, record
 from fedq.plan.emit import emit
 from fedq.plan.graph import About, Graph, Type
@@ -60,7 +60,7 @@ def trace(
     names = [n for n, _ in state]
     as_it_is, kept = function, Kept(function)
     function = kept.around(as_it_is)
-    with _ONE_AT_A_TIME, _seeds_untouched(lambda: prove(function, asked, tensors)):
+    with _ONE_AT_A_TIME, kinds.told(kept.places), _seeds_untouched(lambda: prove(function, asked, tensors)):
         proved = prove(function, asked, tensors, as_written=as_written)
         refuse_memory(as_it_is, kept, asked, proved.inputs, tensors)
         first, examples = _graph(proved, names, name, params), [proved.example]
@@ -135,7 +135,7 @@ def _seeds_untouched(again: Callable[[], Any]) -> Iterator[None]:
             _restore(before)
             raise CannotRecord(
                 f"it {'seeds torch' if source == 'torch' else f'draws from {source!r}'}: "
-                f"a plan would repeat what it saw{f': {line}' if line else ''}",
+                f"a plan would repeat what it saw{shown(line)}",
                 hint="draw with torch.rand and give the run a seed, or pass the number as an argument",
                 line=line,
             ) from failed

@@ -41,6 +41,9 @@ class Place(Protocol):
     def changed(self) -> bool: ...
     def restore(self) -> None: ...
 
+    def swap(self, old: Any, new: Any) -> None:
+        """Hold this where that is held."""
+
 
 @dataclass(slots=True)
 class _Items:
@@ -64,6 +67,11 @@ class _Items:
         self.of.clear()
         self.of.extend(self.was)
 
+    def swap(self, old: Any, new: Any) -> None:
+        for i, value in enumerate(self.of):
+            if value is old:
+                self.of[i] = new
+
 
 @dataclass(slots=True)
 class _Members:
@@ -86,6 +94,9 @@ class _Members:
     def restore(self) -> None:
         self.of.clear()
         self.of.update(self.was)
+
+    def swap(self, old: Any, new: Any) -> None:
+        pass  # it is asked whether something is in it, by equality
 
 
 @dataclass(slots=True)
@@ -111,6 +122,9 @@ class _Pairs:
     def restore(self) -> None:
         self.of.clear()
         self.of.update(self.was)
+
+    def swap(self, old: Any, new: Any) -> None:
+        self.of.update({k: new for k, v in self.of.items() if v is old})
 
 
 @dataclass(slots=True)
@@ -144,6 +158,26 @@ class _Names:
             else:
                 self.put(name, was)
 
+    def swap(self, old: Any, new: Any) -> None:
+        """Also within a tuple: defaults are in one."""
+        for name in self.names:
+            value = self.get(name)
+            if value is old:
+                self.put(name, new)
+            elif type(value) is tuple and any(v is old for v in value):
+                self.put(name, tuple(new if v is old else v for v in value))
+
+
+@dataclass(slots=True)
+class Globals(_Names):
+    """Those of a module that a function of it names.
+
+    Attributes:
+        of: all of them.
+    """
+
+    of: dict[str, Any] = field(default_factory=dict)
+
 
 @dataclass(slots=True)
 class _Cache:
@@ -165,6 +199,9 @@ class _Cache:
 
     def restore(self) -> None:
         self.of.cache_clear()
+
+    def swap(self, old: Any, new: Any) -> None:
+        pass  # it is empty
 
 
 def _identical(a: Any, b: Any) -> bool:
@@ -327,10 +364,13 @@ def _of_function(name: str, function: FunctionType) -> _Found:
     places: list[Any] = [_cell(n, cell) for n, cell in cells]
     more = [(n, _contents(cell)) for n, cell in cells]
     more += [(name, function.__defaults__), (name, function.__kwdefaults__), (name, function.__dict__)]
-    if not _is_library(function.__module__):
+    if function.__defaults__:
+        places.append(_slot(name, function, "__defaults__"))
+    if not is_library(function.__module__):
         names = tuple(dict.fromkeys(_names(function.__code__)))
         known = function.__globals__
-        places.append(_Names("", names, lambda n: known.get(n, _MISSING), known.__setitem__, known.__delitem__))
+        get = functools.partial(_item, known)
+        places.append(Globals("", names, get, known.__setitem__, known.__delitem__, of=known))
         more += [(n, known[n]) for n in names if n in known]
     return places, more
 
@@ -340,6 +380,15 @@ def _names(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names(inner)
+
+
+def _item(of: dict[str, Any], name: str) -> Any:
+    return of.get(name, _MISSING)
+
+
+def _slot(name: str, of: Any, attribute: str) -> _Names:
+    get, put = functools.partial(_attribute, of), functools.partial(setattr, of)
+    return _Names(f"{name}.", (attribute,), get, put, functools.partial(delattr, of))
 
 
 def _cell(name: str, cell: CellType) -> _Names:
@@ -398,8 +447,8 @@ def _attribute(value: Any, name: str) -> Any:
 
 
 def _is_users(kind: type) -> bool:
-    return not _is_library(kind.__module__)
+    return not is_library(kind.__module__)
 
 
-def _is_library(module: str | None) -> bool:
+def is_library(module: str | None) -> bool:
     return (module or "").partition(".")[0] in _LIBRARIES

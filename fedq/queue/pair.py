@@ -217,7 +217,12 @@ def open_json(kind: str, raw: Buffer, verify: Verify) -> tuple[dict[str, Any], b
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Who the device is, for this requester. ``key``: its public key, 64 hex digits."""
+    """Who the device is, for this requester.
+
+    Attributes:
+        key: its public key, 64 hex digits.
+        keep_days: how long a question waits for its owner before it is answered as expired.
+    """
 
     KIND: ClassVar[str] = "card"
 
@@ -226,19 +231,21 @@ class Card:
     requester: str
     fedq: str
     formats: tuple[int, ...]
+    keep_days: float = 30
 
     def to_json(self) -> dict[str, Any]:
         return {
             "device": self.device, "key": self.key, "requester": self.requester, "fedq": self.fedq,
-            "formats": list(self.formats),
+            "formats": list(self.formats), "keep_days": self.keep_days,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Card:
         match body:
             case {"device": str(device), "key": str(key), "requester": str(requester), "fedq": str(fedq),
-                  "formats": list(formats), **rest} if not rest and all(type(f) is int for f in formats):  # fmt: skip
-                return cls(device, key, requester, fedq, tuple(formats))
+                  "formats": list(formats), "keep_days": int() | float() as days, **rest
+            } if not rest and all(type(f) is int for f in formats) and type(days) is not bool and days > 0:  # fmt: skip
+                return cls(device, key, requester, fedq, tuple(formats), days)
         raise BadFile("malformed card")
 
 

@@ -17,6 +17,7 @@ from fedq.queue.message import (
     Inline,
     Message,
     Number,
+    OwnerRef,
     Put,
     Ref,
     Reply,
@@ -230,6 +231,17 @@ MESSAGE = Message(
 )  # fmt: skip
 MESSAGE_TENSORS = {"t0": FLAGS, "t1": STATE["fc.weight"], "t2": STATE["fc.bias"], "t3": RawTensor("i64", (0, 4), b"")}
 
+ASKED = Message(
+    id=id_of(90), sender=REQUESTER, to="device_1", created=1795300006.0, expires=1796509606.0, seed=81207,
+    actions=(
+        Run(DOUBLE.id, (OwnerRef(id_of(41)),), {}, (id_of(91),)),
+        Fold(DOUBLE.id, (Ref(id_of(17)),), (OwnerRef(id_of(41)),), Batches(32), (id_of(92),), (OwnerRef(id_of(40)),)),
+        Get(id_of(91), (id_of(91),)),
+        Get(id_of(93), (id_of(41), id_of(92)), frozenset([id_of(41)])),
+    ),
+)  # fmt: skip
+"""The owner's values and the requester's own, spelt apart."""
+
 REPLY = Reply(
     id=id_of(22), device="device_1", to=REQUESTER, message=id_of(16),
     values={
@@ -247,11 +259,18 @@ CATALOG = Catalog(
     (
         Entry(id_of(40), "input_data", Type("f32", (1797, 64)), "open"),
         Entry(id_of(41), None, Type("i64", ()), "review", "größe"),
+        Entry(id_of(17), "mine", Type("bool", (3,)), "own"),
     ),
     ((DOUBLE.id, "double_abs"),),
 )
 HEARTBEAT = Heartbeat(
-    "device_1", 1795300001.5, "up", (id_of(16),), (), ((id_of(41), "review"),), ((id_of(50), "bad_version"),)
+    "device_1",
+    1795300001.5,
+    "up",
+    (id_of(16),),
+    (),
+    ((id_of(22), "asked"), (id_of(19), "stopped")),
+    ((id_of(50), "bad_version"),),
 )
 HELD_UP = Heartbeat("device_1", 1795300002.5, "up", (id_of(16),), progress=((id_of(17), 3, 90),), trouble="disk_full")
 
@@ -274,6 +293,7 @@ def golden() -> dict[str, bytes]:
         "fold-v1.safetensors": b"".join(encode_message(FOLDED, FOLDED_TENSORS, ALICE)),
         "fold-options-v1.safetensors": b"".join(encode_message(FOLD_OPTIONS, {}, ALICE)),
         "noted-v1.safetensors": b"".join(encode_message(NOTED, NOTED_TENSORS, ALICE)),
+        "asked-v1.safetensors": b"".join(encode_message(ASKED, {}, ALICE)),
         "plan-reply-v1.safetensors": b"".join(encode_plan(PLAN, DEVICE)),
         "folding-v1.json": seal_json("heartbeat", FOLDING.to_json(), DEVICE),
         "reply-v1.safetensors": b"".join(encode_reply(REPLY, REPLY_TENSORS, DEVICE)),

@@ -82,11 +82,12 @@ class _Thing:
 
 @pytest.mark.parametrize("given", ["text", {1, 2}, _Thing()])
 def test_a_refusal_that_no_line_of_the_function_is_to_blame_for_names_the_line_that_builds_it(given):
-    with pytest.raises(fq.CannotRecord, match=r"it returns a \w+: test_blamed_lines.py:\d+\n") as refused:
+    with pytest.raises(fq.CannotRecord, match=r"it returns a \w+\n.* test_blamed_lines.py:\d+$") as refused:
         fq.func2plan()(lambda x: given).build(torch.ones(2))
     assert refused.value.hint and refused.value.fields["line"]
 
 
 def test_a_layer_of_torchs_own_that_reads_values_is_refused_at_the_line_that_builds_it():
-    with pytest.raises(fq.CannotRecord, match=r"forward reads values.*: test_blamed_lines.py:\d+\n"):
-        fq.func2plan()(torch.nn.BatchNorm1d(2, momentum=None)).build(torch.ones(3, 2))
+    x = torch.ones(3, 2)
+    with pytest.raises(fq.CannotRecord, match=r"gaussian_nll_loss reads values.*\n.* test_blamed_lines.py:\d+$"):
+        fq.func2plan()(nn.GaussianNLLLoss()).build(x, x, x)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fedq as fq
+from fedq.errors import CannotRecord
 from tests import workers
 
 
@@ -61,9 +62,34 @@ def test_a_module_that_asks_which_weights_are_trained_gets_eagers_answer(kind):
     agrees(plan, torch.randn(7, 5))
 
 
-@pytest.mark.parametrize("asks", [lambda x: x.requires_grad, lambda x: isinstance(x, nn.Parameter)])
-def test_an_example_that_requires_a_gradient_says_so_to_the_function(asks):
-    plan = fq.func2plan()(lambda x: x * 2 if asks(x) else x * 3).build(nn.Parameter(torch.ones(3)))
+ASKS = {
+    "requires_grad": lambda x: x * 2 if x.requires_grad else x * 3,
+    "of a result": lambda x: x * 2 if (x + 1).requires_grad else x * 3,
+    "grad_fn": lambda x: x * 2 if (x + 1).grad_fn is not None else x * 3,
+    "is_leaf": lambda x: x * 2 if not (x + 1).is_leaf else x * 3,
+    "isinstance": lambda x: x * 2 if isinstance(x, nn.Parameter) else x * 3,
+    "type": lambda x: x * 2 if type(x) is nn.Parameter else x * 3,
+    "no op of its own": lambda x: x if x.requires_grad else -x,
+}
+
+
+@pytest.mark.parametrize("what", ASKS)
+def test_a_function_that_treats_an_example_otherwise_than_a_devices_tensor_is_refused_and_the_cure_works(what):
+    plan = fq.func2plan()(ASKS[what])
+    with pytest.raises(CannotRecord, match=r"(?s)requires a gradient or is a parameter.*test_flags.py:\d+") as caught:
+        plan.build(nn.Parameter(torch.ones(3)))
+    assert "x.detach()" in caught.value.hint
+    plan.build(nn.Parameter(torch.ones(3)).detach())
+    x = torch.tensor([1.0, 2.0, -3.0])
+    with workers.fresh() as worker:
+        assert torch.equal(workers.replayed(plan.file(), x, worker=worker), ASKS[what](x))
+
+
+def test_an_example_that_requires_a_gradient_says_so_to_a_function_that_takes_one():
+    function = lambda x: torch.autograd.grad((x * x).sum(), x)[0] * (2 if x.requires_grad else 3)  # noqa: E731
+    plan = fq.func2plan()(function).build(torch.ones(3, requires_grad=True))
+    assert workers.replayed(plan.file(), torch.ones(3)).tolist() == [4, 4, 4]
+    plan = fq.func2plan()(lambda x: x * 2).build(nn.Parameter(torch.ones(3)))
     assert workers.replayed(plan.file(), torch.ones(3)).tolist() == [2, 2, 2]
 
 

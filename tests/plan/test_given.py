@@ -67,6 +67,8 @@ ROWS = {
     "adagrad": (lambda p: torch.optim.Adagrad(p, 0.01, lr_decay=0.1), ["lr", "lr_decay"]),
     "adadelta": (lambda p: torch.optim.Adadelta(p, 0.5), ["lr", "rho"]),
     "adamax": (lambda p: torch.optim.Adamax(p, 0.01), ["lr", "betas"]),
+    "radam": (lambda p: torch.optim.RAdam(p, 0.01, weight_decay=0.1), ["lr", "betas", "eps", "weight_decay"]),
+    "adafactor": (lambda p: torch.optim.Adafactor(p, 0.1, weight_decay=0.1), ["lr", "weight_decay", "d"]),
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def test_a_seed_set_inside_is_refused_with_the_line_and_what_to_do(seeding):
         seeding(3)
         return torch.rand_like(x)
 
-    with pytest.raises(CannotRecord, match=r"seeds torch.*test_random.py:\d+") as caught:
+    with pytest.raises(CannotRecord, match=r"(?s)seeds torch.*test_random.py:\d+") as caught:
         func2plan([(3,)])(seeded)
     assert "give the run a seed" in caught.value.hint
 

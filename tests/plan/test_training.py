@@ -17,6 +17,7 @@ from fedq.plan.graph import Type, flatten
 from fedq.plan.plan import func2plan
 from fedq.plan.training import training_plan
 from fedq.plan.verify import verify
+from tests import workers
 from tests.marks import rows
 from tests.rig import Rig
 
@@ -159,6 +160,50 @@ def test_a_step_of_each_optimizer_is_eagers_from_the_first_on_and_on_a_real_work
     check_served(served, plan, shape)
 
 
+CHOOSING = {
+    "asgd": lambda p: torch.optim.ASGD(p, 0.1, t0=2, weight_decay=0.1),
+    "asgd, never averaged": lambda p: torch.optim.ASGD(p, 0.1, maximize=True),
+    "radam": lambda p: torch.optim.RAdam(p, 0.01),
+    "radam, decoupled": lambda p: torch.optim.RAdam(p, 0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    "radam, never rectified": lambda p: torch.optim.RAdam(p, 0.01, betas=(0.5, 0.6), weight_decay=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, 0.1, weight_decay=0.1),
+    "adafactor, clipped": lambda p: torch.optim.Adafactor(p, 0.5, d=1.5, eps=(1e-8, 0.5), maximize=True),
+    "nadam": lambda p: torch.optim.NAdam(p, 0.01),
+    "rprop": lambda p: torch.optim.Rprop(p, 0.01),
+}
+"""Those that go another way after some steps, or by what the parameters are; or start with other than zeros."""
+
+
+@pytest.mark.parametrize("name", rows(CHOOSING, ("asgd", "radam", "adafactor")))
+def test_an_optimizer_that_chooses_by_its_own_numbers_takes_eagers_steps_in_a_worker_that_just_started(name):
+    model, _, shape = made("mlp")
+    optimizer = CHOOSING[name](model.parameters())
+    plan = training_plan(model, F.cross_entropy, optimizer, *batch(shape, ROWS))
+    file, carry = plan.file(), plan.carry()
+    with workers.fresh() as worker:
+        for i in range(9):
+            x, y = batch(shape, 3 + i, seed=i)
+            carry, _ = workers.replayed(file, carry, x, y, worker=worker)
+            eager_step(model, optimizer, F.cross_entropy, x, y)
+    assert all(torch.equal(a, b) for a, b in zip(flatten(carry), flatten(plan.carry()), strict=True))
+    plan.load_carry(carry)
+    assert all(torch.equal(a, b) for a, b in zip(flatten(carry), flatten(plan.carry()), strict=True))
+
+
+def test_a_batch_norm_that_averages_all_batches_is_trained_as_in_eager_in_a_worker_that_just_started():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16, momentum=None), nn.Linear(16, CLASSES))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    plan = training_plan(model, F.cross_entropy, optimizer, *batch(FLAT, ROWS))
+    file, carry = plan.file(), plan.carry()
+    with workers.fresh() as worker:
+        for i in range(4):
+            x, y = batch(FLAT, 3 + i, seed=i)
+            carry, _ = workers.replayed(file, carry, x, y, worker=worker)
+            eager_step(model, optimizer, F.cross_entropy, x, y)
+    assert all(torch.equal(a, b) for a, b in zip(flatten(carry), flatten(plan.carry()), strict=True))
+
+
 def test_a_regression_is_learned_too():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, CLASSES))
@@ -250,14 +295,27 @@ def test_a_scheduler_and_tensors_of_numbers_do_no_harm():
 
 def test_an_optimizer_that_was_used_goes_on_from_its_state():
     model, _, shape = made()
-    optimizer = torch.optim.NAdam(model.parameters(), 0.01)
-    with pytest.raises(CannotRecord, match="first step of NAdam") as caught:
-        training_plan(model, F.cross_entropy, optimizer, *batch(shape, ROWS))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, dampening=0.5)
+    with pytest.raises(CannotRecord, match="first step of SGD") as caught:
+        check(model, optimizer, shape)
     assert "one step" in caught.value.hint
     eager_step(model, optimizer, F.cross_entropy, *batch(shape, ROWS))
     check(model, optimizer, shape, exact=False)
-    with pytest.raises(CannotRecord, match="first step of SGD"):
-        check(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, dampening=0.5), shape)
+
+
+def test_a_start_that_depends_on_a_given_number_is_refused_and_the_cure_works():
+    model, _, shape = made()
+    optimizer = torch.optim.ASGD(model.parameters(), 0.1)
+    with pytest.raises(CannotRecord, match="first step of ASGD") as caught:
+        training_plan(model, F.cross_entropy, optimizer, *batch(shape, ROWS), given={"lr": None})
+    assert "one step" in caught.value.hint
+    eager_step(model, optimizer, F.cross_entropy, *batch(shape, ROWS))
+    plan = training_plan(model, F.cross_entropy, optimizer, *batch(shape, ROWS), given={"lr": None})
+    optimizer.param_groups[0]["lr"] = 0.03
+    given = {"lr": torch.tensor(plan.given()["lr"], dtype=torch.float64)}
+    carry, _ = workers.replayed(plan.file(), plan.carry(), *batch(shape, ROWS), given=given)
+    eager_step(model, optimizer, F.cross_entropy, *batch(shape, ROWS))
+    assert all(torch.equal(carry["params"][name], p) for name, p in model.named_parameters())
 
 
 def test_an_optimizer_that_calls_the_model_itself_is_refused():
