@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedq import spelling
 from fedq.cli import show
 from fedq.cli.inspect import size
-from fedq.device.evidence import Evidence, Leaving, Own, Read, Step
+from fedq.device.evidence import Evidence, Leaving, Own, Read, Reader, Step
 from fedq.device.journal import QuestionRow, Value
 from fedq.device.record import Entry
 from fedq.plan import typed
@@ -215,8 +215,15 @@ def _flag(array: np.ndarray[Any, Any]) -> str:
     return "one value that is not 0" if int(nonzero.sum()) == 1 else ""
 
 
-def outcome(device: str, found: Sequence[tuple[str, Value | None, RawTensor | None]]) -> str:
-    """The values, or why there are none; for the owner alone."""
+def outcome(device: str, reader: Reader, row: QuestionRow) -> str:
+    """The values, or why there are none, in full; for the owner alone."""
+    found = reader.outcome(row)
+    why = reader.why(row) if any(value is not None and value.failure for _, value, _ in found) else []
+    lines = [f"  | {spelling.text(line, most=1000)}" for text in why for line in text.splitlines()]
+    return "\n".join([values(device, found), *lines])
+
+
+def values(device: str, found: Sequence[tuple[str, Value | None, RawTensor | None]]) -> str:
     lines = []
     for id_, value, raw in found:
         lines.append(f"{device}:{id_}")

@@ -186,7 +186,7 @@ def _looked(call: Call, device: str, reader: Reader, row: QuestionRow, out: str 
         else {"device": device, "id": id_}
         for id_, value, raw in outcome
     ]  # fmt: skip
-    return Shown(told, f"its outcome, which only you see:\n{owner.outcome(device, outcome)}")
+    return Shown(told, f"its outcome, which only you see:\n{owner.outcome(device, reader, row)}")
 
 
 _CHOICES = {"release": "approve", "look": "look", "deny": "deny", "later": ""}
@@ -395,7 +395,7 @@ def _came(call: Call, shown: Shown, chosen: Chosen, word: str) -> Shown:
         for row in rows:
             now = home.journal.question(row.sender, row.reply) or row
             if word == "look" and now.state == "looked":
-                texts.append(owner.outcome(home.name, Reader(home, None).outcome(now)))
+                texts.append(owner.outcome(home.name, Reader(home, None), now))
             elif word == "look" or now.word != word:
                 said = owner.WORDS.get(now.word, "it waits again: it is about something else now")
                 error = FedqError(f"{home.name}:{row.reply}: {said}")

@@ -362,6 +362,12 @@ class Reader:
             found.append((id_, value, self._home.store.bytes(value) if whole and value else None))
         return found
 
+    def why(self, row: QuestionRow) -> list[str]:
+        """The full text of what failed, or ended its worker, when it ran; for the owner alone."""
+        calls = {f"{message}:{action}" for message, action, *_ in row.about["calls"]}
+        kinds = ("failed", "worker ended")
+        return [e.text for e in self._journal.events() if e.sender == row.sender and e.ref in calls and e.kind in kinds]
+
     def unasked(self) -> dict[str, int]:
         """Private calls that nobody asked for, by requester."""
         counts: dict[str, int] = {}

@@ -213,6 +213,8 @@ def test_no_command_but_build_imports_torch(shell, plans):
     ref = do("run", "double_abs", "ward:x", "--on", "ward").split()[0]
     do("device", "step", "ward")
     do("get", ref, "--timeout", "100ms", code=6)
+    do("review")
+    do("review", ref)
     do("approve", ref)
     do("device", "up")
     try:

@@ -87,7 +87,7 @@ def test_a_reviewed_result_waits_for_the_owner_and_then_comes(town):
     ref = town.out("run", "double_abs.safetensors", "device_1:private")
     held = town("get", ref, "--timeout", "3s", code=6)
     assert held.stdout == ""
-    assert f"fedq approve {ref}" in held.stderr
+    assert f"fedq review {ref}" in held.stderr
     assert town.json("device", "ls")[0]["held"] == 1
     assert town.out("approve", ref).startswith(f"{ref}  approved for ann-")
     assert town.out("get", ref, "--timeout", "30s") == DOUBLED

@@ -199,8 +199,9 @@ def test_a_daemon_that_is_up_acts_on_a_word_and_wait_waits_for_it(ward):
     try:
         ref = ward.out("run", "broken.safetensors", "ward:readings")
         wait_until(lambda: ward.json("review"))
-        looked = ward("approve", ref, "--look", "--wait", "--timeout", "60s")
-        assert "failed" in looked.stdout and not looked.stderr
+        looked, _ = ward.start("approve", ref, "--look", "--wait", "--timeout", "60s").communicate(timeout=60)
+        assert "failed, failed: plan 'broken': action 1 aten.reshape failed" in looked
+        assert "  | RuntimeError: shape '[7, 11]' is invalid for input of size 4" in looked
         released = ward.out("approve", ref, "--wait")
         assert f"{ref}  released as failed: plan 'broken': action 1 aten.reshape failed" in released
         assert "2.5" not in released
