@@ -297,15 +297,21 @@ class Peer:
             return
         self.call_back(call)
         stand = self.journal.standing(self.name, call.results)
-        if failure is not None and stand:
+        if failure is not None and stand and not self._leave(call.results):
             files = [v.id for r in call.results if (v := self.journal.value(self.name, r)) and v.in_file]
             self.journal.spoil([(self.name, r) for r in call.results], failure)
             self.let_go(call.results, files=files)
             for result in call.results:
                 self._fail_readers(result, failure)
-        elif failure is not None:
+        elif failure is not None and not stand:
             self.add([failed(self.name, r, failure) for r in call.results], call.message, self._time)
         self._left(call)
+
+    def _leave(self, values: Iterable[str]) -> bool:
+        """Whether one of these may leave in a reply that is not out yet."""
+        allowed = itertools.chain(self.publish, (w for w in self.wants.values() if w.wanted.allowed is not None))
+        leaving = {id_ for want in allowed for id_ in want.wanted.ids}
+        return not leaving.isdisjoint(values)
 
     # -- calls
 

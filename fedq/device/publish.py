@@ -83,8 +83,10 @@ class Publisher:
             return allowed
         owners = id_ in want.wanted.owners
         value = self._journal.kept(id_) if owners else self._journal.value(peer.name, id_)
-        if value is None or value.failure is not None:
-            return value.failure if value and value.failure else missing(id_)
+        if value is None:
+            return peer.owners_failure(id_) if owners else missing(id_)
+        if value.failure is not None:
+            return value.failure
         try:
             raw = self._home.store.allowed(value, allowed)
         except BadFile as error:

@@ -582,3 +582,21 @@ def test_a_word_for_the_same_is_none_for_another_private_value_on_the_way(town):
     again(town, "b", "approve")
     town.send(get("way", "r"), get("other", "t"))
     assert town.came("way") is None and town.came("other") is None
+
+
+@pytest.mark.parametrize("end", ["deny", "replace"])
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_was_approved_leaves_though_another_question_on_it_ends_otherwise_in_that_moment(end, looks, town):
+    replies = [f"q{n}" for n in range(6)]
+    town.send(run(IDENT, town.p, to="a"), run(IDENT, "a", to="b"), *[get(reply, "a", "b") for reply in replies])
+    if looks:
+        town.word("q3", "look")
+    shown = {reply: town.card(reply) for reply in replies}
+    assert town.say(shown.pop("q3"), "approve") == ""
+    if end == "replace":
+        town.add("p", f32(5, 5, 5))
+    else:
+        assert [town.say(card, "deny") for card in shown.values()] == [""] * 5
+    town.go()
+    assert town.came("q3") == {id_("a"): SECRET, id_("b"): SECRET}
+    assert all(set(town.came(reply).values()) <= {"denied", "replaced"} for reply in shown)
