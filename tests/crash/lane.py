@@ -281,7 +281,8 @@ class Lane:
         with contextlib.closing(sqlite3.connect(self.config.devices / NAME / "journal.sqlite")) as db:
             if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
                 raise Violation("the journal is not whole")
-            if rows := db.execute("SELECT id, received FROM messages WHERE state != 'done'").fetchall():
+            late = "state != 'done' AND expires < ?"  # a clock that was set back gives private calls years
+            if rows := db.execute(f"SELECT id, received FROM messages WHERE {late}", (self.now,)).fetchall():
                 raise Violation(f"open for ever: {rows[:3]}")
             for table in ("started", "ends"):
                 if rows := db.execute(f"SELECT * FROM {table}").fetchall():

@@ -135,7 +135,9 @@ class Requester:
                         self.tell(f"V {result} {draft.id} {DICE} {','.join(allowed)} {refs}{mark}")
                 case Get() if verb.owners:
                     for value in verb.owners:
-                        self.tell(f"V {value} {draft.id} {digest(content(value, 40))}   private")
+                        self.tell(
+                            f"V {value} {draft.id} {digest(content(value, 40))} missing_value  private"
+                        )  # or spelt so
                 case Drop():
                     for value in verb.values:
                         self.tell(f"D {value}")
