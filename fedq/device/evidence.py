@@ -30,8 +30,8 @@ from fedq.plan.verify import verify
 from fedq.queue.message import Fold, Inline, Message, OwnerRef, Ref, Run, RunArg, message_from_json
 from fedq.trust import policy
 
-PATIENCE_S = 30.0
-"""How long types are looked for, over all that is shown at once."""
+PATIENCE_S = 20.0
+"""How long the types of one graph are looked for. Who sent one that takes longer has no other looked at, that time."""
 VERSION = 1
 """Of how types are found: what another version kept is not used."""
 
@@ -113,23 +113,29 @@ class Typist:
     def __init__(self, home: Home, *, patience_s: float = PATIENCE_S) -> None:
         self._home, self._patience_s = home, patience_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._end = 0.0
         self._found: dict[str, Any] = {}
-        self._late = False
+        self._late: set[str] = set()
 
     def __enter__(self) -> Typist:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+        self._end()
         if self._found:
             with self._home.journal.transaction():
                 self._home.journal.set_foreseen(self._found)
 
-    def types(self, graph: Graph, given: Sequence[Type]) -> Graph:
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def types(self, graph: Graph, given: Sequence[Type], whose: str) -> Graph:
         """The graph, or its variant that is chosen, with the types it makes of inputs of these types.
+
+        Args:
+            whose: its sender's name.
 
         Raises:
             SpecMismatch: it does not take them; or it was not found in time what it makes.
@@ -138,7 +144,8 @@ class Typist:
         key = ids.digest(canonical([VERSION, graph.id, question[1]]))
         answer = self._found.get(key) or self._home.journal.foreseen(key)
         if answer is None:
-            answer = self._found[key] = self._ask(question)
+            answer = self._ask(question, whose)
+            self._found[key] = answer
         match answer:
             case [int(which), list(texts)] if 0 <= which <= len(graph.variants):
                 chosen = (graph, *graph.variants)[which]
@@ -148,25 +155,30 @@ class Typist:
                 raise SpecMismatch(why)
         raise BadFile("the worker that finds types gave no answer")
 
-    def _ask(self, question: Any) -> Any:
-        if self._process is None:
-            self._process, self._end = _started(), time.monotonic() + self._patience_s
-        line = b"" if self._late else self._said(json.dumps(question).encode() + b"\n")
+    def _ask(self, question: Any, whose: str) -> Any:
+        """What the worker says; that it took too long, or ended, is an answer, too, and is not tried again."""
+        if whose in self._late:
+            raise SpecMismatch("another graph of its sender took too long; look again")
+        line = self._said(json.dumps(question).encode() + b"\n")
         if not line:
-            self._late = True
-            raise SpecMismatch("its types were not found in time")
+            self._end()
+            self._late.add(whose)
+            return {"refused": f"its types were not found in {self._patience_s:g} s"}
         return json.loads(line)
 
     def _said(self, line: bytes) -> bytes:
-        process, said = self._process, b""
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        """A line for a line; nothing if it does not come in time."""
+        if self._process is None:
+            self._process = _started()
+        process, said, end = self._process, b"", time.monotonic() + self._patience_s
+        assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(line)
             process.stdin.flush()
         except OSError:
             return b""
         while not said.endswith(b"\n"):
-            left = self._end - time.monotonic()
+            left = end - time.monotonic()
             if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
                 return b""
             part = process.stdout.read1(1 << 20)  # type: ignore[attr-defined]
@@ -259,7 +271,7 @@ class Reader:
         given = [self._given(row, step, arg, made) for arg in step.args]
         sources = self._flows(step, [s for _, s in given])
         try:
-            graph, types = self._foreseen(step, [t for t, _ in given])
+            graph, types = self._foreseen(step, [t for t, _ in given], row.sender)
         except FedqError as error:
             unknown = (typed.UNKNOWN,) * len(step.results)
             return replace(step, refused=str(error), types=unknown, sources=sources)
@@ -294,18 +306,18 @@ class Reader:
             reaches = fold.reaches(reaches, step.loop)
         return tuple(frozenset().union(*(sources[n] for n in reach if n < len(sources))) for reach in reaches)
 
-    def _foreseen(self, step: Step, given: Sequence[Type]) -> tuple[Graph, tuple[Type, ...]]:
+    def _foreseen(self, step: Step, given: Sequence[Type], whose: str) -> tuple[Graph, tuple[Type, ...]]:
         assert step.plan is not None
         if self._typist is None or any(typed.ANY in str(t) for t in given):
             raise SpecMismatch("the types of its arguments are not known")
         if step.loop is None:
-            graph = self._typist.types(step.plan.graph, given)
+            graph = self._typist.types(step.plan.graph, given, whose)
             return graph, tuple(graph.types[v.number] for v in graph.output_vars)
         k, end, loop = step.loop.carry, step.loop.carry + step.loop.data, step.loop
         rows = int((given[k].shape or (0,))[0]) if end > k else 0
         size = min(loop.batches.size, rows)
         graph = self._typist.types(
-            step.plan.graph, (*given[:k], *(fold.cut(t, size) for t in given[k:end]), *given[end:])
+            step.plan.graph, (*given[:k], *(fold.cut(t, size) for t in given[k:end]), *given[end:]), whose
         )
         once = [graph.types[v.number] for v in graph.output_vars]
         carry = (a if a == b else typed.UNKNOWN for a, b in zip(given[:k], once, strict=False))
