@@ -22,13 +22,13 @@ from fedq.client.pending import Pending, merge
 from fedq.client.pointer_plans import PointerPlan
 from fedq.client.pointers import PointerTensor, raw_tensor
 from fedq.client.rest import Rest
-from fedq.errors import UnknownValue, Unreachable, UsageError
+from fedq.errors import BadFile, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import MAX_TENSORS, RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type
 from fedq.plan.verify import verify
 from fedq.queue.message import Message, Put, SendPlan, Verb
-from fedq.queue.pair import Catalog, open_pair
+from fedq.queue.pair import Card, Catalog, open_pair
 from fedq.trust.keys import unseal
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MANY_ACTIONS = 1000
 """A batch with more of them has Python's cycle collector rest until it is sent."""
+KEEP_DAYS = 30.0
+"""How long a device keeps a question, if its card does not say."""
 GET_AT_MOST = MAX_TENSORS - 96
 """Values of one reply: it is a file, too."""
 
@@ -45,12 +47,16 @@ Wanted = Mapping[str, PointerTensor | None]
 """What is asked for, by id: values, or a plan."""
 
 
+def _private(wanted: Wanted) -> set[str]:
+    return {id_ for id_, p in wanted.items() if p is not None and p.private}
+
+
 def _ask_apart(draft: Draft, wanted: Wanted, missing: Sequence[str]) -> None:
     """Ask for what waits for the owner's word apart from what does not."""
     pointers = {id_: p for id_ in missing if (p := wanted[id_]) is not None}
     owners = {id_ for id_, p in pointers.items() if p.owners}
-    private = [id_ for id_, p in pointers.items() if p.private]
-    for some in ([id_ for id_ in missing if id_ not in set(private)], private):
+    private = _private(pointers)
+    for some in ([i for i in missing if i not in private], [i for i in missing if i in private]):
         for start in range(0, len(some), GET_AT_MOST):
             draft.ask(some[start : start + GET_AT_MOST], owners)
 
@@ -377,7 +383,7 @@ class Device:
         """
         if self._draft is None or self._draft.token is None:
             return replies
-        last = self.client.outbox.replies(self.number, replies, self.client.now())
+        last = self._replies(replies, wanted)
         missing = [id_ for id_ in replies if id_ not in last]
         if missing:
             draft = self._new_draft()
@@ -385,6 +391,18 @@ class Device:
             sending.send(self, draft)
             last |= draft.replies
         return last
+
+    def _replies(self, values: Collection[str], wanted: Wanted) -> dict[str, str]:
+        """Where those of the values come that were asked for; a question is one for as long as the device keeps it."""
+        private, now = _private(wanted), self.client.now()
+        since = now - 86_400.0 * (self._keep_days() + 1) if private else now
+        return self.client.outbox.replies(self.number, values, now, asked=private, since=since)
+
+    def _keep_days(self) -> float:
+        try:
+            return unseal(Card, self.pair.read_bytes(Card.KIND), self.key).keep_days
+        except (FileNotFoundError, BadFile):
+            return KEEP_DAYS
 
     def _ask_once(self, draft: Draft, wanted: Wanted) -> dict[str, str]:
         """Ask for what this block did not ask for: what else this process knows is not the same in another."""
@@ -394,7 +412,7 @@ class Device:
     def _ask(self, wanted: Wanted) -> dict[str, str]:
         if self._draft is not None and self._draft.token is not None:
             return self._ask_once(self._draft, wanted)
-        replies = self.client.outbox.replies(self.number, wanted, self.client.now())
+        replies = self._replies(wanted, wanted)
         if self._draft is not None:
             replies |= self._draft.replies
         missing = [id_ for id_ in wanted if id_ not in replies]

@@ -341,13 +341,22 @@ class Outbox:
         known.note_foreign([i for i in new if i not in found and i not in known.taken])
         return found
 
-    def replies(self, pair: int, ids: Collection[str], now: float) -> dict[str, str]:
-        """Values that were asked for -> reply id, while that message has not expired or the reply is here."""
+    def replies(
+        self, pair: int, ids: Collection[str], now: float, *, asked: Collection[str] = (), since: float = 0.0
+    ) -> dict[str, str]:
+        """Values that were asked for -> reply id, while that message has not expired or the reply is here.
+
+        Args:
+            asked: those that wait for an owner; ``since``: questions of messages before that are over.
+        """
         sql = "SELECT r.value, r.reply FROM replies r JOIN messages m ON m.pair=r.pair AND m.id=r.message"
         where = f"WHERE (m.expires > ? OR {_KEPT}) AND r.pair=? AND r.value IN"
         known = self._of(pair)
         ids = [i for i in ids if i in known.asked or i not in known.made]
-        rows = self._among(f"{sql} {where}", (now, pair), ids)
+        rows = [*self._among(f"{sql} {where}", (now, pair), ids)]
+        if asked:
+            waits = "WHERE m.created > ? AND r.pair=? AND r.value IN"
+            rows += self._among(f"{sql} {waits}", (since, pair), [i for i in ids if i in asked])
         return {value: reply for value, reply in rows if reply not in known.read}
 
     def ask_again(self, pair: int, ids: Collection[str]) -> None:

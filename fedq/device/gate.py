@@ -210,6 +210,7 @@ class Gate:
             for peer in served.peers.values():
                 watch.add(peer.pair.carrier.path("in"))
         self.crew.close_idle()
+        self._try("a worker that stands by", self.crew.stand_by)
         watch.wait(0)
 
     def _wait(self, selector: selectors.BaseSelector, watch: Watch | None = None, *, busy: bool = False) -> bool:
@@ -245,6 +246,7 @@ class Gate:
         """Say down, end the workers."""
         for name in list(self.served):
             self._leave(name, fs.clock())
+        self.crew.end_fresh()
 
 
 def workers(config: Config) -> int | None:

@@ -366,6 +366,12 @@ class Journal:
             self.look_up(scope, [id_])
         return self._known[key]
 
+    def created(self, scope: str, id_: str) -> float:
+        """When a value was recorded, seconds since 1970; 0 if it was not."""
+        self._write_added()
+        row = self._db.execute("SELECT created FROM vals WHERE scope=? AND id=?", (scope, id_)).fetchone()
+        return float(row[0]) if row else 0.0
+
     def exists(self, scope: str, id_: str) -> bool:
         """Whether the id was ever given a content, dropped or not."""
         return self.value(scope, id_) is not None or (scope, id_) in self._dropped
@@ -690,8 +696,9 @@ class Journal:
         self._db.executemany("UPDATE vals SET dropped=?, tag=NULL, gone=? WHERE scope=? AND id=?", rows)
 
     def _needed_versions(self) -> set[str]:
-        """Owner's values that decided questions read."""
-        return {i for q in self.questions() if q.word in KEEPING for i in q.about["reads"]}
+        """Owner's values that decided questions read, and those that may leave and are not out yet."""
+        leaving = {i for wanted in self.wanted() if wanted.allowed is not None for i in wanted.owners}
+        return leaving | {i for q in self.questions() if q.word in KEEPING for i in q.about["reads"]}
 
     def let_versions_go(self) -> list[str]:
         """Of the replaced values that were kept for decided questions, those that none needs any more."""
@@ -715,7 +722,7 @@ class Journal:
         """Record a question, or what is known of it now; its word stays."""
         about = json.dumps(row.about, ensure_ascii=False)
         sql = f"INSERT INTO questions({_QUESTION}) VALUES(?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
-        sql += "state=excluded.state, about=excluded.about, bound=excluded.bound"
+        sql += "until=excluded.until, state=excluded.state, about=excluded.about, bound=excluded.bound"
         rest = (row.bound, row.word, row.why, row.decided)
         self._db.execute(sql, (row.sender, row.reply, row.received, row.until, row.state, about, *rest))
 
@@ -723,6 +730,9 @@ class Journal:
         sql = f"SELECT {_QUESTION} FROM questions WHERE sender=? AND reply=?"
         row = self._db.execute(sql, (sender, reply)).fetchone()
         return _question(row) if row else None
+
+    def forget_question(self, row: QuestionRow) -> None:
+        self._db.execute("DELETE FROM questions WHERE sender=? AND reply=?", (row.sender, row.reply))
 
     def questions(self, *, ended: bool = False) -> list[QuestionRow]:
         """Those that are open, or all that are remembered, the oldest first."""

@@ -35,12 +35,14 @@ class Lane:
 
     Attributes:
         sources: the owner's values, of those that are not open, that its worker may see.
+        deadline_s: how long one of its calls may take.
         row: the number under which the journal has these calls as started.
         pace_s: how long a call of its last batch took; None before the first.
     """
 
     worker: Worker
     since: float
+    deadline_s: float
     sources: frozenset[str] = frozenset()
     calls: list[Call] = field(default_factory=list)
     row: int = 0
@@ -89,6 +91,7 @@ class Crew:
         self.closing = False
         """Whether nothing more is to be started."""
         self.resize(limit)
+        self._fresh: tuple[float, Worker] | None = None
         self._owners: dict[Peer, None] = {}
         self._wanting: dict[Peer, None] = {}
 
@@ -126,8 +129,28 @@ class Crew:
             self.close(owner, lane)
         return self._begin(owner, sources, deadline_s)
 
+    def stand_by(self) -> None:
+        """Where private calls are done, keep one started worker that was given nothing, for the next set of sources."""
+        lanes = [lane for owner in self._owners for lane in owner.lanes if lane.sources]
+        if lanes and self._fresh is None and not self.busy:
+            self._fresh = lanes[0].deadline_s, self._make(lanes[0].deadline_s)
+        elif not lanes:
+            self.end_fresh()
+
+    def end_fresh(self) -> None:
+        """Nobody needs the worker that stands by."""
+        if self._fresh is not None:
+            self._fresh[1].close()
+            self._fresh = None
+
+    def _worker(self, sources: frozenset[str], deadline_s: float) -> Worker:
+        if not sources or self._fresh is None or self._fresh[0] != deadline_s:
+            return self._make(deadline_s)
+        (_, worker), self._fresh = self._fresh, None
+        return worker
+
     def _begin(self, owner: Peer, sources: frozenset[str], deadline_s: float) -> Lane:
-        lane = Lane(self._make(deadline_s), time.monotonic(), sources)
+        lane = Lane(self._worker(sources, deadline_s), time.monotonic(), deadline_s, sources)
         owner.lanes.append(lane)
         self._owners[owner] = None
         return lane

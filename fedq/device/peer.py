@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,8 @@ from fedq.device.inbox import Inbox
 from fedq.device.journal import OWNER, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
 from fedq.device.pool import Died
-from fedq.device.questions import Questions
-from fedq.errors import FedqError
+from fedq.device.questions import CANCELLED, Questions
+from fedq.errors import BadFile, FedqError
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.graph import About
@@ -32,12 +33,13 @@ from fedq.plan.verify import Verified, verify
 from fedq.queue.message import Ack, Cancel, Drop, Failure, Fold, Get, Message, Put, Run, SendPlan
 from fedq.trust import policy
 
+log = logging.getLogger("fedq.device")
+
 MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
 MAX_FILES = 1000
 """Messages whose tensors are kept in memory, per requester; of the others they are read again."""
 STOPPED = "held: the device's daemon ended five times while it ran"
-CANCELLED = Failure("cancelled", "cancelled by its sender")
 
 
 @dataclass(slots=True)
@@ -94,6 +96,8 @@ class Peer:
         self.delete: list[str] = []
         self.forget: list[str] = []
         self.unspool: list[str] = []
+        self.versions_due = True
+        """Whether a question ended that may have kept a value that was replaced."""
         self.forget_versions: list[str] = []
         """Owner's values whose bytes nothing needs any more."""
         self.questions = Questions(self)
@@ -135,7 +139,7 @@ class Peer:
         late = Failure("expired", "the message expired before it could be done")
         for verb in message.actions:
             made = (verb.id,) if isinstance(verb, Put) else verb.results if isinstance(verb, (Run, Fold)) else ()
-            self.add([failed(self.name, id_, late) for id_ in made], message.id, now)
+            self.add([failed(self.name, id_, late) for id_ in made if not self._is_promised(id_)], message.id, now)
             if isinstance(verb, Get):
                 self.want(_wanted(message, verb), taken)
         self._finished(message.id)
@@ -155,7 +159,7 @@ class Peer:
     def untidy(self) -> bool:
         """Whether there is something to drop or to delete."""
         files = self.inbox.taken or self.delete or self.forget or self.unspool or self.forget_versions
-        return bool(self.drops.due or files)
+        return bool(self.drops.due or files or self.versions_due)
 
     def _is_answered(self, reply: str) -> bool:
         """Whether a reply is out, or its requester has it: a restart does not make it again."""
@@ -196,10 +200,7 @@ class Peer:
         cancelled = self.journal.cancelled(self.name, message.id)
         there = self._there({i for call in calls for i in (*call.refs, *call.results)})
         for call in calls:
-            if cancelled:
-                self.fail(call, CANCELLED, now)
-            else:
-                self._enter_call(call, there, now)
+            self._enter_call(call, there, now, cancelled=cancelled)
 
     def _there(self, refs: set[str]) -> set[str]:
         """Those of the ids that stand, of this requester's own."""
@@ -253,6 +254,7 @@ class Peer:
         """
         unseen = [m for m in verb.messages if self.journal.seen(self.name, m) is None]
         self.journal.cancel(self.name, unseen, expires)
+        self.questions.cancel(verb.messages, CANCELLED)
         messages = self.calls_left.keys() & verb.messages
         if not messages:
             return
@@ -261,7 +263,6 @@ class Peer:
         self.queue = deque(c for c in self.queue if c.message not in messages)
         calls += [call for lane in self.lanes for call in self._take_back(lane, lambda c: c.message in messages)]
         private = [c for c in self.questions.calls() if c.message in messages]
-        self.questions.cancel(messages, CANCELLED)
         for call in calls:
             if call.key not in {c.key for c in private}:
                 self.fail(call, CANCELLED, now)
@@ -308,26 +309,28 @@ class Peer:
 
     # -- calls
 
-    def _enter_call(self, call: Call, there: set[str], now: float) -> None:
+    def _enter_call(self, call: Call, there: set[str], now: float, *, cancelled: bool = False) -> None:
         """Put a call in the queue, or let it wait for what it misses; ``there``: what stood before its message."""
-        if now > call.expires and call.key not in self.questions.kept:
-            self.fail(call, Failure("expired", "the message expired before it could be done"), now)
-            return
         taken = {r for r in call.results if r in there or self._is_promised(r)}
         if taken:
             text = f"result {min(taken)} was promised before: an id has one meaning"
             free = [r for r in call.results if r not in taken]
             self.done(call, [failed(self.name, r, Failure("conflict", text)) for r in free], now)
             return
+        if cancelled:
+            self.fail(call, CANCELLED, now)
+            return
+        if now > call.expires and call.key not in self.questions.kept:
+            self.fail(call, Failure("expired", "the message expired before it could be done"), now)
+            return
         for id_ in call.owners:
-            kept = call.key in self.questions.kept and self.owners_version(id_) is not None
-            if not kept and (failure := self.owners_failure(id_)).code:
+            if (failure := self.owners_failure(id_)).code and not self._is_kept_for(call, id_):
                 self.fail(call, failure, now)
                 return
         call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}
         if call.plan not in self._plans and self.journal.plan(self.name, call.plan) is None:
             call.missing.add(call.plan)
-        if call.held:
+        if call.held and policy.is_open(self.journal.rules(self.sources_of(call))):
             call.missing.add(call.hold)
         if not call.missing:
             self._enqueue(call)
@@ -335,6 +338,10 @@ class Peer:
             missing = min(call.missing - {call.hold})
             text = f"{self.told(call, missing)} is the result of the call itself, directly or around"
             self.fail(call, Failure("missing_value", text, {"id": missing}), now)
+
+    def _is_kept_for(self, call: Call, id_: str) -> bool:
+        """Whether an owner's value that was replaced stays for a question that needs this call; it may have none."""
+        return call.key in self.questions.kept and self.owners_version(id_) is not None
 
     def _enqueue(self, call: Call) -> None:
         """Queue a call, and those that only waited for its results, and for theirs."""
@@ -486,7 +493,8 @@ class Peer:
         if wanted.id not in self.wants:
             self.drops.opened(wanted.ids)
         want = self.wants[wanted.id] = Want(wanted, fresh, missing, taken.received, taken.expires)
-        want.given_up = {i: f for i in wanted.owners if (f := self.owners_failure(i)).code}
+        if not self.questions.keeps(wanted.id):
+            want.given_up = {i: f for i in wanted.owners if (f := self.owners_failure(i)).code}
         if wanted.allowed is not None:
             missing.clear()
         if missing:
@@ -499,7 +507,8 @@ class Peer:
         """Answer the gets whose values are all there, or ask the owner; what may leave is recorded here."""
         while self.touched:
             touched, self.touched = self.touched, set()
-            for reply in sorted(touched):  # in an order that nothing private tells
+            # in an order that nothing private tells; what is new comes first: it may need what a word ends
+            for reply in sorted(touched, key=lambda reply: (reply in self.questions.open, reply)):
                 want = self.wants.get(reply)
                 if want is None:
                     continue
@@ -526,7 +535,7 @@ class Peer:
             elif not policy.may_leave(self.journal.rules([id_] if owners else value.sources), want.word):
                 allowed[id_] = Failure("denied", "its owner has not released it", {"id": id_})
             else:
-                allowed[id_] = value.failure or self.store.digest(value)
+                allowed[id_] = value.failure or self._digest(value)
         want.wanted = replace(want.wanted, allowed=allowed)
         self.journal.allow(self.name, want.wanted.id, allowed)
         if want.word:
@@ -538,6 +547,13 @@ class Peer:
             value = self.journal.once(OWNER if id_ in want.wanted.owners else self.name, id_)
             told = allowed.code if isinstance(allowed, Failure) else str(value.type).partition("=")[0] if value else "?"
             self.journal.record("left", self.name, want.wanted.id, f"{id_} {told}", now=self._time)
+
+    def _digest(self, value: Value) -> str | Failure:
+        try:
+            return self.store.digest(value)
+        except BadFile as error:
+            log.error("%s: %s", self.home.name, error)
+            return Failure("failed", "the device lost this value", {"id": value.id})
 
     def owners_version(self, id_: str) -> Value | None:
         """An owner's value, also one that was replaced since and is kept for a decided question."""
@@ -585,6 +601,7 @@ class Peer:
             for want in self.wants.values():
                 want.received = min(want.received, now)
                 self._look_at(want, min(want.expires, want.received + PATIENCE_S))
+            self.questions.set_back(now)
         self._time = now
 
     def late(self, now: float) -> bool:
@@ -607,6 +624,12 @@ class Peer:
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
             self.let_go(drop.values, files=[value.id for value in there if value.in_file])
+
+    def let_versions_go(self) -> None:
+        """Owner's values that were replaced, and that no question keeps any more, go."""
+        if self.versions_due and not self.publish:
+            self.versions_due = False
+            self.forget_versions += self.journal.let_versions_go()
 
     def let_go(self, values: Sequence[str], *, files: Sequence[str]) -> None:
         """The contents of these are not needed any more; some have files."""
@@ -637,7 +660,7 @@ class Peer:
         self.journal.set_ends(self.name, call.message, call.action, ends)
 
     def stopped(self) -> list[Call]:
-        """Calls that are held because the gate ended too often while they ran."""
+        """Open calls that are held because the gate ended too often while they ran."""
         return [c for c in self.waiting.calls() if c.held] if self.ends else []
 
     def look_again(self) -> None:
@@ -659,11 +682,13 @@ class Peer:
 
     def resume(self) -> None:
         """Take up those of them that the owner lets go on."""
-        held = {key[1:] for key in self.journal.stopped() if key[0] == self.name} if self.stopped() else set()
-        for call in self.stopped():
-            if (call.message, call.action) not in held:
-                call.ends.gates = 0
-                self._arrived(call.hold)
+        private = self.questions.stopped()
+        held = (
+            {key[1:] for key in self.journal.stopped() if key[0] == self.name} if self.stopped() or private else set()
+        )
+        for call in [call for call in (*self.stopped(), *private) if call.key not in held]:
+            call.ends.gates = 0
+            self._arrived(call.hold)
 
     def give_up_on(self, call: Call, failure: Failure, now: float) -> None:
         """Answer a call that was started too often, and keep its message for the owner to look at."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ from fedq import ids
 from fedq.device import batch as batches
 from fedq.device import fold as folds
 from fedq.device.calls import Call
-from fedq.device.journal import OWNER, REMOVED, QuestionRow, Value
-from fedq.errors import SpecMismatch
+from fedq.device.journal import KEEPING, OWNER, REMOVED, QuestionRow, Value, Wanted
+from fedq.errors import BadFile, SpecMismatch
 from fedq.plan import fold, spec
 from fedq.plan.graph import Type, canonical
 from fedq.queue.message import Failure, Inline, OwnerRef, Ref, RunArg
@@ -40,6 +41,9 @@ MOST = 1000
 """Questions of one requester that may wait for the owner."""
 MOST_TEXT = 200
 """Characters of what is told of one call's arguments."""
+UNDECIDED = ("", policy.LOOK)
+"""Words that leave a question open: time ends it."""
+CANCELLED = Failure("cancelled", "cancelled by its sender")
 UNKNOWN = "?"
 """The type of what declared types do not tell."""
 
@@ -71,6 +75,8 @@ class Questions:
         self.open: dict[str, Question] = {}
         self.queue: deque[Call] = deque()
         """Calls that may be given to a worker."""
+        self.before: set[str] = set()
+        """After a restart: replies of open questions, until they are taken up."""
         self.kept: set[tuple[str, int]] = set()
         """After a restart: calls of open questions; those that ran are taken up, too."""
         self._ran: set[tuple[str, int]] = set()
@@ -87,14 +93,22 @@ class Questions:
         self.asleep.update(dict.fromkeys(call.results, call))
         for ref in call.refs:
             self._readers.setdefault(ref, []).append(call)
-        self._peer.drops.opened(call.refs)
-        heapq.heappush(self._unasked, (call.expires, next(self._count), call))
+        self._peer.drops.opened((*call.refs, *call.results))
+        self._watch(call)
         if ran:
             self._ran.add(call.key)
+
+    def _watch(self, call: Call) -> None:
+        """It ends with its message if nobody asks for it then."""
+        heapq.heappush(self._unasked, (call.expires, next(self._count), call))
 
     def calls(self) -> Iterable[Call]:
         """All that are not done, each once."""
         return {call.key: call for call in self.asleep.values()}.values()
+
+    def stopped(self) -> list[Call]:
+        """Those that are held because the gate ended too often while they ran: nobody but their owner is told."""
+        return [call for call in self.calls() if call.held] if self._peer.ends else []
 
     def undone(self) -> Iterable[Call]:
         """Those that did not run."""
@@ -110,7 +124,7 @@ class Questions:
         plan = self._peer.plan(call.plan)
         if (failure := batches.refusal(call, plan)) is not None or not isinstance(plan, tuple):
             return failure
-        given = [self._type(call, arg) for arg in call.args]
+        given = [self._type(arg, call.message) for arg in call.args]
         call.types = (None,) * len(call.results)
         if None in given:
             return None
@@ -126,11 +140,11 @@ class Questions:
             return Failure("spec_mismatch", f"plan {plan[0].about.name or 'plan'!r}: {error}", facts)
         return None
 
-    def _type(self, call: Call, arg: RunArg) -> Type | None:
-        """The declared type of an argument; None if nobody declared it."""
+    def _type(self, arg: RunArg, message: str = "") -> Type | None:
+        """The declared type of an argument of a call of this message; None if nobody declared it."""
         match arg:
             case OwnerRef(id_):
-                owners = self._journal.value(OWNER, id_)
+                owners = self._journal.kept(id_)
                 return owners.type if owners is not None else None
             case Ref(id_) if id_ in self.asleep:
                 maker = self.asleep[id_]
@@ -139,7 +153,7 @@ class Questions:
                 value = self._journal.value(self._peer.name, id_)
                 return value.type if value and not value.failure and self._is_open(value.sources) else None
             case Inline(name):
-                raw = self._peer.file(call.message).tensors[name]
+                raw = self._peer.file(message).tensors[name]
                 return Type(raw.dtype, raw.shape)
             case bool() | int() | float():
                 return Type(type(arg).__name__, None, arg)
@@ -172,9 +186,10 @@ class Questions:
                 self._readers[ref] = readers
         if call in self.queue:
             self.queue.remove(call)
-        self._peer.drops.closed(call.refs)
+        self._peer.drops.closed((*call.refs, *call.results))
         self._ran.discard(call.key)
         self._touch(call)
+        self._asked.pop(call.key, None)
         return True
 
     def _touch(self, call: Call) -> None:
@@ -185,6 +200,21 @@ class Questions:
     def concern(self, want: Want) -> bool:
         """Whether a get needs its owner's word: it was a question before, or one of its values is private."""
         return want.wanted.id in self.open or any(self._is_private(want, id_) for id_ in want.wanted.ids)
+
+    def take_up(self, now: float) -> None:
+        """After a restart: know what open questions need, before the first of them ends."""
+        for reply in sorted(self.before):
+            want = self._peer.wants.get(reply)
+            if want is None:
+                self._journal.set_state(self._peer.name, reply, "ended")
+            elif (question := self._begin(want, now)) is not None:
+                self._look_through(question)
+        self.before.clear()
+
+    def keeps(self, reply: str) -> bool:
+        """After a restart: whether a question was decided, so that it keeps the versions of all that it reads."""
+        row = self._journal.question(self._peer.name, reply) if reply in self.before else None
+        return row is not None and row.word in KEEPING
 
     def _is_private(self, want: Want, id_: str) -> bool:
         if id_ in want.given_up:
@@ -222,6 +252,10 @@ class Questions:
         if not any(self._is_private(want, id_) for id_ in want.wanted.ids):
             self._end(question, None)
             return True
+        if self._journal.cancelled(self._peer.name, want.wanted.message):
+            self._say_over(question, "cancelled")
+            self._answer(question, CANCELLED)
+            return True
         self._look_through(question)
         row = self._journal.question(self._peer.name, want.wanted.id)
         if row is not None and not row.word and not question.misses:
@@ -250,32 +284,70 @@ class Questions:
     def _begin(self, want: Want, now: float) -> Question | None:
         """A new question, or one that is open since before a restart; None if there are too many."""
         row = self._journal.question(self._peer.name, want.wanted.id)
+        if row is not None and row.state == "ended":
+            if row.word in _ANSWERS:  # before a restart; something open is still to come
+                self._give_up(want, _ANSWERS[row.word](row))
+                return None
+            self._journal.forget_question(row)  # of a reply that was forgotten: its word was for another content
+            row = None
         if row is None and len(self.open) >= MOST:
             text = f"{MOST} questions of yours wait for the owner already"
             want.given_up.update(dict.fromkeys(want.wanted.ids, Failure("not_allowed", text)))
             return None
-        until = row.until if row is not None else want.received + self._peer.home.keep_s
+        until = min(row.until if row is not None else math.inf, max(want.received, now) + self._peer.home.keep_s)
         question = self.open[want.wanted.id] = Question(want, until)
         heapq.heappush(self._due, (until, next(self._count), want.wanted.id))
         return question
 
+    def set_back(self, now: float) -> None:
+        """A clock that was set back: no question lives longer than from now on."""
+        latest = now + self._peer.home.keep_s
+        for question in self.open.values():
+            if question.until > latest:
+                question.until, question.bound = latest, ""
+                heapq.heappush(self._due, (latest, next(self._count), question.want.wanted.id))
+                self._peer.touched.add(question.want.wanted.id)
+
     def _look_through(self, question: Question) -> None:
         """Find the closure, and record what changed of it."""
-        calls, misses = self.closure(question.want.wanted.ids)
+        want = question.want
+        own = [i for i in want.wanted.ids if i not in want.wanted.owners and i not in want.given_up]
+        calls, misses = self.closure(own)
         for call in calls:
             self._asked.setdefault(call.key, set()).add(question.want.wanted.id)
             self._journal.uses_plan(self._peer.name, call.plan, question.until)
         question.calls, question.misses = calls, misses
-        bound = _bound(question)
+        bound = self._bound(question)
         if bound != question.bound:
             question.bound = bound
-            want = question.want
             before = self._journal.question(self._peer.name, want.wanted.id)
             head = self._peer.name, want.wanted.id, want.received, question.until, before.state if before else "waits"
             self._journal.set_question(QuestionRow(*head, self._about(question), bound))
 
+    def _bound(self, question: Question) -> str:
+        """A digest of all that a word is for: who asks, which values, computed how, from what."""
+        want, made = question.want.wanted, {r for call in question.calls for r in call.results}
+        calls = [
+            [c.message, c.action, c.plan, [repr(a) for a in c.args], repr(c.loop), c.seed, list(c.results)]
+            for c in question.calls
+        ]
+        messages = {c.message: self._journal.seen(self._peer.name, c.message) for c in question.calls}
+        own = {ref: self._content(ref) for c in question.calls for ref in c.refs if ref not in made}
+        told = [want.sender, want.id, list(want.ids), sorted(want.owners), calls, sorted(question.misses)]
+        return ids.digest(canonical([*told, messages, own]))
+
+    def _content(self, id_: str) -> str:
+        """Which content a value of the requester's has."""
+        value = self._journal.value(self._peer.name, id_)
+        if value is None or value.failure is not None:
+            return "" if value is None or value.failure is None else value.failure.code
+        try:
+            return self._peer.store.digest(value)
+        except BadFile:
+            return "lost"
+
     def closure(self, values: Iterable[str]) -> tuple[list[Call], set[str]]:
-        """The private calls that these values are computed from, in order, and the ids that are missing for them."""
+        """The private calls that these values of the requester's are computed from, in order, and what they miss."""
         found: dict[tuple[str, int], Call] = {}
         misses: set[str] = set()
         seen: set[str] = set()
@@ -295,7 +367,7 @@ class Questions:
                 stack += [(ref, False) for ref in call.refs]
                 if id_ not in self.asleep and ids.is_plan_id(call.plan) and call.plan in call.missing:
                     misses.add(call.plan)
-            elif self._journal.value(self._peer.name, id_) is None and self._journal.value(OWNER, id_) is None:
+            elif self._journal.value(self._peer.name, id_) is None:
                 misses.add(id_)
         return list(found.values()), misses
 
@@ -303,11 +375,11 @@ class Questions:
         """Have the closure computed; whether all is there and may leave."""
         waiting = [call for call in question.calls if call.key not in self._ran]
         for call in waiting:
-            if not call.word:
+            if not call.word and not call.held:
                 call.word = word
                 self.queue.append(call)
                 self._peer.coming.update(dict.fromkeys(call.results, call))
-        if waiting or question.want.missing:
+        if waiting or question.want.missing - question.want.given_up.keys():
             return False
         if word == policy.APPROVE:
             question.want.word = word
@@ -318,10 +390,12 @@ class Questions:
 
     def _answer(self, question: Question, failure: Failure) -> None:
         """End a question with a failure that tells nothing of private bytes."""
-        want = question.want
+        self._give_up(question.want, failure)
+        self._end(question, failure)
+
+    def _give_up(self, want: Want, failure: Failure) -> None:
         private = [id_ for id_ in want.wanted.ids if self._is_private(want, id_)]
         want.given_up.update(dict.fromkeys(private, failure))
-        self._end(question, failure)
 
     def _end(self, question: Question, failure: Failure | None) -> None:
         """A question is over: so are the calls that no other needs. Without a result they have this failure."""
@@ -335,25 +409,33 @@ class Questions:
                 self._asked.pop(call.key, None)
             if not others and (failure is not None or call.key in self._ran):
                 self._peer.over(call, failure)
-            elif call.word and not self._decided(others):
+                continue
+            if not others:
+                self._watch(call)
+            if call.word and not self._decided(others):
                 self._peer.call_back(call)
-        for id_ in self._journal.let_versions_go():
-            self._peer.forget_versions.append(id_)
+        self._peer.versions_due = True
 
     def _decided(self, replies: Iterable[str]) -> bool:
         rows = (self._journal.question(self._peer.name, reply) for reply in replies)
         return any(row is not None and row.word in (policy.LOOK, policy.APPROVE) for row in rows)
 
     def withdraw(self, question: Question, failure: Failure) -> None:
-        """Its requester says that it has the answer to a question that is open: nobody need be asked."""
+        """Its requester does not want the answer to a question that is open: nobody need be asked."""
+        self._say_over(question, "cancelled")
         self._answer(question, failure)
 
     def cancel(self, messages: Iterable[str], failure: Failure) -> None:
         """The gets of these messages are not to be answered otherwise."""
         gone = set(messages)
         for question in [q for q in self.open.values() if q.want.wanted.message in gone]:
-            self._answer(question, failure)
+            self.withdraw(question, failure)
             self._peer.touched.add(question.want.wanted.id)
+
+    def _say_over(self, question: Question, word: str) -> None:
+        row = self._journal.question(self._peer.name, question.want.wanted.id)
+        if row is not None:
+            self._journal.say(row, word)
 
     # -- time
 
@@ -366,9 +448,11 @@ class Questions:
         while self._due and self._due[0][0] < now:
             reply = heapq.heappop(self._due)[2]
             row = self._journal.question(self._peer.name, reply)
-            if reply in self.open and row is not None:
+            if reply not in self.open or row is None:
+                continue
+            if row.word in UNDECIDED:
                 self._journal.say(row, "expired", now=now)
-                self._peer.touched.add(reply)
+            self._peer.touched.add(reply)
         late = Failure("expired", "the message expired, and nobody had asked for what its call gives")
         while self._unasked and self._unasked[0][0] < now:
             call = heapq.heappop(self._unasked)[2]
@@ -386,14 +470,15 @@ class Questions:
             told.update(dict.fromkeys(call.results, text))
         reads = dict.fromkeys(i for call in calls for i in call.sources)
         reads.update(dict.fromkeys(i for i in want.ids if i in want.owners))
-        reads.update(dict.fromkeys(i for id_ in want.ids for i in self._sources(id_)))
+        reads.update(dict.fromkeys(i for id_ in want.ids if id_ not in want.owners for i in self._sources(id_)))
         return {
-            "values": list(want.ids), "owners": sorted(want.owners), "types": [self._told_type(i) for i in want.ids],
-            "chain": [told.get(i) or self._name(i) for i in want.ids], "reads": list(reads),
+            "values": list(want.ids), "owners": sorted(want.owners),
+            "types": [self._told_type(want, i) for i in want.ids],
+            "chain": [self._told(want, i, told) for i in want.ids], "reads": list(reads),
             "own": self._own(calls), "plans": list(dict.fromkeys(c.plan for c in calls)),
             "calls": [[c.message, c.action, c.plan, list(c.results)] for c in calls],
             "graphs": self._graphs(calls), "tags": {i: v.tag for i in reads if (v := self._owners(i)) and v.tag},
-            "misses": sorted(question.misses), "same": self._same(question, told),
+            "misses": sorted(question.misses), "same": self._same(question),
         }  # fmt: skip
 
     def _owners(self, id_: str) -> Value | None:
@@ -408,13 +493,14 @@ class Questions:
         value = self._journal.value(self._peer.name, id_)
         return value.sources if value is not None else frozenset()
 
-    def _told_type(self, id_: str) -> str:
-        call = self.asleep.get(id_)
-        if call is not None:
-            type_ = call.types[call.results.index(id_)] if call.types else None
-        else:
-            value = self._journal.value(OWNER, id_)
-            type_ = value.type if value is not None else None
+    def _told(self, want: Wanted, id_: str, told: Mapping[str, str]) -> str:
+        """What a value is computed from: an owner's by its tag, though a result may be spelt alike."""
+        if id_ in want.owners:
+            return self._name(id_)
+        return told.get(id_) or id_[:12]
+
+    def _told_type(self, want: Wanted, id_: str) -> str:
+        type_ = self._type(OwnerRef(id_) if id_ in want.owners else Ref(id_))
         return UNKNOWN if type_ is None else str(type_)
 
     def _own(self, calls: Sequence[Call]) -> list[list[str]]:
@@ -444,36 +530,34 @@ class Questions:
         value = self._journal.value(OWNER, id_)
         return f"#{value.tag}" if value is not None and value.tag else id_[:12]
 
-    def _same(self, question: Question, told: dict[str, str]) -> str:
-        """The same for the same plans on the same values, whenever it is asked."""
-        made: dict[str, str] = {}
+    def _same(self, question: Question) -> str:
+        """The same for the same plans on the same contents, whenever it is asked and whatever its ids are."""
+        made: dict[str, Any] = {}
         for call in question.calls:
-            args = [made.get(a.id, a.id) if isinstance(a, Ref) else _told_arg(self._peer, call, a) for a in call.args]
+            args = [self._told_arg(call, arg, made) for arg in call.args]
             text = ids.digest(canonical([call.plan, args, folds.to_json(call.loop)]))
             made.update({r: f"{text}/{n}" for n, r in enumerate(call.results)})
-        wanted = question.want.wanted
-        return ids.digest(canonical([made.get(i, i) for i in wanted.ids]))[:32]
+        want = question.want.wanted
+        asked = [{"o": i} if i in want.owners else made.get(i) or self._standing(i) for i in want.ids]
+        return ids.digest(canonical(asked))[:32]
 
+    def _told_arg(self, call: Call, arg: RunArg, made: Mapping[str, Any]) -> Any:
+        match arg:
+            case OwnerRef(id_):
+                return {"o": id_}
+            case Ref(id_):
+                return made.get(id_) or self._standing(id_)
+            case Inline(name):
+                raw = self._peer.file(call.message).tensors[name]
+                return {"t": ids.digest(f"{raw.dtype}{list(raw.shape)}".encode(), bytes(raw.data))}
+        return repr(arg)
 
-def _told_arg(peer: Peer, call: Call, arg: RunArg) -> Any:
-    match arg:
-        case OwnerRef(id_):
-            return {"o": id_}
-        case Inline(name):
-            raw = peer.file(call.message).tensors[name]
-            return {"t": ids.digest(f"{raw.dtype}{list(raw.shape)}".encode(), bytes(raw.data))}
-    return repr(arg)
-
-
-def _bound(question: Question) -> str:
-    """A digest of all that a word is for: who asks, which values, computed how, from what."""
-    want = question.want.wanted
-    calls = [
-        [c.message, c.action, c.plan, [repr(a) for a in c.args], repr(c.loop), c.seed, list(c.results)]
-        for c in question.calls
-    ]
-    told = [want.sender, want.id, list(want.ids), sorted(want.owners), calls, sorted(question.misses)]
-    return ids.digest(canonical(told))
+    def _standing(self, id_: str) -> Any:
+        """Of a value of the requester's that stands: its content; what is private is told by when it was made."""
+        value = self._journal.value(self._peer.name, id_)
+        if value is not None and not self._is_open(value.sources):
+            return {"p": id_, "made": self._journal.created(self._peer.name, id_)}
+        return {"t": self._content(id_)} if value is not None else {"v": id_}
 
 
 def _denied(row: QuestionRow) -> Failure:
@@ -488,6 +572,7 @@ _ANSWERS: dict[str, Callable[[QuestionRow], Failure]] = {
     "deny": _denied,
     "replaced": _replaced,
     "removed": lambda row: REMOVED,
+    "cancelled": lambda row: CANCELLED,
     "expired": lambda row: Failure("expired", "its owner said nothing"),
 }
 """What a question is answered with that has such a word."""

@@ -35,6 +35,7 @@ def reenter(home: Home, peers: Mapping[str, Peer], now: float, *, blame: bool = 
         if question.sender in peers:
             calls = {(message, action) for message, action, *_ in question.about["calls"]}
             peers[question.sender].questions.kept |= calls
+            peers[question.sender].questions.before.add(question.reply)
     for taken in journal.open_messages():
         if taken.sender in peers:
             _enter(home, peers[taken.sender], taken, now)
@@ -46,6 +47,7 @@ def reenter(home: Home, peers: Mapping[str, Peer], now: float, *, blame: bool = 
         if peer is not None and message is not None and wanted.id not in peer.wants:
             peer.want(wanted, message)
     for peer in peers.values():
+        peer.questions.take_up(now)
         peer.settle(now)  # so that calls are known to be asked for, before any is given up
 
 

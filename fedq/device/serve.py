@@ -304,7 +304,7 @@ class Served:
             fs.replace(folder / message.id, [raw], durable=self.home.durable)
             peer.spooled.add(message.id)
         taken = Taken(
-            peer.name, message.id, arrival.digest, now, message.expires, "open", 0, None if large else bytes(raw)
+            peer.name, message.id, arrival.digest, now, message.expires, "taken", 0, None if large else bytes(raw)
         )
         self.journal.take(taken)
         peer.enter(message, arrival.file, taken, now)
@@ -452,7 +452,7 @@ class Served:
         """Take up what was open when the last gate ended, however it ended."""
         with self.journal.transaction():
             restart.reenter(self.home, self.peers, now, blame=blame)
-        for call in (c for peer in self.peers.values() for c in peer.stopped()):
+        for call in (c for p in self.peers.values() for c in (*p.stopped(), *p.questions.stopped())):
             what = f"{self.name}: action {call.action} of message {call.message} of {call.sender} is {STOPPED}"
             log.warning("%s; 'fedq device resume %s %s' lets it go on", what, self.name, call.message)
         for peer in self.peers.values():

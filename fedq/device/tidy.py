@@ -55,13 +55,15 @@ class Tidier:
 
     def has_rows(self, peers: Mapping[str, Peer], now: float) -> bool:
         """Whether something of it is in the journal."""
-        return self._publisher.unnoted or self.due(now) or any(p.drops.ready(now) for p in peers.values())
+        due = any(p.drops.ready(now) or p.versions_due for p in peers.values())
+        return self._publisher.unnoted or self.due(now) or due
 
     def record(self, peers: dict[str, Peer], now: float) -> None:
         """Do that, inside a transaction of the journal."""
         self._publisher.note(self._time.high)
         for peer in peers.values():
             peer.drop(now)
+            peer.let_versions_go()
         if self._collector.due(now):
             self._collector.step(peers, now)
         if self._must_note_time:

@@ -31,12 +31,19 @@ def may_be_given(rules: Iterable[str], word: str) -> bool:
     Args:
         word: the owner's, for a question that needs this call; "" if nothing was said.
     """
-    return is_open(rules) or word in (LOOK, APPROVE)
+    rules = list(rules)
+    return is_open(rules) or (word in (LOOK, APPROVE) and _are_enforced(rules))
 
 
 def may_leave(rules: Iterable[str], word: str) -> bool:
     """Whether a value that comes from sources with these rules may be put into the reply that ``word`` is about."""
-    return is_open(rules) or word == APPROVE
+    rules = list(rules)
+    return is_open(rules) or (word == APPROVE and _are_enforced(rules))
+
+
+def _are_enforced(rules: Iterable[str]) -> bool:
+    """Whether a word is enough: for a rule that this version cannot enforce, none is."""
+    return all(rule in ENFORCED for rule in rules)
 
 
 def check_rule(rule: str) -> str:
