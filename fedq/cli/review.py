@@ -122,7 +122,8 @@ def _list(call: Call, device: str | None, requester: str) -> Shown:
     from fedq import fs
     from fedq.cli import background, owner, show
     from fedq.device import review as words
-    from fedq.device.evidence import Reader, Typist
+    from fedq.device.evidence import Reader
+    from fedq.device.foreseen import Typist
     from fedq.device.home import homes
 
     lines, rows, more, now = [], [], list[str](), fs.clock()
@@ -145,7 +146,8 @@ def _one(call: Call, ref: str, requester: str, out: str | None) -> Shown:
     from fedq import fs
     from fedq.cli import owner, words
     from fedq.device import review
-    from fedq.device.evidence import Reader, Typist
+    from fedq.device.evidence import Reader
+    from fedq.device.foreseen import Typist
 
     device, id_ = words.reference(ref)
     home = call.home(device)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import fedq as fq
-from fedq.device.evidence import Reader, Typist
+from fedq.device.evidence import Reader
+from fedq.device.foreseen import Typist
 from fedq.errors import SpecMismatch
 from fedq.plan.graph import Action, Graph, Type, Var
 from fedq.plan.typed import UNKNOWN
