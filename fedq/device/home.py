@@ -355,7 +355,13 @@ class Home:
         requesters = [requester.name for requester in self.trusted()]
         folders += [self.path / name / who for name in ("values", "spool", "failed") for who in requesters]
         swept = sum(fs.sweep(folder, before=before) for folder in folders)
+        swept += fs.sweep(self.path / "values", before=before, also=self._is_left)
         return swept + sum(self.pair(who).sweep(before=before) for who in requesters)
+
+    def _is_left(self, name: str) -> bool:
+        """Whether this is a file of an owner's value that is not there: its command was killed before the end."""
+        id_, _, suffix = name.partition(".")
+        return bool(suffix) and ids.is_id(id_) and self.journal.kept(id_) is None
 
     def _changed(self) -> None:
         self.write_catalogs()

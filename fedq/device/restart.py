@@ -64,13 +64,18 @@ def _enter(home: Home, peer: Peer, taken: Taken, now: float) -> None:
     peer.enter(message_from_json(file.body), file, taken, now, again=True)
 
 
+def _has_file(home: Home, scope: str, id_: str) -> bool:
+    value = home.journal.value(scope, id_)
+    return value is not None and value.in_file
+
+
 def clear_leftovers(home: Home, peer: Peer) -> None:
     """Files that an end left behind, before the commit that names them or after the one that does not.
 
     At once: the next step may write them anew.
     """
     values = (n.removesuffix(SUFFIX) for n in fs.names(home.store.folder / peer.name))
-    gone = tuple(i for i in values if ids.is_id(i) and home.journal.value(peer.name, i) is None)
+    gone = tuple(i for i in values if ids.is_id(i) and not _has_file(home, peer.name, i))
     home.store.forget(peer.name, gone)
     for name in fs.names(home.spool(peer.name)):
         if ids.is_id(name) and name not in peer.spooled:

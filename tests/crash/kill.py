@@ -24,6 +24,7 @@ PHASES = {
         "_collect": "take", "_take": "take", "_again": "take", "clear": "take",
         "_start": "do", "_answered": "do", "settle": "do", "give_up": "do", "_record": "record",
         "publish": "publish", "note": "publish", "_act_for": "publish", "drop": "collect", "delete_files": "collect",
+        "decide": "word", "add": "data", "remove": "data",
         "_sweep": "collect", "beat": "heartbeat", "write_catalogs": "catalog", "close": "end", "step": "take",
     },
 }  # fmt: skip

@@ -24,13 +24,18 @@ from fedq.client.session import Client
 from fedq.config import Config
 from fedq.device import gate as gates
 from fedq.device.home import Home
+from fedq.errors import FedqError
 from fedq.local import introduce
 from tests.crash import kill, roles
 from tests.crash.model import Expected, Model, Violation
 from tests.crash.roles import NAME
 
+PAIRS = (("requester", "gate"), ("requester", "gate"), ("owner", "gate"), ("requester", "owner", "gate"))
+"""Who lives at the same time."""
 PER_ROOT = 120
 """Kills before everything must come to rest and be checked to the last."""
+FORTNIGHT = 16
+"""Days after which the last message expired."""
 START = 1_795_300_000.0
 
 
@@ -120,6 +125,12 @@ class Lane:
         self.config = config_of(self.root, self.durability)
         introduce(self.config, NAME)
         self.model, self.now, self._last = Model(), START, ""
+        owner = roles.Owner(self.config, self.rng, self.model.told)
+        with contextlib.closing(Home(self.config.devices / NAME, self.config)) as home:
+            for tag in roles.TAGS:
+                id_ = f"{self.rng.getrandbits(128):032x}"
+                home.add(roles.content(id_, 40), tag=tag, id=id_, release="review")
+            owner._tell_of(home)
         home = Home(self.config.devices / NAME, self.config)
         self.device_key, self.pair = home.key.public, home.pair(home.trusted()[0].name)
         self.requester_key = bytes.fromhex(home.trusted()[0].key)
@@ -128,13 +139,16 @@ class Lane:
         while self.kills < end:
             self._pass_time()
             both = self.rng.random() < 0.25
-            children = [self._start(role) for role in (("requester", "gate") if both else (self._turn(),))]
+            roles_ = self.rng.choice(PAIRS) if both else (self._turn(),)
+            children = [self._start(role) for role in roles_]
             for child in children:
                 self._end(child)
             self.model.look(self.pair, self.requester_key, self.device_key)
         self.converge()
 
     def _turn(self) -> str:
+        if self.rng.random() < 0.3:
+            return "owner"
         self._last = "gate" if self._last == "requester" and self.rng.random() < 0.8 else "requester"
         return self._last
 
@@ -171,8 +185,11 @@ class Lane:
             passed = kill.arm(aim, tell, rng)
             if role == "requester":
                 roles.Requester(self.config, rng, self.now, tell, self.model).live()
+            elif role == "owner":
+                roles.Owner(self.config, rng, tell).live()
             else:
                 how = {"worker": self.worker} if self.worker else {}
+                roles.Dice.tell = staticmethod(tell)
                 roles.serve(self.config, self.now, close=rng.random() < 0.2, **how)
             signal.setitimer(signal.ITIMER_REAL, 0)
             tell("P " + " ".join(f"{n}:{c}" for n, c in passed.items()))
@@ -204,8 +221,8 @@ class Lane:
 
     def converge(self) -> None:
         """No more kills: all that was promised comes, and nothing is left lying about."""
-        for _ in range(6):
-            self._owners_word()
+        for n in range(10):
+            self._owners_word(deny=n > 2)
             for role in ("requester", "gate"):
                 self._end(self._start(role, kill.Aim()) if role == "gate" else self._finish())
             self.model.look(self.pair, self.requester_key, self.device_key)
@@ -217,11 +234,18 @@ class Lane:
             check_promised(self.config)
         self.messages += len(committed)
         self.outcomes += self.model.outcomes
+        for _ in range(FORTNIGHT):  # private calls that nobody asked for end with their messages
+            self.now += 0.99 * 86400
+            self._end(self._start("gate", kill.Aim()))
+            self.model.look(self.pair, self.requester_key, self.device_key)
         self._clean()
 
-    def _owners_word(self) -> None:
-        """What the gate's ends held goes on."""
+    def _owners_word(self, *, deny: bool) -> None:
+        """What the gate's ends held goes on, and every question gets a word."""
         home = Home(self.config.devices / NAME, self.config)
+        owner = roles.Owner(self.config, self.rng, self.model.told, ("deny" if deny else "approve",))
+        with contextlib.suppress(FedqError):  # what is incomplete cannot be approved
+            owner.word(home, most=1 << 30)
         if held := home.stopped():
             self.outcomes["held"] += len(held)
             home.resume()
@@ -265,13 +289,20 @@ class Lane:
             if rows := db.execute("SELECT id, state FROM replies WHERE state NOT IN ('published', 'acked')").fetchall():
                 raise Violation(f"never answered: {rows[:3]}")
             acked = {r[0] for r in db.execute("SELECT id FROM replies WHERE state='acked'")}
-            kept = {r[0] for r in db.execute("SELECT id FROM vals WHERE NOT dropped AND scope!=''")}
+            if rows := db.execute("SELECT reply, word FROM questions WHERE state != 'ended'").fetchall():
+                raise Violation(f"questions that never ended: {rows[:3]}")
+            whole = "failure IS NULL AND data IS NULL"
+            kept = {r[0] for r in db.execute(f"SELECT id FROM vals WHERE NOT dropped AND scope!='' AND {whole}")}
+            owners = {r[0] for r in db.execute("SELECT id FROM vals WHERE NOT dropped AND scope=''")}
         out = {n.partition(".")[0] for n in self.pair.carrier.list("out")}
         if out & acked:
             raise Violation(f"acknowledged and still there: {sorted(out & acked)[:3]}")
         values = {n.partition(".")[0] for n in fs.names(self.config.devices / NAME / "values" / self.pair.requester)}
         if values - kept:
             raise Violation(f"files of values that are no more: {sorted(values - kept)[:3]}")
+        values = {n.partition(".")[0] for n in fs.names(self.config.devices / NAME / "values") if "." in n}
+        if values - owners:
+            raise Violation(f"files of an owner's values that are no more: {sorted(values - owners)[:3]}")
         for folder in (self.config.devices / NAME / "spool" / self.pair.requester, self.config.home / "spool"):
             if names := fs.names(folder):
                 raise Violation(f"left in {folder}: {names[:3]}")

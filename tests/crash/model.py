@@ -20,6 +20,12 @@ DICE = "dice"
 """Whatever a worker gives: but once given, the same for ever."""
 
 
+PUBLIC = {"denied", "replaced", "removed", "cancelled", "expired", "unknown_value"}
+"""What a question is answered with that tells nothing of private bytes."""
+TELLING = {"failed", "worker_died"}
+"""Failures that tell that a call ran."""
+
+
 class Violation(AssertionError):
     """A promise was broken."""
 
@@ -57,6 +63,8 @@ class Expected:
     failures: set[str]
     refs: tuple[str, ...] = ()
     """Arguments: what fails there fails here."""
+    private: bool = False
+    """Whether an owner's value that is not open is among the arguments, or is what was asked for."""
 
 
 @dataclass
@@ -77,6 +85,14 @@ class Model:
     replies: dict[str, str] = field(default_factory=dict)
     """Reply -> SHA-256 of its file, for ever."""
     fetched: set[str] = field(default_factory=set)
+    owners: dict[str, str] = field(default_factory=dict)
+    """Tag -> the owner's value that carries it, as its owner said last."""
+    meant: dict[str, set[str]] = field(default_factory=dict)
+    """Reply -> words that its owner may have said."""
+    said: dict[str, list[str]] = field(default_factory=dict)
+    """Reply -> words whose command returned."""
+    removed: bool = False
+    """Whether its owner ever removed a value, or may have."""
     jumped: bool = False
     outcomes: Counter[str] = field(default_factory=Counter)
     _seen: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +107,7 @@ class Model:
                 self.gets[rest[0]] = {r: tuple(v.split(",")) for r, _, v in (g.partition("=") for g in rest[1:])}
             case "V":  # may make a value: id, message, content, allowed failures, arguments
                 failures, refs = (tuple(filter(None, text.split(","))) for text in rest[3:5])
-                self.values[rest[0]] = Expected(rest[2], set(failures), refs)
+                self.values[rest[0]] = Expected(rest[2], set(failures), refs, rest[5:] == ["private"])
                 self.makers[rest[0]] = rest[1]
             case "S":
                 self.returned.add(rest[0])
@@ -103,16 +119,83 @@ class Model:
                 self.maybe_cancelled.add(rest[0])
             case "F":  # fetched: reply, value, digest
                 self.fetched.add(rest[0])
-                self.saw(rest[1], rest[2])
+                self.saw(rest[1], rest[2], rest[0])
             case "G":  # not taken: its token was forgotten here, years later, but not there
                 if not self.jumped:
                     raise Violation(f"reply {rest[0]}: its message is in conflict with another of the same id")
                 self.fetched.add(rest[0])
+            case "O":  # an owner's value: tag, id
+                self.owners[rest[0]] = rest[1]
+            case "-":  # a tag that may be gone
+                self.owners.pop(rest[0], None)
+                self.removed = True
+            case "W":  # an owner means to say: reply, word
+                self.meant.setdefault(rest[0], set()).add(rest[1])
+            case "w":  # and did
+                self._was_said(*rest)
+            case "B":  # a worker was given calls with these results
+                for value in rest:
+                    self._was_given(value)
             case "X":
                 raise Violation(f"a role raised: {line}")
 
-    def saw(self, value: str, content: str) -> None:
+    # -- the owner's words
+
+    def _was_said(self, reply: str, word: str) -> None:
+        """A command returned: it was the only one, or came after a look."""
+        words = self.said.setdefault(reply, [])
+        if {"approve", "deny"}.intersection(words):
+            raise Violation(f"question {reply}: {word} was taken after {words}")
+        words.append(word)
+        self.outcomes[f"word {word}"] += 1
+
+    def is_private(self, value: str) -> bool:
+        expected = self.values.get(value)
+        return expected is not None and (expected.private or any(map(self.is_private, expected.refs)))
+
+    def _was_given(self, value: str) -> None:
+        """A private call was handed to a worker: some question that needs it had a word."""
+        if not self.is_private(value):
+            return
+        self.outcomes["private calls given"] += 1
+        asked = [r for gets in self.gets.values() for r, values in gets.items() if value in self._closure(values)]
+        if not any(self.meant.get(reply, set()) & {"look", "approve"} for reply in asked):
+            raise Violation(f"private value {value} was computed without a word")
+
+    def _was_denied(self, value: str) -> bool:
+        """Whether some question was, that needs a call which this value needs."""
+        mine = self._closure([value])
+        asked = [values for gets in self.gets.values() for r, values in gets.items() if "deny" in self.meant.get(r, ())]
+        return any(mine & self._closure(values) for values in asked)
+
+    def _closure(self, values: Iterable[str]) -> set[str]:
+        found: set[str] = set()
+        stack = list(values)
+        while stack:
+            if (value := stack.pop()) not in found:
+                found.add(value)
+                stack += self.values[value].refs if value in self.values else ()
+        return found
+
+    def _check_word(self, reply: str, value: str, content: str) -> None:
+        """What leaves of a private value has its owner's word; a word that was said is kept."""
+        if not self.is_private(value):
+            return
+        code, meant, said = content.removeprefix("!"), self.meant.get(reply, set()), self.said.get(reply, [])
+        if (not content.startswith("!") or code in TELLING) and "approve" not in meant:
+            raise Violation(f"LEFT without a word: {value} in reply {reply}: {content}")
+        if code == "denied" and not self._was_denied(value):
+            raise Violation(f"denied without a word: {value} in reply {reply}")
+        if "deny" in said and (not content.startswith("!") or code in TELLING):
+            raise Violation(f"LOST a denial: {value} in reply {reply}: {content}")
+        if "approve" in said and code in {"denied", "replaced"} | ({"expired"} if not self.jumped else set()):
+            raise Violation(f"LOST an approval: {value} in reply {reply}: {content}")
+        if code == "removed" and not self.removed:
+            raise Violation(f"removed, and nobody did: {value} in reply {reply}")
+
+    def saw(self, value: str, content: str, reply: str = "") -> None:
         """Something came of a value: it must be allowed, and the same as before."""
+        self._check_word(reply, value, content)
         expected = self.values.get(value)
         if expected is None:
             raise Violation(f"value {value} was never promised, {content} came")
@@ -123,6 +206,8 @@ class Model:
                 raise Violation(f"value {value}: {content}, allowed are {sorted(allowed)}")
             if value in self.maybe_dropped or content == "!missing_value":
                 return  # may come later, or have gone since
+            if self.is_private(value) and content[1:] in PUBLIC:
+                return  # this question was answered so; another may be answered otherwise
         elif expected.content not in (DICE, content):
             raise Violation(f"value {value}: {content} came, {expected.content} was put")
         if self.jumped and content == "!expired":
@@ -136,6 +221,7 @@ class Model:
         allowed |= {"missing_value"} if self.makers[value] not in self.returned else set()
         allowed |= {"cancelled"} if self.makers[value] in self.maybe_cancelled else set()
         allowed |= {"expired", "missing_value"} if self.jumped else set()
+        allowed |= PUBLIC if self.is_private(value) else set()
         return allowed.union(*(self._allowed(ref) for ref in expected.refs if ref in self.values))
 
     # -- what lies in the pair
@@ -171,7 +257,7 @@ class Model:
                     raise Violation(f"CHANGED: {path}")
                 if kind == "reply":
                     for value, what in read.values.items():
-                        self.saw(value, digest(file.tensors[what] if isinstance(what, str) else what))
+                        self.saw(value, digest(file.tensors[what] if isinstance(what, str) else what), read.id)
         for gone in self._seen.keys() - now_there:
             del self._seen[gone]
 

@@ -17,13 +17,15 @@ from fedq.client.device import Device
 from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client
 from fedq.config import Config
+from fedq.device import review
 from fedq.device.gate import Gate
+from fedq.device.home import Home
 from fedq.device.pool import Answer, Died, Held, Worker
 from fedq.errors import FedqError
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
-from fedq.queue.message import Cancel, Drop, Get, Inline, Put, Ref, Run, RunArg, SendPlan, Verb
+from fedq.queue.message import Cancel, Drop, Get, Inline, OwnerRef, Put, Ref, Run, RunArg, SendPlan, Verb
 from tests.crash.model import DICE, Model, digest
 
 NAME = "device_1"
@@ -128,8 +130,12 @@ class Requester:
                     if expires_s < 0:
                         allowed = allowed | {"expired", "unknown_plan"}
                     refs = ",".join(a.id for a in verb.args if isinstance(a, Ref))
+                    mark = " private" if any(isinstance(a, OwnerRef) for a in verb.args) else ""
                     for result in verb.results:
-                        self.tell(f"V {result} {draft.id} {DICE} {','.join(allowed)} {refs}")
+                        self.tell(f"V {result} {draft.id} {DICE} {','.join(allowed)} {refs}{mark}")
+                case Get() if verb.owners:
+                    for value in verb.owners:
+                        self.tell(f"V {value} {draft.id} {digest(content(value, 40))}   private")
                 case Drop():
                     for value in verb.values:
                         self.tell(f"D {value}")
@@ -181,6 +187,36 @@ class Requester:
         if not known:
             return self.put()
         return [Get(self.new_id(), (self.rng.choice(known),))], {}
+
+    def ask(self) -> Any:
+        """A call on an owner's value, one on its result, and a question for one of them or both."""
+        owners = sorted(self.model.owners.values())
+        if not owners:
+            return self.put()
+        first, second, third = self.new_id(), self.new_id(), self.new_id()
+        plan = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about)
+        of = OwnerRef(self.rng.choice(owners))
+        calls = [Run(GOOD.id, (of,), {}, (first,)), Run(GOOD.id, (Ref(first),), {}, (second,))]
+        asked = self.rng.choice([(first,), (second,), (first, second), ()])
+        return [plan, *calls, *([Get(third, asked)] if asked else [])], {}
+
+    def raw(self) -> Any:
+        """A question for an owner's value itself."""
+        owners = sorted(self.model.owners.values())
+        if not owners:
+            return self.put()
+        value = self.rng.choice(owners)
+        return [Get(self.new_id(), (value,), frozenset([value]))], {}
+
+    def derived(self) -> Any:
+        """A call on what a private one gives, and a question for it."""
+        known = [value for value in self.model.values if self.model.is_private(value)]
+        known = [value for value in known if value not in self.model.owners.values()]
+        if not known:
+            return self.ask()
+        plan, made = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about), self.new_id()
+        of = self.rng.choice(known)
+        return [plan, Run(GOOD.id, (Ref(of),), {}, (made,)), Get(self.new_id(), (made, of))], {}
 
     def inline(self) -> Any:
         """A call with a tensor beside it, which may be large."""
@@ -236,8 +272,60 @@ class Requester:
 
 KINDS = (
     *["fetch"] * 6, *["put"] * 5, "several", "token", *["run"] * 3, "inline", "inline", "copy", "unknown_plan",
-    "bad", "missing", "expired", "drop", "cancel",
+    "bad", "missing", "expired", "drop", "cancel", *["ask"] * 6,
+    "raw", "raw", "derived", "derived",
 )  # fmt: skip
+
+
+# -- the owner -----------------------------------------------------------------------------------
+
+
+TAGS = ("p", "q")
+
+
+@dataclass
+class Owner:
+    """One command of an owner's, or a few: says words, replaces and removes values."""
+
+    config: Config
+    rng: random.Random
+    tell: Tell
+    words: Sequence[str] = ("look", "look", "approve", "approve", "deny")
+
+    def live(self) -> None:
+        with contextlib.closing(Home(self.config.devices / NAME, self.config)) as home:
+            self._tell_of(home)
+            for _ in range(self.rng.randint(1, 3)):
+                chance = self.rng.random()
+                with contextlib.suppress(FedqError):
+                    self._values(home) if chance < 0.12 else self.word(home)
+            self._tell_of(home)
+
+    def _tell_of(self, home: Home) -> None:
+        there = {value.tag: value.id for value in home.values()}
+        for tag in TAGS:
+            self.tell(f"O {tag} {there[tag]}" if tag in there else f"- {tag}")
+
+    def _values(self, home: Home) -> None:
+        tag = self.rng.choice(TAGS)
+        if self.rng.random() < 0.3:
+            self.tell(f"- {tag}")
+            home.remove(tag)
+        else:
+            id_ = f"{self.rng.getrandbits(128):032x}"
+            home.add(content(id_, 40), tag=tag, id=id_, release="review", replace=True)
+
+    def word(self, home: Home, most: int = 3) -> None:
+        """A word to some of what waits, all at once."""
+        rows = review.questions(home)
+        some = self.rng.sample(rows, min(len(rows), self.rng.randint(1, 3) if most == 3 else most))
+        word = self.rng.choice(self.words)
+        some = [row for row in some if row.word != word]
+        for row in some:
+            self.tell(f"W {row.reply} {word}")
+        review.decide(home, some, word)
+        for row in some:
+            self.tell(f"w {row.reply} {word}")
 
 
 # -- the gate --------------------------------------------------------------------------------
@@ -251,6 +339,9 @@ class Dice:
 
     pid, busy, idle_s = 0, False, 0.0
 
+    tell: Tell | None = None
+    """Hears which results are asked for."""
+
     def __init__(self, *_: Any, **__: Any) -> None:
         self.held = Held()
         self._answer: Answer | Died | None = None
@@ -261,6 +352,8 @@ class Dice:
 
     def start(self, head: Any, tensors: Sequence[RawTensor]) -> None:
         calls, r = head["calls"], self._rng
+        if self.tell is not None:
+            self.tell(" ".join(["B", *(key.partition("/")[0] for call in calls for key in call[2])]))
         if r.random() < 0.05:
             self._answer = Died(r.randrange(len(calls)), "killed by the dice")
             return
