@@ -556,7 +556,7 @@ class Journal:
         """Let go of finished messages that expired before a time, and of what they made.
 
         That they were there is remembered in one number per sender, so that none is revived,
-        whatever the clock says later.
+        whatever the clock says later. Questions to which an owner said a word, or time did, stay on record.
 
         Args:
             answered: replies that nobody acknowledged stay out if they were published after this.
@@ -576,6 +576,8 @@ class Journal:
             self._db.execute(f"DELETE FROM vals WHERE {made}", key)
             self._db.executemany("DELETE FROM published WHERE sender=? AND id=?", [(sender, r[0]) for r in replies])
             self._db.execute("DELETE FROM replies WHERE sender=? AND message=?", key)
+            over = "DELETE FROM questions WHERE sender=? AND reply=? AND state='ended' AND word IN ('', 'cancelled')"
+            self._db.executemany(over, [(sender, r[0]) for r in replies])
             self._db.execute("DELETE FROM messages WHERE sender=? AND id=?", key)
             self.forget_ends(*key)
             self._db.execute(
