@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedq import spelling
 from fedq.cli import show, words
 from fedq.cli.call import Call, Shown, command
 from fedq.errors import UsageError
@@ -35,7 +36,7 @@ def search(
     rows = [{"device": device, "id": p.id, "tag": p.tag, "type": str(p.type)} for p in found]
     if not rows:
         call.say(f"nothing on {device} matches {text!r}" if text else f"{device} offers you nothing yet")
-    return Shown(rows, show.table([(r["id"], r["tag"] or "", r["type"]) for r in rows]))
+    return Shown(rows, show.table([(r["id"], spelling.text(r["tag"] or ""), r["type"]) for r in rows]))
 
 
 AskAgain = Annotated[

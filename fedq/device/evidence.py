@@ -6,34 +6,23 @@ Names and source lines are the sender's claims. Types are found by a worker that
 
 from __future__ import annotations
 
-import json
-import select
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
-from fedq import fs, ids
+from fedq import fs
+from fedq.device.foreseen import Typist
 from fedq.device.home import Home
 from fedq.device.journal import OWNER, QuestionRow, Value
-from fedq.device.pool import environment
-from fedq.errors import BadFile, FedqError, SpecMismatch
+from fedq.errors import FedqError, SpecMismatch
 from fedq.plan import fold, typed
 from fedq.plan.codec import File, RawTensor, decode
 from fedq.plan.file import PlanFile, decode_plan
 from fedq.plan.fold import Loop
-from fedq.plan.graph import Graph, Type, canonical, graph_to_json
+from fedq.plan.graph import Graph, Type
 from fedq.plan.verify import verify
 from fedq.queue.message import Fold, Inline, Message, OwnerRef, Ref, Run, RunArg, message_from_json
 from fedq.trust import policy
-
-PATIENCE_S = 30.0
-"""How long types are looked for, over all that is shown at once."""
-VERSION = 1
-"""Of how types are found: what another version kept is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,81 +94,6 @@ class Evidence:
     before: tuple[QuestionRow, ...]
     graphs: Mapping[str, tuple[str, str, bool]] = field(default_factory=dict)
     """Plan id -> its name (a claim), its graph's id, and whether an earlier question had that graph."""
-
-
-class Typist:
-    """The worker without data, started at the first question that nobody answered before; a context manager."""
-
-    def __init__(self, home: Home, *, patience_s: float = PATIENCE_S) -> None:
-        self._home, self._patience_s = home, patience_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end = 0.0
-        self._found: dict[str, Any] = {}
-        self._late = False
-
-    def __enter__(self) -> Typist:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-        if self._found:
-            with self._home.journal.transaction():
-                self._home.journal.set_foreseen(self._found)
-
-    def types(self, graph: Graph, given: Sequence[Type]) -> Graph:
-        """The graph, or its variant that is chosen, with the types it makes of inputs of these types.
-
-        Raises:
-            SpecMismatch: it does not take them; or it was not found in time what it makes.
-        """
-        question = [graph_to_json(graph), [str(t) for t in given]]
-        key = ids.digest(canonical([VERSION, graph.id, question[1]]))
-        answer = self._found.get(key) or self._home.journal.foreseen(key)
-        if answer is None:
-            answer = self._found[key] = self._ask(question)
-        match answer:
-            case [int(which), list(texts)] if 0 <= which <= len(graph.variants):
-                chosen = (graph, *graph.variants)[which]
-                found = typed.retyped(chosen, [[typed.parse(t) for t in part] for part in texts])
-                return replace(found, params=graph.params)
-            case {"refused": str(why)}:
-                raise SpecMismatch(why)
-        raise BadFile("the worker that finds types gave no answer")
-
-    def _ask(self, question: Any) -> Any:
-        if self._process is None:
-            self._process, self._end = _started(), time.monotonic() + self._patience_s
-        line = b"" if self._late else self._said(json.dumps(question).encode() + b"\n")
-        if not line:
-            self._late = True
-            raise SpecMismatch("its types were not found in time")
-        return json.loads(line)
-
-    def _said(self, line: bytes) -> bytes:
-        process, said = self._process, b""
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(line)
-            process.stdin.flush()
-        except OSError:
-            return b""
-        while not said.endswith(b"\n"):
-            left = self._end - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-                return b""
-            part = process.stdout.read1(1 << 20)  # type: ignore[attr-defined]
-            if not part:
-                return b""
-            said += part
-        return said
-
-
-def _started() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "fedq.device.typist"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=environment(), **pipes)
 
 
 class Reader:
@@ -259,7 +173,7 @@ class Reader:
         given = [self._given(row, step, arg, made) for arg in step.args]
         sources = self._flows(step, [s for _, s in given])
         try:
-            graph, types = self._foreseen(step, [t for t, _ in given])
+            graph, types = self._foreseen(step, [t for t, _ in given], row.sender)
         except FedqError as error:
             unknown = (typed.UNKNOWN,) * len(step.results)
             return replace(step, refused=str(error), types=unknown, sources=sources)
@@ -294,18 +208,18 @@ class Reader:
             reaches = fold.reaches(reaches, step.loop)
         return tuple(frozenset().union(*(sources[n] for n in reach if n < len(sources))) for reach in reaches)
 
-    def _foreseen(self, step: Step, given: Sequence[Type]) -> tuple[Graph, tuple[Type, ...]]:
+    def _foreseen(self, step: Step, given: Sequence[Type], whose: str) -> tuple[Graph, tuple[Type, ...]]:
         assert step.plan is not None
         if self._typist is None or any(typed.ANY in str(t) for t in given):
             raise SpecMismatch("the types of its arguments are not known")
         if step.loop is None:
-            graph = self._typist.types(step.plan.graph, given)
+            graph = self._typist.types(step.plan.graph, given, whose)
             return graph, tuple(graph.types[v.number] for v in graph.output_vars)
         k, end, loop = step.loop.carry, step.loop.carry + step.loop.data, step.loop
         rows = int((given[k].shape or (0,))[0]) if end > k else 0
         size = min(loop.batches.size, rows)
         graph = self._typist.types(
-            step.plan.graph, (*given[:k], *(fold.cut(t, size) for t in given[k:end]), *given[end:])
+            step.plan.graph, (*given[:k], *(fold.cut(t, size) for t in given[k:end]), *given[end:]), whose
         )
         once = [graph.types[v.number] for v in graph.output_vars]
         carry = (a if a == b else typed.UNKNOWN for a, b in zip(given[:k], once, strict=False))

@@ -33,7 +33,7 @@ MOST_FORESEEN, MOST_FORESEEN_TEXT = 2000, 1 << 16
 """Graphs whose types are kept for the owner's next look, and characters of each."""
 
 MOST_EVENTS = 100_000
-"""Of what happened, so much is remembered."""
+"""A failure is remembered until so much happened after it."""
 
 CACHED = 100_000
 """Ids remembered at most between transactions."""
@@ -556,7 +556,7 @@ class Journal:
         """Let go of finished messages that expired before a time, and of what they made.
 
         That they were there is remembered in one number per sender, so that none is revived,
-        whatever the clock says later.
+        whatever the clock says later. Questions to which an owner said a word, or time did, stay on record.
 
         Args:
             answered: replies that nobody acknowledged stay out if they were published after this.
@@ -576,6 +576,8 @@ class Journal:
             self._db.execute(f"DELETE FROM vals WHERE {made}", key)
             self._db.executemany("DELETE FROM published WHERE sender=? AND id=?", [(sender, r[0]) for r in replies])
             self._db.execute("DELETE FROM replies WHERE sender=? AND message=?", key)
+            over = "DELETE FROM questions WHERE sender=? AND reply=? AND state='ended' AND word IN ('', 'cancelled')"
+            self._db.executemany(over, [(sender, r[0]) for r in replies])
             self._db.execute("DELETE FROM messages WHERE sender=? AND id=?", key)
             self.forget_ends(*key)
             self._db.execute(
@@ -752,11 +754,12 @@ class Journal:
     # -- the record of what was decided and what happened
 
     def record(self, kind: str, sender: str, ref: str, text: str = "", *, now: float, by: str = "") -> None:
-        """Write down what happened, for `fedq device log`; the newest `MOST_EVENTS` are kept."""
+        """Write down what happened, for `fedq device log`. Of failures, which requesters cause, the newest stay."""
         row = (now, kind, sender, ref, by, text)
         made = self._db.execute("INSERT INTO events(time, kind, sender, ref, by, text) VALUES(?,?,?,?,?,?)", row)
         if (number := made.lastrowid or 0) % 1000 == 0:
-            self._db.execute("DELETE FROM events WHERE n <= ?", (number - MOST_EVENTS,))
+            old = "DELETE FROM events WHERE n <= ? AND kind IN ('failed', 'worker ended')"
+            self._db.execute(old, (number - MOST_EVENTS,))
 
     def events(self, *, since: float = 0.0) -> list[Event]:
         """What happened, the oldest first."""

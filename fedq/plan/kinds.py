@@ -131,7 +131,7 @@ def told(places: Sequence[Place]) -> Iterator[None]:
 def tell() -> bool:
     """Tell users' modules that were imported meanwhile: whether there are any."""
     telling = _NOW.get()
-    return telling is not None and telling.modules()
+    return telling is not None and len(sys.modules) != telling.count and telling.modules()
 
 
 class _Telling:
@@ -140,10 +140,11 @@ class _Telling:
     def __init__(self) -> None:
         self.told: list[Names] = []
         self.known: list[Names] = []
+        self.count = 0
         self.undo: list[Callable[[], None]] = []
 
     def modules(self) -> bool:
-        found = _USERS.names()
+        found, self.count = _USERS.names(), len(sys.modules)
         if found is self.known:
             return False
         before, self.known = len(self.told), found

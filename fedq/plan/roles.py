@@ -212,7 +212,7 @@ _CALLS = {"the model": "model(*batch[:-1])", "the loss": "loss(model(*batch[:-1]
 
 
 def _at(line: str) -> str:
-    return f": {line}{shown(line)}" if line else ""
+    return shown(line)
 
 
 def _refuses(trial: Trial, batch: Batch) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from fedq.device import questions
 from fedq.device.calls import GATE_ENDS
-from fedq.queue.message import Put
+from fedq.queue.message import Cancel, Put
 from fedq.trust import policy
 from tests.attacks.enemy import NAME, SECRETS, f32
 from tests.attacks.stage import DAY_S, DOUBLE, IDENT, MEAN, PICK, Stage, get, id_, look, run, twin
@@ -368,3 +368,13 @@ def test_what_an_owner_removed_is_gone_from_all_that_came_from_it(town):
     town.send(get("b2", "b"), get("c2", "c"), run(DOUBLE, "a", to="d"), get("d", "d"))
     assert (town.only("b"), town.only("c")) == ([4.0, 8.0, 12.0], SECRET)
     assert [town.only(r) for r in ("b2", "c2", "d")] == ["removed"] * 3
+
+
+def test_questions_that_are_asked_and_cancelled_leave_nothing_for_good(town):
+    for n in range(5):
+        asked = town.send(run(DOUBLE, town.p, to=f"v{n}"), get(f"r{n}", f"v{n}"), expires_s=600)
+        town.send(Cancel((asked,)), expires_s=600)
+    town.wait(20 * DAY_S)
+    owner = town.at_home()
+    assert not owner.journal.questions(ended=True)
+    owner.close()
