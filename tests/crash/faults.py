@@ -27,10 +27,12 @@ from fedq import fs
 from fedq.client import fetch
 from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client
+from fedq.device import review
 from fedq.device.gate import Gate
+from fedq.device.home import Home
 from fedq.errors import FedqError
 from fedq.local import introduce
-from fedq.queue.message import Drop, Get, Put, Ref, Run, SendPlan
+from fedq.queue.message import Drop, Get, OwnerRef, Put, Ref, Run, SendPlan
 from tests.crash.lane import START, check_promised, config_of, small_limits
 from tests.crash.model import Violation, digest, outcome
 from tests.crash.powerloss import Steady, complaints
@@ -84,6 +86,11 @@ class Day:
         self.config, self.now = config_of(root, "full"), START
         introduce(self.config, NAME)
         Client(self.config, now=self.clock).close()
+        with contextlib.closing(Home(self.config.devices / NAME, self.config)) as home:
+            self.owners = home.add(content("b" * 31 + "9", 40), tag="p", release="review")
+        self.private: set[str] = set()
+        self.said: dict[str, str] = {}
+        self.meant: set[str] = set()
         self.returned: dict[str, tuple[str, ...]] = {}
         self.content: dict[str, str] = {}
         self.given: dict[str, str] = {}
@@ -113,6 +120,14 @@ class Day:
         self.restart()
         self.serve()
         self.fetch(result, take=False)
+        kept, denied = self.ask(), self.ask()
+        self.serve()
+        self.say(kept, "look")
+        self.serve()
+        self.say(kept, "approve")
+        self.say(denied, "deny")
+        self.serve()
+        self.fetch(kept, take=False)
         self.fetch(large, take=True)
         self.send([Drop((middle,))], {})
         self.serve()
@@ -141,6 +156,24 @@ class Day:
         message = self.try_(lambda: client.device(NAME).submit(actions, tensors))
         if message is not None:
             self.returned[message.id] = tuple(a.reply for a in actions if isinstance(a, Get))
+
+    def ask(self) -> str:
+        """A call on the owner's value, and a question for what it gives."""
+        id_ = self.new_id()
+        self.private.add(id_)
+        plan = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about)
+        self.send([plan, Run(GOOD.id, (OwnerRef(self.owners),), {}, (id_,)), Get(id_, (id_,))], {})
+        return id_
+
+    def say(self, reply: str, word: str) -> None:
+        self.meant |= {reply} if word == "approve" else set()
+        if self.try_(lambda: self._decide(reply, word)):
+            self.said[reply] = word
+
+    def _decide(self, reply: str, word: str) -> bool:
+        with contextlib.closing(Home(self.config.devices / NAME, self.config)) as home:
+            review.decide(home, [review.find(home, reply)], word)
+        return True
 
     def fetch(self, value: str, *, take: bool) -> None:
         client = self.open_client()
@@ -179,6 +212,14 @@ class Day:
             self.client.close()
         self.client = None
 
+    def decide_rest(self) -> None:
+        """What waits for its owner is denied; nothing waits that had a releasing word already."""
+        with contextlib.closing(Home(self.config.devices / NAME, self.config)) as home:
+            rows = review.questions(home)
+            if lost := [row.reply for row in rows if self.said.get(row.reply) in ("approve", "deny")]:
+                raise Violation(f"LOST a word: {lost}")
+            review.decide(home, rows, "deny")
+
     def close(self) -> None:
         self.close_client()
         self.restart()
@@ -197,6 +238,7 @@ def one(root: Path, n: int, code: str, *, ever: bool) -> str:
                 day.close_client()
                 day.open_client()
                 day.serve(6)
+                day.decide_rest()
                 day.now += 4000
         finally:
             fs.FAILPOINTS.pop("*", None)
@@ -220,6 +262,10 @@ def _check(day: Day) -> None:
                 raise Violation(f"LOST: message {message} returned and was never answered")
             if found is not None:
                 came = digest(found)
+                if reply in day.private and came == "!denied" and day.said.get(reply) == "approve":
+                    raise Violation(f"LOST an approval: {reply}")
+                if reply in day.private and came != "!denied" and reply not in day.meant:
+                    raise Violation(f"LEFT without a word: {reply}")
                 if came == "!missing_value" and reply not in day.content:
                     continue  # a call whose argument was never sent
                 day.saw(reply, came)

@@ -30,6 +30,8 @@ def tests(*paths: str) -> tuple[str, ...]:
 
 
 PROMISES = tests("tests/crash/test_promises.py")
+WORDS, LIMITS = tests("tests/attacks/test_owners_words.py"), tests("tests/attacks/test_limits.py")
+MEANING = tests("tests/attacks/test_one_meaning.py")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ FS, SERVE, PEER, JOURNAL = "fedq/fs/writing.py", "fedq/device/serve.py", "fedq/d
 PUBLISH, RESTART = "fedq/device/publish.py", "fedq/device/restart.py"
 OUTBOX, SENDING, SESSION = "fedq/client/outbox.py", "fedq/client/sending.py", "fedq/client/session.py"
 CARRIER = "fedq/queue/carrier.py"
+QUESTIONS, BATCH, STORE, HOME = (f"fedq/device/{name}.py" for name in ("questions", "batch", "store", "home"))
 
 GUARDS = (
     Guard("a file is fsynced before it has a name", FS,
@@ -168,6 +171,47 @@ GUARDS = (
           "        if also is not None and also(name):", KILLS),
     Guard("time: a clock set back starts the waiting anew", PEER,
           "            want.received = min(want.received, now)", "            pass", PROMISES),
+    Guard("ask: a question is in the journal with its message", QUESTIONS,
+          "            self._journal.set_question(QuestionRow(*head, self._about(question), bound))",
+          "            pass", WORDS),
+    Guard("ask: what open questions need is known before the first of them ends", RESTART,
+          "        peer.questions.take_up(now)\n", "", WORDS),
+    Guard("ask: a reply id keeps its first list", PEER,
+          "        if (first.ids, first.owners, first.message) != (wanted.ids, wanted.owners, wanted.message):",
+          "        if False:", MEANING),
+    Guard("ask: a word is for what it was said to, not for what came to be later", QUESTIONS,
+          "        if row.bound != question.bound or question.misses:", "        if False:", WORDS),
+    Guard("ask: a word of a reply that was forgotten is forgotten", QUESTIONS,
+          "            row = None\n        if row is None and len(self.open)",
+          "            pass\n        if row is None and len(self.open)", MEANING),
+    Guard("ask: only what nobody decided ends by time", QUESTIONS,
+          "            if row.word in UNDECIDED:", "            if True:", LIMITS),
+    Guard("do: a private call sleeps", PEER,
+          "            if not policy.is_open(self.journal.rules(call.sources)):", "            if False:", WORDS),
+    Guard("do: a private call is handed over by its owner's word and an enforceable rule alone", BATCH,
+          "    if not policy.may_be_given(peer.journal.rules(call.sources), call.word):", "    if False:", LIMITS),
+    Guard("do: sources are fixed when a call is given", BATCH,
+          "    call.sources = peer.sources_of(call)\n    if not policy",
+          "    call.sources = frozenset()\n    if not policy", WORDS),
+    Guard("do: a failure on private values is private, too", BATCH,
+          "    return call.sources if call.word else frozenset()", "    return frozenset()", WORDS),
+    Guard("do: a worker is given the values of one set of sources", BATCH,
+          " or peer.private_sources(call) != lane.sources:", ":", WORDS),
+    Guard("do: a value that was replaced stays for those who decided on it", PEER,
+          "not self._is_kept_for(call, id_)", "True", LIMITS),
+    Guard("publish: what may leave is committed before it does", PEER,
+          "        self.journal.allow(self.name, want.wanted.id, allowed)\n", "", LIMITS),
+    Guard("publish: no other content than was allowed", STORE,
+          "        if self.digest(value) != digest:", "        if False:", LIMITS),
+    Guard("publish: what leaves has its owner's word", PEER,
+          "            elif not policy.may_leave(self.journal.rules([id_] if owners else value.sources), want.word):",
+          "            elif False:", LIMITS),
+    Guard("publish: what was approved is not dropped by another question's end", PEER,
+          " and not self._leave(call.results):", ":", WORDS),
+    Guard("remove: what came from a value goes with it", JOURNAL,
+          "        self.spoil(made, REMOVED)\n", "", LIMITS),
+    Guard("remove: files of values that are no more go also after a kill", HOME,
+          '        swept += fs.sweep(self.path / "values", before=before, also=self._is_left)\n', "", KILLS),
 )  # fmt: skip
 
 

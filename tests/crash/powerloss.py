@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import logging
 import random
 import shutil
@@ -23,12 +24,13 @@ from fedq.client.device import Device
 from fedq.client.pointers import PointerTensor
 from fedq.client.session import Client
 from fedq.config import Config
+from fedq.device import review
 from fedq.device.gate import Gate
 from fedq.device.home import Home
 from fedq.errors import FedqError
 from fedq.local import introduce
 from fedq.plan.codec import decode
-from fedq.queue.message import Drop, Get, Put, Ref, Run, SendPlan, decode_message, decode_reply
+from fedq.queue.message import Drop, Failure, Get, OwnerRef, Put, Ref, Run, SendPlan, decode_message, decode_reply
 from fedq.queue.pair import Card, Catalog, Heartbeat
 from fedq.trust.keys import signer_of, unseal
 from tests.crash.lane import START, check_promised, config_of, small_limits
@@ -49,9 +51,19 @@ class Facts:
     """Value that is put -> its digest."""
     fetched: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
+    private: set[str] = field(default_factory=set)
+    """Values that only an owner's word releases; the reply of each has its id."""
+    meant: dict[str, str] = field(default_factory=dict)
+    """Reply -> the word that its owner is about to say, or said."""
+    said: dict[str, str] = field(default_factory=dict)
+    """Reply -> the word whose command returned."""
 
     def copy(self) -> Facts:
-        return Facts(dict(self.returned), dict(self.given), dict(self.content), set(self.fetched), set(self.dropped))
+        return copy.deepcopy(self)
+
+
+OWN = "b" * 31 + "9"
+"""What gives the owner's value its content."""
 
 
 class Steady(Dice):
@@ -72,6 +84,26 @@ class Day:
         self.config = config_of(root)
         introduce(self.config, NAME)
         Client(self.config, now=self.clock).close()
+        self.owners = self.own()
+
+    def own(self) -> str:
+        """An owner's value that is not open, in the place of the last one."""
+        with contextlib.closing(Home(self.config.devices / NAME, self.config)) as home:
+            return home.add(content(OWN, 40), tag="p", release="review", replace=True, id=self.new_id())
+
+    def ask(self, device: Device) -> str:
+        """A call on the owner's value, and a question for what it gives."""
+        id_ = self.new_id()
+        self.facts.private.add(id_)
+        plan = SendPlan(GOOD.id, GOOD.graph, (), GOOD.about)
+        self.send(device, [plan, Run(GOOD.id, (OwnerRef(self.owners),), {}, (id_,)), Get(id_, (id_,))], {})
+        return id_
+
+    def say(self, reply: str, word: str) -> None:
+        self.facts.meant[reply] = word
+        with contextlib.closing(Home(self.config.devices / NAME, self.config)) as home:
+            review.decide(home, [review.find(home, reply)], word)
+        self.facts.said[reply] = word
 
     def clock(self) -> float:
         self.now += 0.01
@@ -87,8 +119,16 @@ class Day:
         gate = Gate(self.config, [NAME], worker=Steady, now=self.now)
         self.serve(gate)
         self.fetch(device, small, take=True)
-        result = self.run(device, large)
+        result, kept, denied = self.run(device, large), self.ask(device), self.ask(device)
         self.serve(gate)
+        self.say(kept, "look")
+        self.serve(gate)
+        self.owners = self.own()  # what was looked at keeps the version that it read
+        self.say(kept, "approve")
+        self.serve(gate)
+        self.fetch(device, kept, take=True)
+        with contextlib.suppress(FedqError):  # the value that it reads was replaced
+            self.say(denied, "deny")
         self.fetch(device, result, take=False)
         self.fetch(device, large, take=True)
         client.outbox.settle()  # as whoever waits does; else all of this would be put again, and fsynced with it
@@ -167,6 +207,7 @@ def check(state: State, facts: Facts, root: Path) -> None:
             for n in range(12):
                 gate.step(START + 100 + later + 1.1 * n)
             gate.close()
+            _decide_rest(config, facts)
             client.close()
     if said:
         raise Violation(f"recovery complained: {said[0]}")
@@ -176,6 +217,15 @@ def check(state: State, facts: Facts, root: Path) -> None:
     lost += [m for m, reply in _promised(config) if reply not in answered | facts.fetched]
     if lost:
         raise Violation(f"LOST: {lost}")
+
+
+def _decide_rest(config: Config, facts: Facts) -> None:
+    """What waits for its owner is denied; nothing waits that had a releasing word already."""
+    with contextlib.closing(Home(config.devices / NAME, config)) as home:
+        rows = review.questions(home)
+        if lost := [row.reply for row in rows if facts.said.get(row.reply) in ("approve", "deny")]:
+            raise Violation(f"LOST a word: {lost}")
+        review.decide(home, rows, "deny")
 
 
 def _promised(config: Config) -> list[tuple[str, str]]:
@@ -208,6 +258,10 @@ def _look(root: Path, facts: Facts, *, torn: bool = False) -> set[str]:
             if kind == "reply":
                 replies.add(found.id)
                 for value, what in found.values.items():
+                    if value in facts.private and not isinstance(what, Failure) and facts.meant.get(value) != "approve":
+                        raise Violation(f"LEFT without a word: {value}")
+                    if value in facts.private and value not in facts.given and isinstance(what, Failure):
+                        continue
                     _compare(value, digest(file.tensors[what] if isinstance(what, str) else what), facts)
     return replies
 
