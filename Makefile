@@ -2,8 +2,6 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# One more than there are cores: a part of the tests waits for other processes.
-TEST_PROCESSES := $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -24,11 +22,11 @@ test: setup ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not more"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not more"
 
 test-more: setup ## what takes longer: every model, every first call in a worker of its own, PyTorch's samples
 	$(BIN)/python -m tests.plan.samples
-	FEDQ_MORE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "more or scaled"
+	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "more or scaled"
 
 samples: setup ## PyTorch's own samples of every op, on a worker, against eager, as docs/samples.md says
 	$(BIN)/python -m tests.plan.samples

@@ -4,6 +4,8 @@ import os
 
 from hypothesis import settings
 
+from tests import marks
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: there are others, and threads that wait spin
 
 
@@ -14,3 +16,7 @@ def pytest_xdist_auto_num_workers(config):
 
 settings.register_profile("fedq", deadline=None)  # a busy machine is no failure
 settings.load_profile("fedq")
+
+
+def pytest_collection_modifyitems(items):
+    marks.put_off(items)

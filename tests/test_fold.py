@@ -213,7 +213,7 @@ def test_what_is_carried_out_of_reviewed_data_waits_for_its_owner(tmp_path):
     for out in (seen, sums):
         with pytest.raises(WaitingForApproval):
             out.copy(timeout_s=0.3)
-    worker.approve(sums.id)
+    worker.approve(sums)
     assert sums.copy(timeout_s=60).tolist() == [1, 5, 9]
     worker.client.close()
 

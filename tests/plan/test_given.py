@@ -188,12 +188,12 @@ def test_a_number_that_torch_branches_on_takes_only_what_it_was_recorded_for(ser
     plan = momentum_plan()
     assert "given['momentum'] > 0" in str(plan)
     there, device = plan.send(served.device), served.device
-    before = device.pair.carrier.list("in")
+    before = set(device.pair.carrier.list("in"))
     for zero in (0.0, 0, -0.5, torch.tensor(0.0), float("nan")):
         with pytest.raises(SpecMismatch, match=r"given\.momentum: a number above 0") as caught:
             there.fold(plan.carry(), data(device), given={"momentum": zero}, batch_size=8)
         assert "build another one" in caught.value.hint
-    assert device.pair.carrier.list("in") == before
+    assert before.issuperset(device.pair.carrier.list("in"))
     with pytest.raises(SpecMismatch, match="momentum"):
         plan(plan.carry(), X, Y, given={"momentum": 0.0})
     hidden = device.send(torch.tensor(0.0, dtype=torch.float64))
