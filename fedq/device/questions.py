@@ -39,11 +39,14 @@ log = logging.getLogger("fedq.device")
 
 MOST = 1000
 """Questions of one requester that may wait for the owner."""
+MOST_CALLS = 100_000
+"""Calls that they may need, those that several need counted for each: what looking them through costs the device."""
 MOST_TEXT = 200
 """Characters of what is told of one call's arguments."""
 UNDECIDED = ("", policy.LOOK)
 """Words that leave a question open: time ends it."""
 CANCELLED = Failure("cancelled", "cancelled by its sender")
+TOO_MANY = Failure("not_allowed", f"your questions would need more than {MOST_CALLS} calls")
 UNKNOWN = "?"
 """The type of what declared types do not tell."""
 
@@ -85,6 +88,8 @@ class Questions:
         self._unasked: list[tuple[float, int, Call]] = []
         self._due: list[tuple[float, int, str]] = []
         self._count = itertools.count()
+        self._needed = 0
+        """Calls of open questions."""
 
     # -- private calls
 
@@ -256,7 +261,10 @@ class Questions:
             self._say_over(question, "cancelled")
             self._answer(question, CANCELLED)
             return True
-        self._look_through(question)
+        if not self._look_through(question):
+            self._say_over(question, "too many")
+            self._answer(question, TOO_MANY)
+            return True
         row = self._journal.question(self._peer.name, want.wanted.id)
         if row is not None and not row.word and not question.misses:
             row = self._said_before(row, now)
@@ -308,11 +316,14 @@ class Questions:
                 heapq.heappush(self._due, (latest, next(self._count), question.want.wanted.id))
                 self._peer.touched.add(question.want.wanted.id)
 
-    def _look_through(self, question: Question) -> None:
-        """Find the closure, and record what changed of it."""
+    def _look_through(self, question: Question) -> bool:
+        """Find the closure, and record what changed of it; whether it needs no more calls than there is room for."""
         want = question.want
         own = [i for i in want.wanted.ids if i not in want.wanted.owners and i not in want.given_up]
         calls, misses = self.closure(own)
+        if self._needed + len(calls) - len(question.calls) > MOST_CALLS:
+            return False
+        self._needed += len(calls) - len(question.calls)
         for call in calls:
             self._asked.setdefault(call.key, set()).add(question.want.wanted.id)
             self._journal.uses_plan(self._peer.name, call.plan, question.until)
@@ -323,6 +334,7 @@ class Questions:
             before = self._journal.question(self._peer.name, want.wanted.id)
             head = self._peer.name, want.wanted.id, want.received, question.until, before.state if before else "waits"
             self._journal.set_question(QuestionRow(*head, self._about(question), bound))
+        return True
 
     def _bound(self, question: Question) -> str:
         """A digest of all that a word is for: who asks, which values, computed how, from what."""
@@ -400,7 +412,7 @@ class Questions:
     def _end(self, question: Question, failure: Failure | None) -> None:
         """A question is over: so are the calls that no other needs. Without a result they have this failure."""
         reply = question.want.wanted.id
-        self.open.pop(reply, None)
+        self._needed -= len(question.calls) if self.open.pop(reply, None) is not None else 0
         self._journal.set_state(self._peer.name, reply, "ended")
         for call in question.calls:
             others = self._asked.get(call.key, set())
@@ -573,6 +585,7 @@ _ANSWERS: dict[str, Callable[[QuestionRow], Failure]] = {
     "replaced": _replaced,
     "removed": lambda row: REMOVED,
     "cancelled": lambda row: CANCELLED,
+    "too many": lambda row: TOO_MANY,
     "expired": lambda row: Failure("expired", "its owner said nothing"),
 }
 """What a question is answered with that has such a word."""

@@ -141,6 +141,24 @@ def test_a_thousand_and_one_questions_in_one_message(town):
     assert len(town.questions()) == 1000
 
 
+def test_questions_that_need_too_many_calls_are_refused_also_when_the_calls_come_later(town, monkeypatch):
+    monkeypatch.setattr(questions, "MOST_CALLS", 50)
+    chain = [run(DOUBLE, f"c{n}" if n else "start", to=f"c{n + 1}") for n in range(10)]
+    town.send(*chain, run(DOUBLE, "c10", to="end"), *[get(f"q{n}", "end") for n in range(10)])
+    town.send(run(DOUBLE, town.open, to="o"), get("o", "o"), run(DOUBLE, town.p, to="start"))
+    asked = [n for n in range(10) if town.came(f"q{n}") is None]
+    assert len(asked) == 4 and town.only("o") == [2.0, 4.0, 6.0]
+    assert {town.only(f"q{n}") for n in range(10)} == {None, "not_allowed"}
+    town.restart()
+    town.go()
+    assert [n for n in range(10) if town.came(f"q{n}") is None] == asked
+    for n in asked:
+        town.word(f"q{n}", "deny")
+    assert peer(town).questions._needed == 0
+    town.ask("late", town.p)
+    assert town.came("late") is None
+
+
 def test_private_calls_that_nobody_asks_for_stop_no_open_call_and_no_other_requester(town):
     device = town.config.devices / NAME / "device.json"
     device.write_text(device.read_text().replace("{", '{"most_waiting": 20,', 1))
