@@ -92,8 +92,8 @@ class Served:
         self._recover(self.time.read(now))
 
     def refresh(self) -> None:
-        """Look again at who is trusted and what the owner changed."""
-        before, self.home.changed = self.home.deadline_s, False
+        """Look again at who is trusted and what the owner changed; if that fails, the next step looks again."""
+        before, self.home.changed = self.home.deadline_s, True
         self.home.reread()
         for peer in self.peers.values() if self.home.deadline_s != before else ():
             for lane in [lane for lane in peer.lanes if not lane.calls]:
@@ -108,6 +108,7 @@ class Served:
             peer.catalog_due = True
             peer.resume()
             peer.unseen = True
+        self.home.changed = False
 
     def _part(self, trusted: set[str]) -> None:
         """Of requesters who are not trusted any more nothing is taken, and the next step ends their workers."""

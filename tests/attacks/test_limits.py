@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
+from fedq import fs
 from fedq.device import questions
 from fedq.device.calls import GATE_ENDS
 from fedq.queue.message import Cancel, Put
@@ -314,6 +318,27 @@ def test_a_removal_between_the_allow_and_the_reply_sends_nothing(town, monkeypat
     town.remove("p")
     town.fall()
     assert (town.only("r"), town.only("raw")) == ("removed", "removed")
+
+
+def test_a_word_is_acted_on_though_the_device_failed_to_look_when_it_heard_of_it(town):
+    town.send(run(IDENT, town.p, to="r"), get("r", "r"))
+    assert town.say(town.card("r"), "approve") == ""
+    left = [OSError(errno.EACCES, "permission denied")]
+
+    def once(_, call, *args, **kwargs):
+        if left and "trust" in os.fspath(args[0] if not isinstance(args[0], int) else f"/proc/self/fd/{args[0]}"):
+            raise left.pop()
+        return call(*args, **kwargs)
+
+    fs.FAILPOINTS["folder.open"] = once
+    try:
+        town.now += 2
+        town.gate.step(town.now)
+        assert not left
+        town.go()
+    finally:
+        fs.FAILPOINTS.clear()
+    assert town.only("r") == SECRET
 
 
 # -- rules
