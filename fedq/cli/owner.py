@@ -219,8 +219,14 @@ def outcome(device: str, reader: Reader, row: QuestionRow) -> str:
     """The values, or why there are none, in full; for the owner alone."""
     found = reader.outcome(row)
     why = reader.why(row) if any(value is not None and value.failure for _, value, _ in found) else []
-    lines = [f"  | {spelling.text(line, most=1000)}" for text in why for line in text.splitlines()]
+    lines = [f"  | {_indented(line)}" for text in why for line in text.splitlines()]
     return "\n".join([values(device, found), *lines])
+
+
+def _indented(line: str) -> str:
+    """A line of a failure's text, which others may have written: its spaces as they are."""
+    words = line.split(" ")
+    return " ".join(spelling.text(word, most=1000) if word else "" for word in words)
 
 
 def values(device: str, found: Sequence[tuple[str, Value | None, RawTensor | None]]) -> str:

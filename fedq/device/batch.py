@@ -109,10 +109,18 @@ def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
             return found
         args.append(found)
     _load(held, batch, call.plan, plan[0])
-    seed = ids.derive_seed(call.seed, call.results[0] if call.results else "") if plan[1].random or call.loop else 0
+    seed = _seed(peer, call) if plan[1].random or call.loop else 0
     batch.calls.append(call)
     batch.rows.append([call.plan, args, [key_of(peer.name, r) for r in call.results], seed, folds.to_json(call.loop)])
     return None
+
+
+def _seed(peer: Peer, call: Call) -> int:
+    """Of open calls, from the message; of private ones, from the device's secret: who knows it could take off noise."""
+    result = call.results[0] if call.results else ""
+    if call.word:
+        return peer.home.key.secret_seed(peer.name, call.seed, result)
+    return ids.derive_seed(call.seed, result)
 
 
 def refusal(call: Call, plan: tuple[PlanFile, Verified] | Failure | None) -> Failure | None:

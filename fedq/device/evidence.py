@@ -96,6 +96,9 @@ class Evidence:
     """Plan id -> its name (a claim), its graph's id, and whether an earlier question had that graph."""
 
 
+NOT_KEPT = "its message is not kept any more, so what it was given is not known: deny it, or be asked for it again"
+
+
 class Reader:
     """Reads the evidence of the questions of one device.
 
@@ -155,13 +158,13 @@ class Reader:
     def _steps(self, row: QuestionRow) -> tuple[Step, ...]:
         steps: list[Step] = []
         made: dict[str, tuple[Type, frozenset[str]]] = {}
-        for message, action, plan, results in row.about["calls"]:
+        for message, action, plan, results in (*row.about.get("before", ()), *row.about["calls"]):
             found = self.message(row.sender, message)
             verb = found[0].actions[action] if found and action < len(found[0].actions) else None
             args = _args(verb) if isinstance(verb, (Run, Fold)) else ()
             loop = verb.loop if isinstance(verb, Fold) else None
             step = Step(message, action, plan, self.plan(row.sender, plan), tuple(args), tuple(results), loop)
-            step = self._typed(row, step, made) if verb is not None else step
+            step = self._typed(row, step, made) if verb is not None else replace(step, refused=NOT_KEPT)
             made.update({r: (t, s) for r, t, s in zip(results, step.types, step.sources, strict=False)})
             steps.append(step)
         return tuple(steps)
@@ -248,14 +251,14 @@ class Reader:
     # -- of a requester's
 
     def message(self, sender: str, id_: str) -> tuple[Message, File] | None:
-        """A message that is not done, and its tensors."""
+        """A message that is not done, or made private values, and its tensors."""
         if (sender, id_) not in self._messages:
             self._messages[sender, id_] = self._message(sender, id_)
         return self._messages[sender, id_]
 
     def _message(self, sender: str, id_: str) -> tuple[Message, File] | None:
         taken = self._journal.message(sender, id_)
-        if taken is None or taken.state == "done":
+        if taken is None or (taken.state == "done" and taken.file is None):
             return None
         file = decode(taken.file or fs.map_private(self._home.spool(sender) / id_))
         return message_from_json(file.body), file

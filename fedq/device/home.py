@@ -257,7 +257,7 @@ class Home:
             raise Conflict(f"{self.name} has, or had, a value {id} already: an id has one meaning")
         value = self.store.keep(OWNER, id or ids.new_id(), raw, release=rule, tag=tag)
         with self.journal.transaction():
-            gone = self.journal.replace([v.id for v in there], value.id)
+            gone = self.journal.replace([v.id for v in there], value.id, now=fs.clock())
             self.journal.add([value], message=None, now=fs.clock())
             if note or allow is not None:
                 self.journal.annotate(OWNER, value.id, note, allow)
@@ -283,7 +283,7 @@ class Home:
         if not found:
             raise UnknownValue(f"{self.name} has no value {ref!r}{self._tags()}")
         with self.journal.transaction():
-            gone = self.journal.remove([v.id for v in found])
+            gone = self.journal.remove([v.id for v in found], now=fs.clock())
         for scope, id_ in gone:
             self.store.forget(scope, (id_,))
         self._changed()

@@ -78,6 +78,10 @@ CREATE TABLE IF NOT EXISTS forgotten(sender TEXT PRIMARY KEY, until REAL NOT NUL
 CREATE TABLE IF NOT EXISTS time(high REAL NOT NULL, leapt REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes(
   scope TEXT, id TEXT, note TEXT NOT NULL, allowed TEXT, PRIMARY KEY(scope, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS made(
+  sender TEXT, id TEXT, message TEXT NOT NULL, action INTEGER NOT NULL, about TEXT NOT NULL,
+  PRIMARY KEY(sender, id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS made_of ON made(sender, message);
 CREATE TABLE IF NOT EXISTS questions(
   sender TEXT, reply TEXT, received REAL NOT NULL, until REAL NOT NULL, state TEXT NOT NULL, about TEXT NOT NULL,
   bound TEXT NOT NULL, word TEXT NOT NULL DEFAULT '', why TEXT NOT NULL DEFAULT '', decided REAL,
@@ -302,8 +306,24 @@ class Journal:
         self._db.execute(f"UPDATE messages SET received=? WHERE received > ? AND (sender, id) IN ({sql})", (now, now))
 
     def done(self, keys: Iterable[tuple[str, str]]) -> None:
-        """These messages are finished; their bytes are forgotten, their ids and digests stay."""
-        self._db.executemany("UPDATE messages SET state='done', file=NULL WHERE sender=? AND id=?", keys)
+        """These messages are finished; their bytes are forgotten, their ids and digests stay.
+
+        The bytes stay, too, of a message that made private values: they show an owner what those were made of.
+        """
+        made = "SELECT 1 FROM made WHERE made.sender=messages.sender AND made.message=messages.id"
+        sql = f"UPDATE messages SET state='done', file=CASE WHEN EXISTS ({made}) THEN file END WHERE sender=? AND id=?"
+        self._db.executemany(sql, keys)
+
+    def set_made(self, sender: str, message: str, action: int, about: Mapping[str, Any]) -> None:
+        """How private values came to be, for whoever is asked for them later."""
+        rows = [(sender, id_, message, action, json.dumps(about)) for id_ in about["results"]]
+        self._db.executemany("INSERT OR REPLACE INTO made VALUES(?,?,?,?,?)", rows)
+
+    def made(self, sender: str, id_: str) -> tuple[str, int, dict[str, Any]] | None:
+        """Message, action and what is told of the call that gave a private value."""
+        sql = "SELECT message, action, about FROM made WHERE sender=? AND id=?"
+        row = self._db.execute(sql, (sender, id_)).fetchone()
+        return (row[0], row[1], json.loads(row[2])) if row else None
 
     # -- attempts
 
@@ -579,6 +599,7 @@ class Journal:
             over = "DELETE FROM questions WHERE sender=? AND reply=? AND state='ended' AND word IN ('', 'cancelled')"
             self._db.executemany(over, [(sender, r[0]) for r in replies])
             self._db.execute("DELETE FROM messages WHERE sender=? AND id=?", key)
+            self._db.execute("DELETE FROM made WHERE sender=? AND message=?", key)
             self.forget_ends(*key)
             self._db.execute(
                 "INSERT INTO forgotten VALUES(?,?) ON CONFLICT DO UPDATE SET until=max(until, excluded.until)",
@@ -662,26 +683,27 @@ class Journal:
 
     def once(self, scope: str, id_: str) -> Value | None:
         """A value as it stands, or stood."""
+        self._write_added()
         row = self._db.execute(f"SELECT {_VALUE} FROM vals WHERE scope=? AND id=?", (scope, id_)).fetchone()
         return _value(row) if row else None
 
-    def replace(self, ids: Iterable[str], by: str) -> list[str]:
+    def replace(self, ids: Iterable[str], by: str, *, now: float) -> list[str]:
         """Another owner's value is in the place of these; those that no decided question needs: their bytes may go."""
         needed = self._needed_versions()
         ids = list(ids)
         self._end_owners(ids, by, needed)
         for question in self.questions():
             if not question.word and set(question.about["reads"]).intersection(ids):
-                self.say(question, "replaced", by)
+                self.say(question, "replaced", by, now=now)
         return [i for i in ids if i not in needed]
 
-    def remove(self, ids: Iterable[str]) -> list[tuple[str, str]]:
+    def remove(self, ids: Iterable[str], *, now: float) -> list[tuple[str, str]]:
         """These owner's values are gone, and with them what came from them; (scope, id) of all."""
         gone = list(ids)
         self._end_owners(gone, "removed", ())
         for question in self.questions():
             if set(question.about["reads"]).intersection(gone):
-                self.say(question, "removed")
+                self.say(question, "removed", now=now)
         made = [
             (scope, id_)
             for scope, id_, sources in self._db.execute("SELECT scope, id, sources FROM vals WHERE sources != ''")

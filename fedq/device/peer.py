@@ -277,6 +277,11 @@ class Peer:
             lane.calls = [c for c in lane.calls if not wanted(c)]
         return taken
 
+    @property
+    def now(self) -> float:
+        """The time of the step that is under way."""
+        return self._time
+
     def put_back(self, lane: Lane, calls: Sequence[Call]) -> None:
         """A lane ended with these: they are to be done by another, in their order."""
         (self.questions.queue if lane.sources else self.queue).extendleft(reversed(calls))

@@ -167,6 +167,9 @@ class Questions:
     def ran(self, call: Call, values: Sequence[Value], now: float) -> None:
         """A private call has results. It is done when its questions are."""
         self._ran.add(call.key)
+        told = {"plan": call.plan, "results": list(call.results), "refs": list(call.refs), "own": self._own([call])}
+        texts = {r: made[2]["text"] for r in call.refs if (made := self._journal.made(self._peer.name, r))}
+        self._journal.set_made(self._peer.name, *call.key, told | {"text": self._call_text(call, texts)})
         self._peer.add(values, call.message, now)
         self._touch(call)
 
@@ -447,7 +450,7 @@ class Questions:
     def _say_over(self, question: Question, word: str) -> None:
         row = self._journal.question(self._peer.name, question.want.wanted.id)
         if row is not None:
-            self._journal.say(row, word)
+            self._journal.say(row, word, now=self._peer.now)
 
     # -- time
 
@@ -477,6 +480,9 @@ class Questions:
         """What an owner is told: no claim of the sender's but names, which are shown as such."""
         want, calls = question.want.wanted, question.calls
         told: dict[str, str] = {}
+        before = self._made_before(want, calls)
+        for _, _, made in before:
+            told.update(dict.fromkeys(made["results"], made["text"]))
         for call in calls:
             text = self._call_text(call, told)
             told.update(dict.fromkeys(call.results, text))
@@ -487,18 +493,39 @@ class Questions:
             "values": list(want.ids), "owners": sorted(want.owners),
             "types": [self._told_type(want, i) for i in want.ids],
             "chain": [self._told(want, i, told) for i in want.ids], "reads": list(reads),
-            "own": self._own(calls), "plans": list(dict.fromkeys(c.plan for c in calls)),
+            "own": [*(own for *_, made in before for own in made["own"]), *self._own(calls)],
+            "plans": list(dict.fromkeys([*(made["plan"] for *_, made in before), *(c.plan for c in calls)])),
             "calls": [[c.message, c.action, c.plan, list(c.results)] for c in calls],
-            "graphs": self._graphs(calls), "tags": {i: v.tag for i in reads if (v := self._owners(i)) and v.tag},
+            "before": [[message, action, made["plan"], made["results"]] for message, action, made in before],
+            "graphs": self._graphs([*(made["plan"] for *_, made in before), *(c.plan for c in calls)]),
+            "tags": {i: v.tag for i in reads if (v := self._owners(i)) and v.tag},
             "misses": sorted(question.misses), "same": self._same(question),
         }  # fmt: skip
 
     def _owners(self, id_: str) -> Value | None:
         return self._journal.value(OWNER, id_)
 
-    def _graphs(self, calls: Sequence[Call]) -> dict[str, list[str]]:
+    def _made_before(self, want: Wanted, calls: Sequence[Call]) -> list[tuple[str, int, dict[str, Any]]]:
+        """The calls that ran for questions that are over and gave what this one reads or asks for, in order."""
+        found: dict[tuple[str, int], tuple[str, int, dict[str, Any]]] = {}
+        wanted = [i for i in want.ids if i not in want.owners]
+        stack = [(i, False) for i in (*wanted, *(r for call in calls for r in call.refs))]
+        seen = set(self.asleep)
+        while stack:
+            id_, back = stack.pop()
+            made = self._journal.made(self._peer.name, id_) if back or id_ not in seen else None
+            if made is None:
+                continue
+            if back:
+                found[made[:2]] = made
+            else:
+                seen.add(id_)
+                stack += [(id_, True), *((ref, False) for ref in made[2]["refs"])]
+        return list(found.values())
+
+    def _graphs(self, ids_: Sequence[str]) -> dict[str, list[str]]:
         """Of each plan the name that its sender gave it, and the graph's id."""
-        plans = ((id_, self._peer.plan(id_)) for id_ in dict.fromkeys(c.plan for c in calls))
+        plans = ((id_, self._peer.plan(id_)) for id_ in dict.fromkeys(ids_))
         return {id_: [p[0].about.name or "plan", p[0].graph.id] for id_, p in plans if isinstance(p, tuple)}
 
     def _sources(self, id_: str) -> frozenset[str]:

@@ -74,7 +74,7 @@ def _asked(row: QuestionRow) -> Entry:
 
 
 _ENDS = {"expired": "its owner said nothing", "replaced": "a value that it reads was replaced by {why}",
-         "removed": "a value that it reads was removed"}  # fmt: skip
+         "removed": "a value that it reads was removed", "cancelled": "by its sender"}  # fmt: skip
 
 
 def _ended(row: QuestionRow) -> Iterator[Entry]:

@@ -26,6 +26,7 @@ _SAID = {
     "look": "is looked at already", "approve": "was approved", "deny": "was denied", "expired": "expired",
     "replaced": "was answered: a value that it reads was replaced",
     "removed": "was answered: a value that it reads was removed",
+    "cancelled": "was cancelled by its sender",
 }  # fmt: skip
 
 
@@ -41,7 +42,8 @@ def is_of(sender: str, requester: str) -> bool:
 
 
 def find(home: Home, ref: str, *, requester: str = "") -> QuestionRow:
-    """The one question whose reply's id begins so, ended ones too; of open and ended ones, the open one.
+    """The one question whose reply's id begins so, ended ones too: a requester chooses ids, and one that ended
+    must not hand its digits to another.
 
     Raises:
         UnknownValue: there is none; lists what waits.
@@ -49,7 +51,8 @@ def find(home: Home, ref: str, *, requester: str = "") -> QuestionRow:
     """
     rows = home.journal.questions(ended=True) if len(ref) >= SHORTEST else []
     all_ = [row for row in rows if row.reply.startswith(ref) and is_of(row.sender, requester)]
-    fits = [row for row in all_ if row.state != "ended"] or all_
+    fits = [row for row in all_ if row.reply == ref] or all_
+    fits = [row for row in fits if row.state != "ended"] or fits if len({row.reply for row in fits}) == 1 else fits
     if not fits:
         waiting = ", ".join(row.reply for row in questions(home)[:MOST_TOLD]) or "nothing"
         hint = f"6 or more digits of an id; 'fedq review {home.name}' shows what waits"

@@ -51,6 +51,11 @@ class Key:
         """64 bytes over kind and digest."""
         return bindings.crypto_sign(_message(kind, sha256), self._secret)[:64]
 
+    def secret_seed(self, *parts: str | int) -> int:
+        """63 bits that follow from these parts, and that nobody without the key can tell."""
+        told = hashlib.sha256(repr(parts).encode()).digest()
+        return int.from_bytes(hashlib.sha256(self.sign("seed", told)).digest()[:8], "big") >> 1
+
     def __repr__(self) -> str:
         return f"Key({self.fingerprint})"
 
