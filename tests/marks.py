@@ -73,6 +73,15 @@ LATER = frozenset(
     test_neither_gate_nor_worker_ever_holds_the_data
     test_a_call_that_ends_its_worker_three_times_is_an_error_and_blocks_nobody
     test_a_plan_that_is_built_in_the_file_is_written
+    test_no_command_but_build_imports_torch
+    test_a_token_that_was_denied_stands_until_it_is_asked_again
+    test_an_owner_sees_what_is_held_and_lets_it_go_on
+    test_at_a_terminal_review_asks_and_in_a_pipe_it_never_does
+    test_no_allowed_op_kills_the_process_whatever_it_is_given
+    test_under_cron_a_step_serves_for_a_while_what_comes_meanwhile_too
+    test_attention_and_convolutions_are_counted
+    test_a_gate_that_is_killed_four_times_in_mid_call_costs_the_call_nothing
+    test_the_command_checks_on_what_the_plan_was_built_on
     """.split()
 )
 """Tests of processes and waiting that run in ``make test-more`` alone; others show the same part in ``make test``."""
@@ -106,6 +115,7 @@ THIRDS = frozenset(
     test_a_part_of_the_batch_that_does_not_fit_is_named_and_none_of_torchs_text
     test_a_flipped_bit_under_a_new_signature_is_refused_or_read_consistently
     test_a_worker_that_is_killed_three_times_shows_only_after_an_approve
+    test_a_random_function_replays_as_eager_or_is_refused
     test_a_step_of_each_model_is_eagers_at_other_batch_sizes_and_on_a_real_worker
     """.split()
 )

@@ -281,7 +281,7 @@ def test_rows_that_do_not_make_batches_are_refused_in_words_before_anything_is_s
     plan, x, y = training(mlp(nn.BatchNorm1d(32)).train(), 12)
     there = plan.send(served.device)
     served.device.flush()
-    before = served.device.pair.carrier.list("in")
+    before = set(served.device.pair.carrier.list("in"))
     for rows, options, message, hint in ROWS_REFUSED.values():
         with pytest.raises(SpecMismatch) as caught:
             there.fold(plan.carry(), [x[:rows], y[:rows]], batch_size=4, **options)
@@ -295,4 +295,4 @@ def test_rows_that_do_not_make_batches_are_refused_in_words_before_anything_is_s
     with pytest.raises(SpecMismatch, match=r"carry\.params\.0\.weight: f32\[32,2\] expected, f32\[3\] given") as caught:
         there.fold(carry, [x, y], batch_size=4)
     assert "args_shape" not in caught.value.hint
-    assert served.device.pair.carrier.list("in") == before
+    assert before.issuperset(served.device.pair.carrier.list("in"))
