@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-more samples fuzz models attacks demo bench crash powerloss faults guards clean
+.PHONY: help setup test test-more test-all samples fuzz models attacks demo bench crash powerloss faults guards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## lint, types and all tests
 test-more: setup ## what takes longer: every model, every first call in a worker of its own, PyTorch's samples
 	$(BIN)/python -m tests.plan.samples
 	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "more or scaled"
+
+test-all: setup ## every row of every test, however long it takes
+	FEDQ_ALL=1 FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 samples: setup ## PyTorch's own samples of every op, on a worker, against eager, as docs/samples.md says
 	$(BIN)/python -m tests.plan.samples

@@ -10,6 +10,8 @@ import pytest
 
 more = pytest.mark.more
 scaled = pytest.mark.scaled
+ALL = bool(os.environ.get("FEDQ_ALL"))
+"""Whether all rows of all tests are to run."""
 MORE = bool(os.environ.get("FEDQ_MORE"))
 """Whether tests marked ``scaled`` are to do all that they know."""
 
@@ -119,7 +121,7 @@ THIRDS = frozenset(
     test_a_step_of_each_model_is_eagers_at_other_batch_sizes_and_on_a_real_worker
     """.split()
 )
-"""Tests with many rows, of which every third runs in ``make test``, and the others in ``make test-more``."""
+"""Tests with many rows: of three, one runs in ``make test``, one in ``make test-more``, all in ``make test-all``."""
 
 
 def put_off(items: Iterable[pytest.Item]) -> None:
@@ -130,3 +132,5 @@ def put_off(items: Iterable[pytest.Item]) -> None:
         seen[name] = seen.get(name, -1) + 1
         if name in LATER or (name in THIRDS and seen[name] % 3):
             item.add_marker(more)
+        if name in THIRDS and seen[name] % 3 == 2 and not ALL:
+            item.add_marker(pytest.mark.skip(reason="make test-all runs all rows"))
