@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-more test-all samples fuzz models attacks demo bench crash powerloss faults guards clean
+.PHONY: help setup test test-more test-all samples fuzz ops models attacks demo bench crash powerloss faults guards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -34,9 +34,13 @@ test-all: setup ## every row of every test, however long it takes
 samples: setup ## PyTorch's own samples of every op, on a worker, against eager, as docs/samples.md says
 	$(BIN)/python -m tests.plan.samples
 
-fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op
+fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op; 1,000,000 hostile files
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
 	$(BIN)/python -m tests.plan.fuzz --calls 300
+	$(BIN)/python -m tests.fuzz_files --files 1000000 --processes 2
+
+ops: setup ## judge the op table for the torch in .venv: what is new, gone or changed is listed, fuzzed and stamped
+	$(BIN)/python -m tools.judge_ops
 
 models: setup ## every model of docs/models.md, built and compared with eager; 1 GB through a device
 	FEDQ_MORE=1 $(BIN)/python -m pytest -n 2 tests/plan/test_models.py

@@ -114,6 +114,13 @@ class NotAllowed(Refused):
     hint = "'fedq ops' lists the allowed ops"
 
 
+class OtherTorch(Refused):
+    """The torch that is installed is not the one that the ops of plans were judged for."""
+
+    code = "other_torch"
+    hint = "install the torch that it names, or run 'make ops' in a checkout of fedq and start the device again"
+
+
 class BadFile(Refused):
     """Bytes that are not a fedq file: truncated, malformed, too large."""
 

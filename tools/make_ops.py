@@ -1,7 +1,9 @@
 """Write fedq/plan/ops.py: the op table, from torch's schemas and the choices below.
 
-    python tools/make_ops.py            # writes it
+    python tools/make_ops.py            # writes it, for the torch that it was judged for
     python tools/make_ops.py --check    # says whether it is what this torch gives
+
+For another torch `make ops` (tools/judge_ops.py) lists what changed, fuzzes it and writes the table.
 
 An op is allowed if its name stands in ALLOW, its schema is functional (nothing written to, no
 ``out``), every argument is of a kind a plan can hold, and DENY does not name it. What an op must
@@ -11,7 +13,9 @@ CONTRACTS; the words are explained in fedq/plan/optable.py.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -323,6 +327,9 @@ DATA_SIZE = {
 }
 """Ops whose result has a size that depends on data, in some of their forms; bases or whole names."""
 
+NO_PLACE = re.compile("generator|[dD]imname|names|named")
+"""In the names of overloads that take a generator or named dimensions, which some versions of torch print as texts."""
+
 RANDOM = {"scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 """Ops that draw random numbers in some of their forms without torch's tag saying so."""
 
@@ -392,18 +399,29 @@ def row(schema: str) -> tuple[str, str] | None:
     return ", ".join(args), ", ".join(kinds)
 
 
+def name_of(schema: torch._C.FunctionSchema) -> str:
+    """What a graph calls this overload."""
+    return schema.name.replace("::", ".") + ("." + schema.overload_name if schema.overload_name else "")
+
+
+def marks() -> dict[str, str]:
+    """Op -> 12 hex digits of SHA-256 of its schema as torch prints it: another schema is another op to judge."""
+    schemas = torch._C._jit_get_all_schemas()
+    return {name_of(s): hashlib.sha256(str(s).encode()).hexdigest()[:12] for s in schemas}
+
+
 def table() -> dict[str, tuple[str, ...]]:
     """Op -> (arguments, results, contract, flags)."""
     allow = set(re.sub(r"(?m)^[a-z, ]+:", "", ALLOW).split())
     rows = {}
     for schema in torch._C._jit_get_all_schemas():
         base = schema.name.removeprefix("aten::")
-        name = "aten." + base + ("." + schema.overload_name if schema.overload_name else "")
+        name = name_of(schema)
         if (
             not schema.name.startswith("aten::")
             or base not in allow
             or name in DENY
-            or "generator" in schema.overload_name
+            or NO_PLACE.search(schema.overload_name)
         ):
             continue
         made = row(str(schema))
@@ -446,15 +464,21 @@ def contract(base: str, name: str, args: str) -> list[str]:
 def source(rows: dict[str, tuple[str, ...]]) -> str:
     """The text of fedq/plan/ops.py."""
     lines = [f"    {name!r}: {cells!r},".replace("'", '"') for name, cells in rows.items()]
+    mark = marks()
     why = WHY | DENY
     return "\n".join([
         '"""The op table as data: written by tools/make_ops.py, not by hand."""',
         "# ruff: noqa: E501",
         "# fmt: off",
-        f'TORCH = "{torch.__version__.split("+")[0]}"',
+        "# the version that the rows were judged for; a device serves no plan with another",
+        f'TORCH = "{version()}"',
         "# op -> (arguments, results, contract, flags, fastest callable)",
         "OPS: dict[str, tuple[str, str, str, str, str]] = {",
         *lines,
+        "}",
+        "# op -> the first digits of SHA-256 of its schema",
+        "SCHEMAS: dict[str, str] = {",
+        *(f'    "{name}": "{mark[name]}",' for name in rows),
         "}",
         "# base name or op -> why it is not allowed",
         "DENIED: dict[str, str] = {",
@@ -464,12 +488,20 @@ def source(rows: dict[str, tuple[str, ...]]) -> str:
     ])  # fmt: skip
 
 
+def version() -> str:
+    """Of the torch that is installed, without local parts such as ``+cpu``."""
+    return str(torch.__version__).partition("+")[0]
+
+
 def main() -> None:
+    judged = runpy.run_path(str(TABLE))["TORCH"]
+    if judged != version():
+        sys.exit(f"{TABLE}: judged for torch {judged}, torch {version()} is installed: make ops")
     text = source(table())
     if "--check" in sys.argv:
         sys.exit(0 if TABLE.read_text() == text else "fedq/plan/ops.py is not what tools/make_ops.py writes")
     TABLE.write_text(text)
-    print(f"{TABLE}: {text.count(chr(10)) - 10} lines, {len(text)} bytes")
+    print(f"{TABLE}: {text.count(chr(10))} lines, {len(text)} bytes")
 
 
 if __name__ == "__main__":

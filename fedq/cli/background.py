@@ -14,7 +14,7 @@ from fedq.client import fetch
 from fedq.client.device import Device
 from fedq.client.session import Client
 from fedq.config import Config
-from fedq.device import daemon, gate, review
+from fedq.device import daemon, engine, gate, review
 from fedq.device.daemon import log_file as log_file
 from fedq.device.home import Home, homes
 from fedq.errors import AlreadyRunning, FedqError, UnknownDevice, Unreachable, UsageError
@@ -32,6 +32,8 @@ def mark(config: Config, names: Sequence[str] | None, *, up: bool) -> list[str]:
     wanted = list(dict.fromkeys(names or homes(config)))
     if up and not wanted:
         raise UsageError(f"no devices in {config.devices}", hint="fedq device init NAME")
+    if up:
+        engine.check()
     for name in wanted:
         home = Home(config.devices / name, config)
         if up:

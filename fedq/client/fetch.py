@@ -37,6 +37,12 @@ SILENT_S = 30.0
 """A device that was not heard of for so long is not running, whatever it said last."""
 ASKED = "it waits for its owner"
 HELD = "held: the device's daemon ended five times while it ran; it goes on when its owner says so"
+HOLDS = {
+    "disk_full": "its disk is full; it goes on by itself",
+    "unreachable": "it can not use its queue or disk; it goes on by itself",
+    "other_torch": "its torch is not the one that plans were judged for; its owner has to see to it",
+}
+"""What holds a device up, by the code that its heartbeat tells."""
 ASK_AGAIN = ("missing_value",)
 """Failures that may be over when the value is asked for again."""
 
@@ -273,8 +279,7 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
         if id_ == reply and what == pairs.ASKED:
             return ASKED, WaitingForApproval.code, value
     if beat.trouble and beat.state == "up":
-        why = {"disk_full": "its disk is full", "unreachable": "it can not use its queue or disk"}
-        return f"{device.name} holds: {why.get(beat.trouble, beat.trouble)}; it goes on by itself", late, value
+        return f"{device.name} holds: {HOLDS.get(beat.trouble, beat.trouble)}", late, value
     seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
         return f"{device.name} is not running, {seen}", late, value

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedq import ids
+from fedq.device import engine
 from fedq.device.home import Home
 from fedq.device.pool import environment
 from fedq.errors import BadFile, SpecMismatch
@@ -106,6 +107,7 @@ class Typist:
 
 
 def _started() -> subprocess.Popen[bytes]:
+    engine.check()
     command = [sys.executable, "-P", "-m", "fedq.device.typist"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, env=environment(), **pipes)

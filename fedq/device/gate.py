@@ -19,11 +19,12 @@ from typing import Any
 
 from fedq import fs
 from fedq.config import Config
+from fedq.device import engine
 from fedq.device.home import GATE, Home, homes
 from fedq.device.lanes import Crew
 from fedq.device.pool import ProcessWorker, Worker
 from fedq.device.serve import Served
-from fedq.errors import AlreadyRunning, FedqError, Unreachable
+from fedq.errors import AlreadyRunning, FedqError, OtherTorch, Unreachable
 from fedq.queue.watch import Watch, spin
 
 log = logging.getLogger("fedq.device")
@@ -79,6 +80,9 @@ class Gate:
         names: the devices; None: those that are marked up, as that changes.
         worker: makes workers; default is a process each.
         workers: at most so many at a time, for one requester too; see `Crew`.
+
+    Raises:
+        OtherTorch: what is installed is not what the ops of plans were judged for.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Gate:
         workers: int | None = None,
         now: float | None = None,
     ) -> None:
+        engine.check()
         self.config = config
         self.served: dict[str, Served] = {}
         self._names = None if names is None else list(names)
@@ -99,6 +104,7 @@ class Gate:
         self.refresh(fs.clock() if now is None else now)
 
     def _process(self, deadline_s: float) -> Worker:
+        engine.check()
         threads = max(1, (os.cpu_count() or 1) // max(1, self._workers or len(self.served)))
         return ProcessWorker(threads=threads, deadline_s=deadline_s)
 
@@ -210,8 +216,17 @@ class Gate:
             for peer in served.peers.values():
                 watch.add(peer.pair.carrier.path("in"))
         self.crew.close_idle()
+        self._check_torch()
         self._try("a worker that stands by", self.crew.stand_by)
         watch.wait(0)
+
+    def _check_torch(self) -> None:
+        """A torch that was changed meanwhile gets no call, not in a worker that loaded the one before either."""
+        try:
+            engine.check()
+            self.crew.unfit = None
+        except OtherTorch as error:
+            self.crew.unfit = error
 
     def _wait(self, selector: selectors.BaseSelector, watch: Watch | None = None, *, busy: bool = False) -> bool:
         """Until a file, a worker or the clock calls; whether files are to be looked for. ``busy``: it was until now."""

@@ -20,6 +20,7 @@ from fedq.device.pool import IDLE_S, Answer, Died, Worker
 if TYPE_CHECKING:
     from fedq.device.batch import Batch
     from fedq.device.peer import Peer
+    from fedq.errors import OtherTorch
 
 TURN_S = 5.0
 """How long a requester keeps its only lane while others have none."""
@@ -90,6 +91,8 @@ class Crew:
         self._make = make
         self.closing = False
         """Whether nothing more is to be started."""
+        self.unfit: OtherTorch | None = None
+        """Why nothing is started for now: another torch is installed than the ops of plans were judged for."""
         self.resize(limit)
         self._fresh: tuple[float, Worker] | None = None
         self._owners: dict[Peer, None] = {}
@@ -102,7 +105,7 @@ class Crew:
 
     def free(self, owner: Peer, *, deadline_s: float) -> Lane | None:
         """A lane of this requester that has nothing to do, a new one if it may have one more, or None."""
-        if self.closing:
+        if self.closing or self.unfit:
             return None
         lanes = _open(owner)
         for lane in lanes:
@@ -119,7 +122,7 @@ class Crew:
 
     def private(self, owner: Peer, sources: frozenset[str], *, deadline_s: float) -> Lane | None:
         """The one lane of this requester for values that are not open; its worker saw no others."""
-        if self.closing:
+        if self.closing or self.unfit:
             return None
         for lane in [lane for lane in owner.lanes if lane.sources]:
             if lane.calls:
@@ -132,7 +135,7 @@ class Crew:
     def stand_by(self) -> None:
         """Where private calls are done, keep one started worker that was given nothing, for the next set of sources."""
         lanes = [lane for owner in self._owners for lane in owner.lanes if lane.sources]
-        if lanes and self._fresh is None and not self.busy:
+        if lanes and self._fresh is None and not self.busy and not self.unfit:
             self._fresh = lanes[0].deadline_s, self._make(lanes[0].deadline_s)
         elif not lanes:
             self.end_fresh()
@@ -161,7 +164,7 @@ class Crew:
 
     def may_start(self, owner: Peer) -> bool:
         """Whether a batch of this requester could be started at once."""
-        if self.closing:
+        if self.closing or self.unfit:
             return False
         lanes = _open(owner)
         if any(not lane.calls for lane in lanes):

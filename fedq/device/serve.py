@@ -158,10 +158,12 @@ class Served:
 
         Raises:
             DiskFull, Unreachable: something could not be done, and is done by a later step.
+        OtherTorch: calls wait; all else is done.
         """
         self._held_up, self._trouble = True, None
         try:
             busy = self._step(self.time.read(now), scan=scan)
+            self._trouble = self._trouble or self._crew.unfit
             if self._trouble is not None:
                 raise self._trouble
         except Exception as error:

@@ -23,8 +23,8 @@ import torch
 
 from fedq.device import fold, folding, kinds, wire
 from fedq.device.pool import OUT_OF_MEMORY, PAGE
-from fedq.errors import FedqError
-from fedq.plan import ranges, replay, spec
+from fedq.errors import FedqError, OtherTorch
+from fedq.plan import optable, ranges, replay, spec
 from fedq.plan.codec import RawTensor
 from fedq.plan.fold import Loop, fit, output_names
 from fedq.plan.graph import About, Graph, graph_from_json
@@ -191,6 +191,7 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     threads = int(sys.argv[2])
     _die_with_parent()
+    _check_torch()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gate, which then ends this
     torch.set_num_threads(threads)
     replay.harden()
@@ -206,6 +207,14 @@ def main() -> None:
                 traceback.print_exc()
                 os._exit(OUT_OF_MEMORY)
             raise
+
+
+def _check_torch() -> None:
+    """The gate looked at what is installed; what was loaded is this."""
+    try:
+        optable.check_torch(torch.__version__)
+    except OtherTorch as error:
+        sys.exit(str(error))
 
 
 def _serve(sock: socket.socket, page: folding.Page) -> None:

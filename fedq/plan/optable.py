@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from fedq.errors import OtherTorch
 from fedq.plan.ops import DENIED, OPS
+from fedq.plan.ops import TORCH as TORCH
 
 _SPLIT = re.compile(r", (?![^\[]*\])")
 
@@ -77,6 +79,15 @@ class Op:
     random: bool = False
     data_size: bool = False
     fast: str = ""
+
+
+def check_torch(version: str) -> None:
+    """OtherTorch unless this is the torch that the table was judged for; local parts (``+cpu``) do not count."""
+    if version.partition("+")[0] != TORCH:
+        raise OtherTorch(
+            f"torch {version[:60]} is installed, but the ops of plans were judged for torch {TORCH} only: "
+            "'make ops' judges them for another"
+        )
 
 
 def names() -> tuple[str, ...]:

@@ -88,7 +88,12 @@ def _choosing(graph: Graph, parts: Sequence[Compiled]) -> Callable[..., tuple[An
 
 
 def compile_one(verified: Verified, dry: Dry | None = None) -> Compiled:
-    """The function of a graph without its variants; ``dry``: what it calls in a dry run."""
+    """The function of a graph without its variants; ``dry``: what it calls in a dry run.
+
+    Raises:
+        OtherTorch: its ops were not judged for the torch that is loaded.
+    """
+    optable.check_torch(torch.__version__)
     writer = _Writer(verified.graph, dry)
     source = writer.text()
     inside = sum(len(body.actions) for _, body in bodies.nested(verified.graph))

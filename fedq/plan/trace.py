@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fedq.errors import CannotRecord
-from fedq.plan import kinds, variants
+from fedq.plan import kinds, optable, variants
 from fedq.plan.blame import cannot, line_of_call, shown
 from fedq.plan.capture import Function, record
 from fedq.plan.emit import emit
@@ -55,7 +55,9 @@ def trace(
 
     Raises:
         CannotRecord: it does what a plan cannot hold; names line and cure.
+        OtherTorch: what is loaded is not what the ops of plans were judged for; no device would take its word.
     """
+    optable.check_torch(torch.__version__)
     tensors = [tensor for _, tensor in state]
     names = [n for n, _ in state]
     as_it_is, kept = function, Kept(function)
@@ -86,6 +88,7 @@ def trace_as_is(function: Function, types: Sequence[Type]) -> Traced:
     Raises:
         CannotRecord: as `trace`; its cause is what torch raised, if torch did.
     """
+    optable.check_torch(torch.__version__)
     with cannot():
         inputs = [In(t.dtype, tuple(d for d in t.shape or () if isinstance(d, int)), None) for t in types]
         settled = settle(record(function, inputs))

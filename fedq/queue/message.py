@@ -47,7 +47,7 @@ from fedq.queue.verbs import (
 __all__ = [
     "MAX_ACTIONS", "Ack", "Cancel", "Drop", "Failure", "Fold", "Get", "Inline", "Message", "Number", "OwnerRef",
     "Put", "Ref", "Reply", "Run", "RunArg", "SendPlan", "Verb", "check_kind", "decode_message", "decode_reply",
-    "encode_message", "encode_reply", "message_from_json", "message_tensors", "message_to_json",
+    "encode_message", "encode_reply", "is_time", "message_from_json", "message_tensors", "message_to_json",
     "reply_from_json", "reply_tensors", "reply_to_json",
 ]  # fmt: skip
 
@@ -174,7 +174,7 @@ def message_from_json(body: Mapping[str, Any]) -> Message:
     created, expires, seed, token, actions = (body[k] for k in ("created", "expires", "seed", "token", "actions"))
     need(ids.is_id(body["id"]), "a message's id")
     need(ids.is_name(body["from"]) and ids.is_name(body["to"]), "a message's from or to")
-    need(_is_time(created) and _is_time(expires), "a message's times")
+    need(is_time(created) and is_time(expires), "a message's times")
     need(type(seed) is int and 0 <= seed < 1 << 63, "a message's seed")
     need(token is None or ids.is_text(token), "a message's token")
     need(isinstance(actions, list) and len(actions) <= MAX_ACTIONS, f"actions: a list of at most {MAX_ACTIONS}")
@@ -198,8 +198,9 @@ def check_kind(body: Mapping[str, Any], kind: str) -> None:
     need(body.get("kind") == kind, f"not a {kind}")
 
 
-def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e12
+def is_time(value: Any) -> bool:
+    """Seconds since 1970 that a calendar has: up to the year 9999."""
+    return type(value) in (int, float) and 0 <= value < 253_402_214_400
 
 
 def _id(value: str) -> str:

@@ -18,8 +18,9 @@ from fedq.errors import BadFile, BadSignature, Conflict, UnknownDevice, Unreacha
 from fedq.fs import Buffer
 from fedq.plan.codec import VERSION, Signer, parse_json, sha256
 from fedq.plan.graph import Type, canonical
+from fedq.plan.types import is_int
 from fedq.queue.carrier import Directory
-from fedq.queue.message import check_kind
+from fedq.queue.message import check_kind, is_time
 
 MARK = ".fedq"
 IN, OUT, BLOBS = "in", "out", "blobs"
@@ -29,6 +30,8 @@ STOPPED = "stopped"
 """In the place of a release rule: the call that makes a value is held, it ran when the device ended too often."""
 OWN = "own"
 """In the place of a release rule: the value is the requester's own."""
+MOST_DAYS = 365_000
+"""Of a question; before that many days there is still a calendar."""
 MAX_ITEMS = 10_000_000
 MAX_BYTES = 64 << 20
 """Largest card, catalog or heartbeat that is read."""
@@ -244,9 +247,13 @@ class Card:
         match body:
             case {"device": str(device), "key": str(key), "requester": str(requester), "fedq": str(fedq),
                   "formats": list(formats), "keep_days": int() | float() as days, **rest
-            } if not rest and all(type(f) is int for f in formats) and type(days) is not bool and days > 0:  # fmt: skip
+            } if not rest and all(type(f) is int for f in formats) and _is_days(days):  # fmt: skip
                 return cls(device, key, requester, fedq, tuple(formats), days)
         raise BadFile("malformed card")
+
+
+def _is_days(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value <= MOST_DAYS  # type: ignore[operator]
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +353,7 @@ class Heartbeat:
                 "held": list(held),
                 "refused": list(refused),
                 **more,
-            } if more.keys() <= {"progress", "trouble"} and all(map(ids.is_id, [*waiting, *running])):
+            } if more.keys() <= {"progress", "trouble"} and all(map(ids.is_id, [*waiting, *running])) and is_time(time):
                 return cls(
                     device, float(time), state, tuple(waiting), tuple(running),
                     tuple(map(_two_texts, held)), tuple(map(_two_texts, refused)),
@@ -365,7 +372,7 @@ def _progress(progress: Any) -> tuple[tuple[str, int, int], ...]:
     rows = progress if isinstance(progress, list) else [None]
     for row in rows:
         match row:
-            case [str(id_), int(step), int(steps)] if ids.is_id(id_) and type(step) is type(steps) is int:
+            case [str(id_), int(step), int(steps)] if ids.is_id(id_) and is_int(step) and is_int(steps):
                 continue
         raise BadFile("malformed heartbeat: progress")
     return tuple(map(tuple, rows))

@@ -1,10 +1,19 @@
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from fedq.plan import ops, optable
+from tests.marks import more
+from tests.plan.draw import aten
+from tests.plan.fuzz import runs_here
+from tools import judge_ops, make_ops
+
+ROOT = Path(__file__).parents[2]
 
 SCHEMAS = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("aten::")]
 
@@ -84,6 +93,60 @@ def overload(name):
 def test_the_table_is_what_its_script_writes():
     done = subprocess.run([sys.executable, "tools/make_ops.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def doctored(tmp_path):
+    """The table as it might be for another torch: one op is new since, one gone, one changed."""
+    text = (ROOT / "fedq/plan/ops.py").read_text()
+    text = re.sub(
+        r'    "aten.abs": \(.*\n', '    "aten.vanished": ("Tensor self", "Tensor", "", "", ""),\n', text, count=1
+    )
+    text = re.sub(r'"aten.lerp.Scalar": "[0-9a-f]+"', '"aten.lerp.Scalar": "0123456789ab"', text)
+    (tmp_path / "ops.py").write_text(text.replace(f'TORCH = "{ops.TORCH}"', 'TORCH = "2.12.0"'))
+    return tmp_path / "ops.py"
+
+
+def test_what_is_new_gone_or_changed_in_the_installed_torch_is_listed(doctored):
+    changes = judge_ops.compare(doctored, make_ops.table())
+    assert (changes.new, changes.gone, changes.changed) == (("aten.abs",), ("aten.vanished",), ("aten.lerp.Scalar",))
+    assert (changes.was, changes.is_) == ("2.12.0", torch.__version__.partition("+")[0])
+
+
+def judge(table, *words):
+    command = [sys.executable, "-m", "tools.judge_ops", "--table", str(table), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@more
+def test_make_ops_fuzzes_what_changed_and_stamps_the_version(doctored):
+    done = judge(doctored, "--calls", "9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"1 new:", "  aten.abs", "1 gone:", "  aten.vanished", "1 changed:"} <= set(done.stdout.splitlines())
+    assert "2 ops fuzzed" in done.stdout
+    assert doctored.read_text() == (ROOT / "fedq/plan/ops.py").read_text()
+    assert "the table is what this torch gives" in judge(doctored).stdout
+
+
+@more
+def test_make_ops_stamps_nothing_where_a_new_op_kills_its_process(tmp_path):
+    code = (
+        "import sys, os, signal; from tools import judge_ops; from tests.plan import fuzz;"
+        "fuzz.kernel = lambda op: lambda *a, **k: os.kill(os.getpid(), signal.SIGSEGV);"
+        "sys.argv[1:] = ['--table', 'ops.py', '--calls', '3']; judge_ops.main()"
+    )
+    text = (ROOT / "fedq/plan/ops.py").read_text()
+    text = re.sub(r'    "aten.abs": \(.*\n', "", text, count=1)
+    (tmp_path / "ops.py").write_text(text)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environ)
+    assert done.returncode == 1 and "aten.abs: a call ended the process with SIGSEGV" in done.stdout
+    assert "stays as it is" in done.stdout and (tmp_path / "ops.py").read_text() == text
+
+
+def test_five_ops_have_no_code_for_a_cpu_so_they_fail_before_they_look_at_anything():
+    without = [op.name.removeprefix("aten.") for op in aten() if not runs_here(op.name)]
+    assert without == ["addmm.dtype", "baddbmm.dtype", "bmm.dtype", "linear_backward", "mm.dtype"]
 
 
 def test_the_table_loads_without_torch():
