@@ -215,7 +215,7 @@ CONTRACTS = {
         "kin grad_output self", "contiguous grad_output self indices",
     ],
     "_adaptive_avg_pool3d_backward": [
-        "leading grad_output self 3", "kin grad_output self", "contiguous grad_output self",
+        "leading grad_output self 3", "planes self 3", "kin grad_output self", "contiguous grad_output self",
     ],
     "fractional_max_pool2d": ["drawn random_samples 2", "contiguous random_samples"],
     "fractional_max_pool3d": ["drawn random_samples 3", "contiguous random_samples"],
@@ -255,7 +255,7 @@ CONTRACTS = {
         "shifted_chebyshev_polynomial_w",
     )},
     "_adaptive_avg_pool2d_backward": [
-        "leading grad_output self 2", "kin grad_output self", "contiguous grad_output self",
+        "leading grad_output self 2", "planes self 2", "kin grad_output self", "contiguous grad_output self",
     ],
     "_softmax_backward_data": ["same grad_output output"],
     "_log_softmax_backward_data": ["same grad_output output"],

@@ -17,10 +17,11 @@ from fedq.device.calls import Call
 from fedq.device.journal import Value, failed
 from fedq.device.kinds import HINTS, KINDS, checked
 from fedq.device.wire import Sendable
-from fedq.errors import BadFile
+from fedq.errors import BadFile, FedqError, MissingValue
 from fedq.plan.bodies import nested
 from fedq.plan.codec import RawTensor
 from fedq.plan.file import PlanFile
+from fedq.plan.fold import output_names
 from fedq.plan.graph import Graph, Type, graph_to_json
 from fedq.plan.verify import Verified
 from fedq.queue.message import Failure, Inline, OwnerRef, Ref, RunArg
@@ -29,13 +30,14 @@ from fedq.trust import policy
 if TYPE_CHECKING:
     from fedq.device.lanes import Lane
     from fedq.device.peer import Peer
-    from fedq.device.pool import Held
+    from fedq.device.pool import Answer, Held
 
 ATTEMPTS = 3
 """A call is given up when its worker ended so often while it ran."""
 CODES = ("failed", "missing_value", "spec_mismatch", "not_allowed", "not_finite", "cannot_record", "bad_file", "usage")
 """What a worker may answer."""
 MAX_COUNT = 1 << 40
+MAX_INT = 1 << 63
 MAX_CALLS = 1000
 MAX_HELD_BYTES = 1 << 30
 """What a worker may keep of values it was given or made, before the oldest are forgotten."""
@@ -244,10 +246,9 @@ def _forget_oldest(peer: Peer, lane: Lane, batch: Batch) -> None:
 
 def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], held: Held | None = None) -> list[Value]:
     """The contents of a call's results, from the row a worker sent; ``held``: what that worker holds."""
-    if row[0] == "ok" and len(row[1]) == len(call.results):
+    if row[0] == "ok":
         return [_value(peer, call, *it, tensors, held) for it in zip(call.results, row[1], strict=True)]
-    code, text, fields = row[1:4] if row[0] == "e" else ("failed", "the worker's answer fits no result", {})
-    return failures(peer, call, _explain(peer, call, code, text, fields))
+    return failures(peer, call, _explain(peer, call, row[1], row[3]))
 
 
 def failures(peer: Peer, call: Call, failure: Failure) -> list[Value]:
@@ -262,8 +263,8 @@ def _kept(call: Call) -> frozenset[str]:
 
 def _value(peer: Peer, call: Call, id_: str, made: Any, tensors: Sequence[RawTensor], held: Held | None) -> Value:
     if isinstance(made, dict) and "e" in made:
-        code, text, fields = made["e"]
-        return failed(peer.name, id_, _explain(peer, call, code, text, fields), _kept(call))
+        code, _, fields = made["e"]
+        return failed(peer.name, id_, _explain(peer, call, code, fields), _kept(call))
     if isinstance(made, dict):
         number = made["n"]
         type_ = Type(type(number).__name__, None, number)
@@ -272,6 +273,25 @@ def _value(peer: Peer, call: Call, id_: str, made: Any, tensors: Sequence[RawTen
     if held is not None:
         held.add(key_of(peer.name, id_), raw.size_bytes)
     return peer.store.keep(peer.name, id_, raw, sources=call.sources)
+
+
+def malformed(said: Answer, calls: Sequence[Call]) -> tuple[int, str] | None:
+    """The first call whose row is none, and why; None if a worker may answer these calls so.
+
+    What a tensor may be was checked as it was read; each is the content of one result at most.
+    """
+    if not isinstance(said.rows, list) or len(said.rows) != len(calls):
+        return 0, "the worker sent too few rows, or too many"
+    used: set[int] = set()
+    for n, (call, row) in enumerate(zip(calls, said.rows, strict=True)):
+        if not well_formed(row, len(said.tensors)):
+            return n, "the worker sent a malformed row"
+        made = [m for m in row[1] if type(m) is int] if row[0] == "ok" else []
+        if row[0] == "ok" and len(row[1]) != len(call.results):
+            return n, "the worker sent results that nobody asked for"
+        if len(used) + len(made) != len(used := used.union(made)):
+            return n, "the worker sent one tensor twice"
+    return None
 
 
 def well_formed(row: Any, tensors: int) -> bool:
@@ -289,17 +309,20 @@ def _is_made(made: Any, tensors: int) -> bool:
         case {"e": [str(), str(), dict()]}:
             return len(made) == 1
     if isinstance(made, dict):
-        return made.keys() == {"n"} and type(made["n"]) in (bool, int, float)
+        return made.keys() == {"n"} and _is_number(made["n"])
     return type(made) is int and 0 <= made < tensors
 
 
+def _is_number(number: Any) -> bool:
+    return type(number) in (bool, float) or (type(number) is int and -MAX_INT <= number < MAX_INT)
+
+
 def _facts(fields: dict[str, Any]) -> dict[str, Any]:
-    """Those facts of a worker that may travel: counts, a hint, a kind of the list."""
+    """Those facts of a worker that may travel: counts, and a kind of the list. No text of its own does."""
     facts: dict[str, Any] = {}
     for key in ("action", "input", "step", "steps"):
         if type(n := fields.get(key)) is int and -1 <= n <= MAX_COUNT:
             facts[key] = n
-    facts |= {key: fields[key] for key in ("hint", "names") if ids.is_text(fields.get(key))}
     if "kind" in fields:
         facts["kind"] = checked(fields["kind"])
     return facts
@@ -314,24 +337,80 @@ def _op(graph: Graph, action: int) -> str:
     return ""
 
 
-def _explain(peer: Peer, call: Call, code: str, text: str, fields: dict[str, Any]) -> Failure:
+def _explain(peer: Peer, call: Call, code: str, said: dict[str, Any]) -> Failure:
     """A failure a person can act on: which plan, which action, which line; or which argument failed first.
 
     What a worker says is not believed: its code is one of those that a replay has, its facts are
-    of known kinds, and of an action that failed the words are the gate's own.
+    of known kinds, and the words are the gate's own.
     """
-    code, fields = code if code in CODES else "failed", _facts(fields)
+    code, fields = code if code in CODES else "failed", _facts(said)
     if code == "not_finite":
         fields["kind"] = code
     for ref in call.refs:
         if (value := peer.journal.value(peer.name, ref)) and value.failure:
             return inherited(peer, call, value.failure, ref)
     plan = peer.plan(call.plan)
+    text = WORDS.get(code, "it failed")
     if call.word:
         text, fields = _PRIVATE.get(code, "it failed"), {k: v for k, v in fields.items() if k in ("action", "kind")}
+    elif isinstance(plan, tuple) and (why := _why(peer, call, plan[0], code, fields, said)) is not None:
+        more = {"names": why.fields["names"]} if "names" in why.fields else {}
+        text, fields = str(why), {**fields, **more, **({"hint": why.hint} if why.hint else {})}
     if isinstance(plan, tuple):
         text = f"plan {plan[0].about.name or 'plan'!r}: {_words(plan[0], code, text, fields)}"
     return Failure(code, text, fields if call.word else _hinted(fields))
+
+
+WORDS = {
+    "missing_value": "an argument has no value",
+    "spec_mismatch": "a value is not of the type that the plan says",
+    "not_allowed": "the device does not allow it",
+    "not_finite": "a result is not finite",
+    "cannot_record": "a result is one that no file can hold: more than 64 dimensions, 2**60 elements or more, a number "
+    "beyond 64 bits, or a kind that is no dense tensor and no number",
+    "bad_file": "an argument's bytes are not of its type",
+    "usage": "it cannot be done like this",
+}
+"""What is told of a failure, if the gate cannot find out more: a worker's own words are for the device's owner."""
+
+
+def _why(
+    peer: Peer, call: Call, plan: PlanFile, code: str, fields: dict[str, Any], said: dict[str, Any]
+) -> FedqError | None:
+    """What a worker found, found once more by the gate, from types; of a fold that stopped, in the gate's words."""
+    try:
+        if code == "spec_mismatch":
+            folds.check(plan.graph, call.loop, *_known(peer, call), about=plan.about)
+        if code == "not_finite" and call.loop and {"step", "steps"} <= fields.keys():
+            names = output_names(plan.graph, plan.about, call.loop.carry)
+            odd = [i for i in range(len(names)) if i in _whole(said.get("outputs"))]
+            return folds.not_finite(odd, names, fields["step"], fields["steps"], call.loop)
+    except FedqError as error:
+        return error
+    return None
+
+
+def _whole(numbers: Any) -> set[int]:
+    return {n for n in numbers if type(n) is int} if isinstance(numbers, list) else set()
+
+
+def _known(peer: Peer, call: Call) -> tuple[list[Type], list[Any]]:
+    """Types of a call's arguments, and the values of those that are numbers; None of those that are not known here."""
+    types = [_type_of(peer, call, arg) for arg in call.args]
+    return types, [t.value if not t.is_tensor else None for t in types]
+
+
+def _type_of(peer: Peer, call: Call, arg: RunArg) -> Type:
+    match arg:
+        case Inline():
+            raw_ = peer.file(call.message).tensors[arg.name]
+            return Type(raw_.dtype, raw_.shape)
+        case Ref() | OwnerRef():
+            value = peer.journal.value(peer.name, arg.id) if isinstance(arg, Ref) else peer.owners_value(arg.id)
+            if value is None:
+                raise MissingValue("an argument has no value")
+            return value.type
+    return Type(type(arg).__name__, None, arg)
 
 
 _PRIVATE = {

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from fedq.device import finite
+from fedq.device.fold import not_finite
 from fedq.device.keeping import AS_INTS, Kept, Sizes, keeps, stack
 from fedq.errors import NotFinite, SpecMismatch
 from fedq.plan import replay
@@ -111,21 +112,12 @@ class Fold:
         for batch in block():
             self.page[1] = step = step + 1
             made = self.compiled.fn(*carry, *batch, *self.args)
-            odd = [name for name, x in zip(self.names, made, strict=True) if not finite.is_finite(x)]
+            odd = [i for i, x in enumerate(made) if not finite.is_finite(x)]
             if odd:
                 break
             carry = made[: self.loop.carry]
-        self.stopped = _not_finite(odd or ["the carry"], step, self.fitted.steps, self.loop)
+        self.stopped = not_finite(odd, self.names, step, self.fitted.steps, self.loop)
         return carry
-
-
-def _not_finite(names: Sequence[str], step: int, steps: int, loop: Loop) -> NotFinite:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    what = f"{', '.join(names[:3])}{more}"
-    there = "the carry is there as it was before this step; " if loop.nonfinite == "stop" and loop.carry else ""
-    hint = f"{there}try a smaller learning rate, or look at the data; nonfinite='keep' goes on"
-    facts = {"step": step, "steps": steps, "names": what[:300], "kind": "not_finite"}
-    return NotFinite(f"{what} {'is' if len(names) == 1 else 'are'} not finite", hint=hint, **facts)
 
 
 def fold(

@@ -3,17 +3,23 @@
 A worker serves one requester and is never handed on: what one left in its memory is not for
 another. So taking a lane from one and giving it to the next ends a process and starts one; that
 is done for whoever has none, never more often than a turn lasts.
+
+Nobody waits longer than a turn for a first lane, whatever others run: one is taken from who has
+several, in the middle of a call if need be, which is charged nothing and begins again later; where
+each has one, there is one more beyond the limit. A first lane is never cut: else two long calls
+could end each other for ever.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fedq.device.batch import well_formed
+from fedq.device.batch import malformed
 from fedq.device.calls import Call
 from fedq.device.pool import IDLE_S, Answer, Died, Worker
 
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
 
 TURN_S = 5.0
 """How long a requester keeps its only lane while others have none."""
+WAIT_S = 5.0
+"""How long a requester without a lane waits at most, for one of who has several or one beyond the limit."""
+OVER = 4
+"""How many times the limit there may be lanes, for those who waited for a turn: a worker takes 0.3 GB."""
 FIRST_CALLS = 32
 """Calls of a batch while nothing is known of how long they take."""
 BATCH_S = 0.25
@@ -53,17 +63,21 @@ class Lane:
 
     def answer(self) -> tuple[Answer | Died, list[Call]] | None:
         """What its worker says, if it says something, and to which calls; it has none then."""
-        if not self.calls or (said := self.worker.poll()) is None:
+        if not self.calls or (said := self._said()) is None:
             return None
         calls, self.calls = self.calls, []
         if isinstance(said, Answer):
-            if len(said.rows) != len(calls):
-                return Died(0, "the worker sent too few rows"), calls
-            for n, row in enumerate(said.rows):
-                if not well_formed(row, len(said.tensors)):
-                    return Died(n, "the worker sent a malformed row"), calls
+            if (wrong := malformed(said, calls)) is not None:
+                return Died(*wrong), calls
             self.pace_s = said.took_s / len(calls)
         return said, calls
+
+    def _said(self) -> Answer | Died | None:
+        """Whatever goes wrong while an untrusted process is heard is its own end, and no other lane's."""
+        try:
+            return self.worker.poll()
+        except Exception as error:
+            return Died(0, f"the worker could not be heard ({type(error).__name__})")
 
     @property
     def most_calls(self) -> int:
@@ -96,7 +110,8 @@ class Crew:
         self.resize(limit)
         self._fresh: tuple[float, Worker] | None = None
         self._owners: dict[Peer, None] = {}
-        self._wanting: dict[Peer, None] = {}
+        self._wanting: dict[Peer, float] = {}
+        """Who has no lane and asked for one, since when."""
 
     def resize(self, limit: int | None) -> None:
         """Change the limit; lanes that are too many now end as they become idle."""
@@ -108,13 +123,15 @@ class Crew:
         if self.closing or self.unfit:
             return None
         lanes = _open(owner)
-        for lane in lanes:
-            if not lane.calls:
+        for lane in [lane for lane in lanes if not lane.calls]:
+            if not lane.worker.spoke:
                 return lane
+            self.close(owner, lane)  # nobody asked it, or it ended
+            lanes.remove(lane)
         if len(lanes) >= self.width:
             return None
         if not lanes:
-            self._wanting.setdefault(owner)
+            self._wanting.setdefault(owner, time.monotonic())
         if not self._has_room(owner):
             return None
         self._wanting.pop(owner, None)
@@ -127,7 +144,7 @@ class Crew:
         for lane in [lane for lane in owner.lanes if lane.sources]:
             if lane.calls:
                 return None
-            if lane.sources == sources:
+            if lane.sources == sources and not lane.worker.spoke:
                 return lane
             self.close(owner, lane)
         return self._begin(owner, sources, deadline_s)
@@ -169,15 +186,26 @@ class Crew:
         lanes = _open(owner)
         if any(not lane.calls for lane in lanes):
             return True
-        return len(lanes) < self.width and (self._spare > 0 or (not lanes and owner not in self._wanting))
+        new = not lanes and owner not in self._wanting
+        return len(lanes) < self.width and (self._spare > 0 or new or self._is_due(owner))
 
     def _has_room(self, owner: Peer) -> bool:
         """Whether one more worker may be started: those who have none come first, in their order."""
-        self._wanting = {o: None for o in self._wanting if o.queue or o is owner}
+        self._wanting = {o: since for o, since in self._wanting.items() if o.queue or o is owner}
         line = list(self._wanting)
         if self._spare > (line.index(owner) if owner in line else len(line)):
             return True
-        return owner in line and self._end_an_idle_one()
+        return owner in line and (self._end_an_idle_one() or (self._is_due(owner) and not self._several()))
+
+    def _is_due(self, owner: Peer) -> bool:
+        """Whether it waited for a turn, and something can be done about it."""
+        waited_s = time.monotonic() - self._wanting.get(owner, math.inf)
+        return waited_s > WAIT_S and (self._spare > -self._limit * (OVER - 1) or bool(self._several()))
+
+    def _several(self) -> list[tuple[Peer, Lane]]:
+        """Lanes beyond the first of who has several, those first that were begun last."""
+        lanes = [(o, lane) for o in self._owners for lane in _open(o)[1:] if lane.calls]
+        return sorted(lanes, key=lambda pair: -pair[1].since)
 
     def _end_an_idle_one(self) -> bool:
         idle = [(o, lane) for o in self._owners for lane in _open(o) if not lane.calls and not o.queue]
@@ -186,14 +214,26 @@ class Crew:
         return bool(idle)
 
     def give_way(self) -> None:
-        """End lanes between two batches for those who have none: all but the last at once, the last after a turn."""
+        """End lanes between two batches for those who have none: all but the last at once, the last after a turn.
+
+        For those who waited for a turn, lanes of who has several are to be cut, whatever they do.
+        """
         wanting = sum(bool(o.queue) for o in self._wanting)
         for owner in list(self._owners):
             for lane in [lane for lane in _open(owner) if not lane.calls]:
                 if self._spare >= wanting:
                     return
-                if len(_open(owner)) > 1 or time.monotonic() - lane.since > TURN_S:
+                if len(_open(owner)) > 1 or self._had_its_turn(lane, wanting):
                     self.close(owner, lane)
+        due = sum(self._is_due(o) for o in self._wanting if o.queue) - max(0, self._spare)
+        for owner, lane in self._several()[: max(0, due)]:
+            if lane not in owner.cut:
+                owner.cut.append(lane)
+
+    def _had_its_turn(self, lane: Lane, wanting: int) -> bool:
+        """Whether an only lane is to end: for another, or, where there are more than the limit, since it is idle."""
+        useful = wanting and self._spare >= 0
+        return time.monotonic() - lane.since > TURN_S and (useful or lane.worker.idle_s > TURN_S)
 
     def close(self, owner: Peer, lane: Lane) -> None:
         """End a worker."""
@@ -209,9 +249,10 @@ class Crew:
             self.close(owner, lane)
 
     def close_idle(self) -> None:
-        """End workers that had nothing to do for long."""
+        """End workers that had nothing to do for long, or that speak though nothing was asked."""
         for owner in list(self._owners):
-            for lane in [n for n in owner.lanes if not n.calls and n.worker.idle_s > IDLE_S]:
+            idle = [lane for lane in owner.lanes if not lane.calls]
+            for lane in [n for n in idle if n.worker.idle_s > IDLE_S or n.worker.spoke]:
                 self.close(owner, lane)
 
     @property

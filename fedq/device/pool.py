@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +26,15 @@ from fedq.plan.fold import MAX_STEPS
 
 log = logging.getLogger("fedq.device.pool")
 
-SEND_TIMEOUT_S = 60.0
+READS = 16
+"""How often a worker's socket is read in one step of the gate, 64 KiB each; the rest is for the next step."""
+HEARD_BYTES = 16 << 10
+"""What is kept of what a worker writes to its standard error: the last of it, for the owner, if it ends."""
+ANSWER_TEXT_BYTES = 4 << 20
+ROW_TEXT_BYTES = 4 << 10
+"""JSON of an answer: so much in all, and for each call and each result."""
+ROW_ITEMS = 128
+"""Items of that JSON for each call and each result: a shape has 64 sizes."""
 EACH_BYTES = 1 << 10
 """What a value takes beside its bytes: a small tensor is mostly that."""
 IDLE_S = 300.0
@@ -70,6 +76,8 @@ class Died:
     why: str
     kind: str = "other"
     signal: str = ""
+    said: str = ""
+    """The last of what it wrote to its standard error: for the owner's log alone."""
 
 
 class Clock:
@@ -146,6 +154,8 @@ class Worker(Protocol):
     @property
     def idle_s(self) -> float: ...
     @property
+    def spoke(self) -> bool: ...
+    @property
     def progress(self) -> tuple[int, int]: ...
     def close(self) -> None: ...
 
@@ -160,13 +170,19 @@ class ProcessWorker:
 
     def __init__(self, *, threads: int, deadline_s: float = DEADLINE_S) -> None:
         self.held = Held()
+        self._page = wire.page(PAGE.size)
         self._sock, theirs = socket.socketpair()
-        with tempfile.TemporaryFile() as file, theirs:
-            file.truncate(PAGE.size)
-            self._progress = mmap.mmap(file.fileno(), PAGE.size)
-            fds = (theirs.fileno(), file.fileno())
-            command = [sys.executable, "-P", "-m", "fedq.device.worker", str(fds[0]), str(threads), str(fds[1])]
-            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment())
+        self._ear, mouth = os.pipe()
+        os.set_blocking(self._ear, False)
+        try:
+            self._process = _started(theirs.fileno(), self._page, mouth, threads)
+        except BaseException:
+            self._let_go()
+            raise
+        finally:
+            theirs.close()
+            os.close(mouth)
+        self._said = b""
         self._reader = wire.Reader(self._sock)
         self._began = self.idle_since = time.monotonic()
         self._clock = Clock(deadline_s, self._began)
@@ -185,17 +201,35 @@ class ProcessWorker:
         return self._sock.fileno()
 
     @property
+    def spoke(self) -> bool:
+        """Whether it said something though it was asked nothing, or ended."""
+        if self.busy:
+            return False
+        try:
+            self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    @property
     def progress(self) -> tuple[int, int]:
         """Step and steps of the fold that runs; (0, 0) of none. The worker's word: believed by nobody but people."""
-        _, step, steps, _ = PAGE.unpack(self._progress) if self.busy else (0, 0, 0, 0)
+        _, step, steps, _ = PAGE.unpack(self._told()) if self.busy else (0, 0, 0, 0)
         return min(step, steps), min(steps, MAX_STEPS)
+
+    def _told(self) -> bytes:
+        """The page, read and not mapped: whatever the worker does to it, reading it ends no gate."""
+        return os.pread(self._page, PAGE.size, 0).ljust(PAGE.size, b"\0")
 
     def start(self, head: Any, tensors: Sequence[Sendable]) -> None:
         """Hand over a batch; a worker that does not take it is found dead by the next poll."""
-        self._progress[:BATCH_BYTES] = bytes(BATCH_BYTES)
+        os.pwrite(self._page, bytes(BATCH_BYTES), 0)
         self.busy, self._began = True, time.monotonic()
         self._clock.start(len(head["calls"]), self._began)
-        self._sock.settimeout(SEND_TIMEOUT_S)
+        self._reader.expect(_limits(head["calls"]))
+        self._sock.setblocking(False)  # a frame fits into the buffer of a socket from which all was read
         try:
             wire.send(self._sock, head, tensors)
         except OSError as error:
@@ -206,13 +240,14 @@ class ProcessWorker:
         """The answer if it is there; a worker past its deadline is killed."""
         if not self.busy:
             return None
-        self._sock.setblocking(False)
         try:
-            while self._reader.receive():
+            for _ in range(READS):
+                if not self._reader.receive():
+                    return self._ended()
                 frame = self._reader.frame()
                 if frame is not None:
                     return self._answer(frame)
-            return self._ended()
+            return self._late()
         except BlockingIOError:
             return self._late()
         except ConnectionError:  # it ended before it read all that it was sent
@@ -220,21 +255,29 @@ class ProcessWorker:
         except Exception as error:  # whatever an untrusted process sends, the gate goes on
             return self._died(f"sent what is no answer ({type(error).__name__})")
 
-    def _answer(self, frame: tuple[Any, list[RawTensor]]) -> Answer:
+    def _answer(self, frame: tuple[Any, list[RawTensor]]) -> Answer | Died:
+        if self._reader.left or not isinstance(frame[0], list):
+            return self._died("sent what is no answer" if not self._reader.left else "sent more than one answer")
         self.busy, self.idle_since = False, time.monotonic()
         return Answer(*frame, took_s=self.idle_since - self._began)
 
     def _late(self) -> Died | None:
         now = time.monotonic()
-        self._clock.look(self._progress[:], now)
+        self._hear()
+        self._clock.look(self._told(), now)
         why = self._clock.late(now)
         return self._died(why, "deadline") if why else None
+
+    def _hear(self) -> None:
+        """Read some of what it wrote to its standard error, so that it can write more; the last of it is kept."""
+        with contextlib.suppress(OSError):
+            self._said = (self._said + os.read(self._ear, 4 * HEARD_BYTES))[-HEARD_BYTES:]
 
     def _ended(self) -> Died:
         """It ended by itself, or was killed by another than the gate; its status is that end's, not the gate's."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(ENDING_S)
-        self._clock.look(self._progress[:], time.monotonic())
+        self._clock.look(self._told(), time.monotonic())
         when = "" if self._clock.ready else " while it started"
         died = self._died(f"ended{when}")
         status = self._process.returncode
@@ -244,20 +287,45 @@ class ProcessWorker:
         return replace(died, kind="out_of_memory") if status == OUT_OF_MEMORY else died
 
     def _died(self, why: str, kind: str = "other") -> Died:
-        self._clock.look(self._progress[:], time.monotonic())
+        self._clock.look(self._told(), time.monotonic())
+        self._hear()
         self.close()
         status = f", exit status {self._process.returncode}" if kind == "other" else ""
-        return Died(max(0, self._clock.at - 1), f"worker {self.pid} {why}{status}", kind)
+        said = self._said.decode("utf-8", "replace")
+        return Died(max(0, self._clock.at - 1), f"worker {self.pid} {why}{status}", kind, said=said)
 
     def close(self) -> None:
         """End the process, whatever it does."""
         self.busy = False
+        if self._page < 0:
+            return
         with contextlib.suppress(OSError):
             self._process.kill()
         self._process.wait()
         self._reader.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._sock.close()
-        self._progress.close()
+        os.close(self._page)
+        os.close(self._ear)
+        self._page = self._ear = -1
+
+
+def _started(sock: int, page: int, mouth: int, threads: int) -> subprocess.Popen[bytes]:
+    """A worker's process. What it writes to its standard error is its word, too, and goes to no file of the gate's."""
+    command = [sys.executable, "-P", "-m", "fedq.device.worker", str(sock), str(threads), str(page)]
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": mouth}
+    return subprocess.Popen(command, pass_fds=(sock, page), env=environment(), **quiet)
+
+
+def _limits(calls: Sequence[Sequence[Any]]) -> wire.Limits:
+    """What the answer to these calls may hold: a row for each, results that were named, and no more bytes than
+    the machine has memory."""
+    results = sum(len(call[2]) for call in calls)
+    rows = len(calls) + results
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return wire.Limits(ANSWER_TEXT_BYTES + rows * ROW_TEXT_BYTES, (rows + 1) * ROW_ITEMS, results, memory)
 
 
 def _signal_name(number: int) -> str:
@@ -279,7 +347,7 @@ def environment() -> dict[str, str]:
 class InlineWorker:
     """The same work in the calling thread: no process, no flag of torch changed."""
 
-    busy = False
+    busy = spoke = False
     idle_s = 0.0
     pid = 0
     progress = (0, 0)

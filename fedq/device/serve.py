@@ -220,6 +220,7 @@ class Served:
             p.touched
             or p.unseen
             or p.publish
+            or p.cut
             or (p.questions.queue and not any(n.sources and n.calls for n in p.lanes))
             or (p.queue and not p.stalled and self._crew.may_start(p))
             for p in self.peers.values()
@@ -290,6 +291,8 @@ class Served:
             peer.settle(now)
             self._cut(peer)
         self._crew.give_way()
+        for peer in self.peers.values():
+            self._cut(peer)
         self._start_all(self.peers.values(), now)
         for peer in self.peers.values():
             peer.settle(now)
@@ -394,6 +397,8 @@ class Served:
         log.warning("%s: %s, on call %d of %d of %s", self.name, died.why, died.at + 1, len(calls), peer.name)
         self._crew.close(peer, lane)
         blamed = calls[min(died.at, len(calls) - 1)]
+        for line in self._scribe.lines(died.said, now):
+            log.warning("%s: | %s", self.name, line)
         self.journal.record("worker ended", peer.name, blamed.name, died.why, now=now)
         peer.blame(blamed, died, now)
         peer.put_back(lane, calls)

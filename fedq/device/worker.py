@@ -23,7 +23,7 @@ import torch
 
 from fedq.device import fold, folding, kinds, wire
 from fedq.device.pool import OUT_OF_MEMORY, PAGE
-from fedq.errors import FedqError, OtherTorch
+from fedq.errors import CannotRecord, FedqError, OtherTorch
 from fedq.plan import optable, ranges, replay, spec
 from fedq.plan.codec import RawTensor
 from fedq.plan.fold import Loop, fit, output_names
@@ -33,6 +33,13 @@ from fedq.plan.verify import verify
 from fedq.queue.watch import spin
 
 Result = torch.Tensor | int | float | bool
+MAX_COUNT = 1 << 63
+"""Whole numbers that are results stay within 64 bits."""
+MOST_TOLD = 300_000
+"""Characters of whole texts of failures in one answer: twelve bytes each, at most."""
+MOST_WORDS = 300
+TOLD = ("action", "input", "step", "steps", "kind", "outputs")
+"""Facts of a failure that the gate makes its words of."""
 
 
 @dataclass(slots=True)
@@ -126,8 +133,8 @@ def _failed(error: Exception) -> list[Any]:
 def _told(error: Exception) -> tuple[str, str, dict[str, Any]]:
     cause = error.__cause__ if isinstance(error, replay.ActionFailed) else error
     if isinstance(cause, FedqError):
-        facts = {k: v for k, v in cause.fields.items() if type(v) in (int, str)}
-        return cause.code, str(cause), {**facts, **({"hint": cause.hint} if cause.hint else {})}
+        facts = {k: v for k, v in cause.fields.items() if k in TOLD}
+        return cause.code, str(cause)[:MOST_WORDS], facts
     kind = kinds.of_error(cause or error)
     if isinstance(error, replay.ActionFailed):
         return "failed", f"{error.op} failed", {"action": error.action, "op": error.op, "kind": kind}
@@ -172,19 +179,46 @@ def do(
             row = replayer.call(plan, args, results, seed)
         else:
             row = replayer.fold(plan, args, results, seed, fold.from_json(loop), tensors, page)
-        if row[0] == "ok":
-            row[1] = [_encode(r, out) for r in row[1]]
-        rows.append(row)
+        rows.append(_sendable(replayer, results, row, out))
+    _shorten(rows)
     return rows, out
 
 
-def _encode(result: Result | FedqError, out: list[RawTensor]) -> Any:
-    if isinstance(result, FedqError):
-        return {"e": list(_told(result))}
-    if isinstance(result, torch.Tensor):
-        out.append(to_raw(result))
-        return len(out) - 1
-    return {"n": result}
+def _sendable(replayer: Replayer, results: Sequence[str], row: list[Any], out: list[RawTensor]) -> list[Any]:
+    """The row as it is sent. Results that no file can hold are a failure of their call, and of no other."""
+    if row[0] != "ok":
+        return row
+    start = len(out)
+    try:
+        return ["ok", [_encode(r, out) for r in row[1]]]
+    except Exception as error:
+        del out[start:]
+        for result in results:
+            replayer.values.pop(result, None)
+        return _failed(error)
+
+
+def _encode(result: Result | FedqError | None, out: list[RawTensor]) -> Any:
+    match result:
+        case FedqError():
+            return {"e": list(_told(result))}
+        case torch.Tensor():
+            out.append(to_raw(result))
+            return len(out) - 1
+        case bool() | float():
+            return {"n": result}
+        case int() if -MAX_COUNT <= result < MAX_COUNT:
+            return {"n": result}
+    raise CannotRecord(f"a result is of {type(result).__name__}, or beyond 64 bits: no file can hold it")
+
+
+def _shorten(rows: Sequence[list[Any]]) -> None:
+    """Leave out whole texts of failures, if there are too many: the gate takes no more (`pool.ANSWER_TEXT_BYTES`)."""
+    left = MOST_TOLD
+    for row in rows:
+        if row[0] == "e":
+            row[4] = row[4] if len(row[4]) <= left else ""
+            left -= len(row[4])
 
 
 def main() -> None:
@@ -219,7 +253,7 @@ def _check_torch() -> None:
 
 def _serve(sock: socket.socket, page: folding.Page) -> None:
     """Do what comes, until the gate hangs up."""
-    reader, replayer = wire.Reader(sock), Replayer()
+    reader, replayer = wire.Reader(sock, trusted=True), Replayer()
     while True:
         frame = reader.frame()
         if frame is None:

@@ -158,7 +158,7 @@ def _signature_entry(start: int) -> dict[str, Any]:
 
 def _is_signature(entry: Any, start: int) -> bool:
     same = bool(entry == _signature_entry(start))
-    return same and _sizes(entry["shape"]) and _offsets(entry["data_offsets"])
+    return same and are_sizes(entry["shape"]) and _offsets(entry["data_offsets"])
 
 
 def is_tensor_name(name: object) -> bool:
@@ -205,7 +205,7 @@ def _tensor(name: str, entry: Any, data: memoryview) -> RawTensor:
         dtype = _FROM_FILE[theirs]
     except (TypeError, KeyError):
         raise BadFile(f"malformed file: tensor {name[:40]!r}") from None
-    if len(entry) != 3 or not (_sizes(shape) and _offsets(offsets)):
+    if len(entry) != 3 or not (are_sizes(shape) and _offsets(offsets)):
         raise BadFile(f"malformed file: layout of tensor {name[:40]!r}")
     start, end = offsets
     if not start <= end <= len(data) or end - start != ITEMSIZE[dtype] * math.prod(shape):
@@ -213,7 +213,7 @@ def _tensor(name: str, entry: Any, data: memoryview) -> RawTensor:
     return RawTensor(dtype, tuple(shape), data[start:end])
 
 
-def _sizes(value: Any) -> bool:
+def are_sizes(value: Any) -> bool:
     """Whether these are sizes, of which even those beside a 0 can be multiplied in 64 bits."""
     if type(value) is not list or len(value) > 64:
         return False

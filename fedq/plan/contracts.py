@@ -81,6 +81,11 @@ def _leading(given: Given, a: str, b: str, free: str) -> None:
     need(len(left) == len(right) > n and left[:-n] == right[:-n], f"{a} and {b} differ in shape")
 
 
+def _planes(given: Given, name: str, dims: str) -> None:
+    """``planes self 2``: the last two sizes are above 0; a batch may be empty."""
+    need(all(given[name].shape[-int(dims) :]), f"the planes of {name} have no elements")
+
+
 def _padded(given: Given, result: str, *rest: str) -> None:
     """``padded grad_output 2``: self with the sizes that ``padding`` gives its last dimensions."""
     n, self, padding = int(rest[0]), given["self"].shape, given["padding"]
@@ -327,7 +332,8 @@ def _sampled(given: Given, grad: str, dims: str) -> None:
 
 CHECKS: Mapping[str, Callable[..., None]] = {
     "same": _same, "kin": _kin, "floats": _floats, "length": _length, "values": _values, "leading": _leading,
-    "padded": _padded, "unfolded": _unfolded, "outer": _outer, "groups": _groups, "statistics": _statistics,
+    "planes": _planes, "padded": _padded,
+    "unfolded": _unfolded, "outer": _outer, "groups": _groups, "statistics": _statistics,
     "unwritten": _unwritten, "fourier": _fourier, "distances": _distances, "attention": _attention, "keys": _keys,
     "recurrent": _recurrent, "i64": _i64, "filled": _filled, "degrees": _degrees, "pivots": _pivots, "normed": _normed,
     "segments": _segments, "bags": _bags, "aligned": _aligned, "drawn": _drawn, "resized": _resized,

@@ -13,6 +13,8 @@ from fedq.errors import SpecMismatch
 from fedq.plan.graph import About
 from fedq.plan.spec import place
 
+HINT = "the plan was recorded for numbers above 0: build another one, with it left out of given"
+
 
 def refusal(path: str) -> str:
     """How it is written that an input must be above 0."""
@@ -29,5 +31,5 @@ def check(about: About, values: Sequence[Any]) -> None:
         if value is not None and not value > 0:
             raise SpecMismatch(
                 f"{place(about, i)}: a number above 0 expected",
-                hint="the plan was recorded for numbers above 0: build another one, with it left out of given",
+                hint=HINT,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedq.errors import BadFile, CannotRecord
-from fedq.plan.codec import RawTensor
+from fedq.plan.codec import RawTensor, are_sizes
 from fedq.plan.graph import Type
 
 DTYPES: dict[str, torch.dtype] = {
@@ -18,10 +18,20 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def to_raw(tensor: torch.Tensor) -> RawTensor:
-    """The tensor's bytes, row-major; copied only if it is not contiguous or not on the CPU."""
+    """The tensor's bytes, row-major; copied only if it is not contiguous or not on the CPU.
+
+    Raises:
+        CannotRecord: no file can hold it: its dtype or its shape, or it has no bytes of its own.
+    """
     name = NAMES.get(tensor.dtype)
     if name is None:
         raise CannotRecord(f"{tensor.dtype} can not be written to a file", hint=f"use one of {', '.join(DTYPES)}")
+    if not are_sizes(list(tensor.shape)):
+        what = f"a tensor of {tensor.dim()} dimensions, or of 2**60 elements, cannot be written to a file"
+        raise CannotRecord(what, hint="a file holds tensors of at most 64 dimensions and of fewer elements")
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        raise CannotRecord(f"a tensor of {tensor.layout} on {tensor.device} cannot be written to a file",
+                           hint="make it dense, with .to_dense() for one")  # fmt: skip
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if flat.stride() != (1,):  # one element of a strided tensor counts as contiguous
         flat = flat.clone(memory_format=torch.contiguous_format)

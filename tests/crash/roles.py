@@ -339,7 +339,7 @@ class Dice:
     Untrusted, as any worker is: what the gate made of its first answer must stand for ever.
     """
 
-    pid, busy, idle_s = 0, False, 0.0
+    pid, busy, spoke, idle_s = 0, False, False, 0.0
 
     tell: Tell | None = None
     """Hears which results are asked for."""

@@ -38,7 +38,7 @@ X, Y, Z = ("1" * 32, "2" * 32, "3" * 32)
 class Counting:
     """A worker that answers a number, another one each time, and remembers what it was asked."""
 
-    pid, busy, idle_s = 0, False, 0.0
+    pid, busy, spoke, idle_s = 0, False, False, 0.0
 
     def __init__(self, asked: list[str]) -> None:
         self.held = Held()

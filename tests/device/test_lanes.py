@@ -15,7 +15,7 @@ class Worker:
     """Counts those that live."""
 
     alive = 0
-    idle_s = 0.0
+    idle_s, spoke = 0.0, False
 
     def __init__(self, *_: object) -> None:
         self.held = Held()
@@ -27,7 +27,7 @@ class Worker:
 
 class Owner:
     def __init__(self, *calls: str) -> None:
-        self.queue, self.lanes = deque(calls), []
+        self.queue, self.lanes, self.cut = deque(calls), [], []
 
 
 @pytest.fixture(autouse=True)

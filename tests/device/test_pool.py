@@ -10,7 +10,7 @@ import pytest
 
 from fedq.client import fetch
 from fedq.client.pointers import PointerTensor
-from fedq.device import kinds
+from fedq.device import batch, kinds
 from fedq.device.batch import well_formed
 from fedq.device.gate import Gate
 from fedq.device.pool import PAGE, START_S, Answer, Clock, Died, Held, ProcessWorker
@@ -107,7 +107,7 @@ def test_anything_else_is_no_row(row):
 class Liar:
     """A worker that answers each call with this row."""
 
-    pid, busy, idle_s, progress = 0, False, 0.0, (0, 0)
+    pid, busy, spoke, idle_s, progress = 0, False, False, 0.0, (0, 0)
 
     def __init__(self, row: object) -> None:
         self.held, self._row, self._answer = Held(), row, None
@@ -152,10 +152,18 @@ def test_a_kind_of_the_list_has_its_words_and_hint(tmp_path):
 
 
 def test_a_fold_that_met_a_number_that_is_not_finite_has_a_code_of_its_own(tmp_path):
-    facts = {"hint": "lower the learning rate", "step": 7, "steps": 9}
-    came = failure(tmp_path, ["e", "not_finite", "metric 0 is nan", facts, "text"])
-    assert (came.code, came.fields["kind"], came.hint) == ("not_finite", "not_finite", "lower the learning rate")
-    assert str(came) == "plan 'double': metric 0 is nan in step 7 of 9 (on device_1)"
+    facts = {"hint": "4711", "names": "4711", "step": 7, "steps": 9}
+    came = failure(tmp_path, ["e", "not_finite", "4711 is nan", facts, "text"])
+    assert (came.code, came.fields["kind"], came.hint) == ("not_finite", "not_finite", kinds.HINTS["not_finite"])
+    assert str(came) == "plan 'double': a result is not finite in step 7 of 9 (on device_1)"
+
+
+@pytest.mark.parametrize("code", batch.CODES)
+def test_no_word_of_a_worker_reaches_a_requester(tmp_path, code):
+    said = "\x1b[31m4711\u202e"
+    facts = {"hint": said, "names": said, "id": said, "line": said, "input": 1, "outputs": [said, 4711]}
+    came = failure(tmp_path, ["e", code, said, facts, said])
+    assert "4711" not in f"{came} {came.hint} {dict(came.fields)}" and came.code == code
 
 
 @pytest.mark.parametrize("row", [None, ["ok", [5]], ["e", "failed"], ["ok", [{"n": []}]]])
