@@ -65,13 +65,13 @@ def test_nothing_is_built_since_no_device_would_take_its_word(copy, tmp_path):
 
 
 @more
-def test_a_worker_that_loaded_another_ends_before_it_takes_anything(copy, tmp_path, monkeypatch, capfd):
+def test_a_worker_that_loaded_another_ends_before_it_takes_anything(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", copy["PYTHONPATH"])
     worker = pool.ProcessWorker(threads=1)
     worker.start({"calls": [["p", [], [], 0, None]]}, [])
     died = wait_until(worker.poll)
     assert isinstance(died, pool.Died) and "while it started" in died.why
-    assert "make ops" in capfd.readouterr().err
+    assert "make ops" in died.said
 
 
 def test_a_virtual_worker_is_not_made_and_a_plan_is_not_run(monkeypatch):
