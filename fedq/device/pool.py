@@ -236,7 +236,7 @@ class ProcessWorker:
         try:
             wire.send(self._sock, head, tensors)
         except OSError as error:
-            log.warning("worker %d took no batch: %s", self.pid, error)
+            log.warning("worker %d took no batch: %s", self.pid, str(error))
             self._process.kill()
 
     def poll(self) -> Answer | Died | None:

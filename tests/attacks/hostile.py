@@ -293,7 +293,8 @@ KINDS = {
     name: getattr(Enemy, name)
     for name in (
         "answer", "odd_rows", "odd_layout", "failure", "mutated", "deep", "many", "long_text", "odd_head",
-        "random_bytes", "truncated", "slow", "surplus", "flood", "descriptors", "memories", "unsealed_body", "spoilt_page", "noisy",
+        "random_bytes", "truncated", "slow", "surplus", "flood", "descriptors", "memories", "unsealed_body",
+        "spoilt_page", "noisy",
         "hangs", "deaf",
     )
 }  # fmt: skip

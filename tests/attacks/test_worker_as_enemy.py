@@ -6,7 +6,7 @@ A real gate, real workers, and for one requester a process that answers as it li
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import logging
 import os
 import resource
@@ -194,16 +194,14 @@ UNFIT = {
         Action("aten.reshape", (Var(0), [1] * 64 + [2]), {}, (Type("f32", (*[1] * 64, 2)),)), types=(F32,)
     ),
     "a size beyond 2**60": result_of(
-        Action("aten.new_zeros", (Var(0), [0, 1 << 61]), {}, (Type("f32", (0, 1 << 61)),)), types=(F32,)
+        Action("aten.new_zeros", (Var(0), [0, *[1 << 20] * 4]), {}, (Type("f32", (0, *[1 << 20] * 4)),)),
+        types=(F32,),
     ),
     "a complex number": result_of(
         Action("aten._to_copy", (Var(0),), {"dtype": Dtype("c64")}, (Type("c64", (2,)),)),
         Action("aten.sum", (Var(1),), {}, (Type("c64", ()),)),
         Action("aten._local_scalar_dense", (Var(2),), {}, (Type("float"),)),
         types=(F32,),
-    ),
-    "more than memory holds": result_of(
-        Action("aten.expand", (Var(0), [1 << 58, 2]), {}, (Type("f32", (1 << 58, 2)),)), types=(F32,)
     ),
 }
 
@@ -232,7 +230,7 @@ def fq_json(plan: PlanFile):
     return graph_to_json(plan.graph)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_worker():
     with fresh() as worker:
         yield worker
@@ -258,7 +256,7 @@ class Zygote:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 class Forked:
@@ -268,7 +266,8 @@ class Forked:
         self.pid, self._fd = pid, fd
 
     def kill(self) -> None:
-        signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # as `subprocess.Popen` does
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> int:
         if self._fd >= 0:
@@ -368,13 +367,10 @@ def test_another_requesters_calls_go_on_beside_a_worker_that_answers_at_random(s
     height = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
     stage.run(ANSWERS)
-    ends = collections.Counter(r.getMessage().split(": ")[1].split(", on call")[0].lstrip("worker 0123456789")
-                               for r in caplog.records if ", on call" in r.getMessage())  # fmt: skip
-    print(f"{ANSWERS} answers in {time.monotonic() - start:.0f} s; ends: {sum(ends.values())}")
-    for text, times in (("alone", alone), ("beside", stage.latencies)):
-        print(
-            f"{text}: {len(times)} calls, median {statistics.median(times) * 1e3:.1f} ms, most {max(times) * 1e3:.0f} ms"
-        )
+    ends = [r.getMessage() for r in caplog.records if ", on call" in r.getMessage()]
+    print(f"{ANSWERS} answers in {time.monotonic() - start:.0f} s; ends of workers: {len(ends)}")
+    for text, ms in (("alone", [1e3 * t for t in alone]), ("beside", [1e3 * t for t in stage.latencies])):
+        print(f"{text}: {len(ms)} calls, median {statistics.median(ms):.1f} ms, most {max(ms):.0f} ms")
     assert [lane.worker.pid for lane in peer.lanes] == workers, "a worker of the other requester ended"
     assert peer.ends == {} and not any(
         " of bob" in r.getMessage() for r in caplog.records if "on call" in r.getMessage()
