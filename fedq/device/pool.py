@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fedq.device import wire
 from fedq.device.wire import Sendable
@@ -168,6 +168,9 @@ class ProcessWorker:
         deadline_s: how long one call may take before the process is killed.
     """
 
+    program: ClassVar[Sequence[str]] = ("-m", "fedq.device.worker")
+    """What Python is to run."""
+
     def __init__(self, *, threads: int, deadline_s: float = DEADLINE_S) -> None:
         self.held = Held()
         self._page = wire.page(PAGE.size)
@@ -175,7 +178,7 @@ class ProcessWorker:
         self._ear, mouth = os.pipe()
         os.set_blocking(self._ear, False)
         try:
-            self._process = _started(theirs.fileno(), self._page, mouth, threads)
+            self._process = _started(self.program, theirs.fileno(), self._page, mouth, threads)
         except BaseException:
             self._let_go()
             raise
@@ -233,7 +236,7 @@ class ProcessWorker:
         try:
             wire.send(self._sock, head, tensors)
         except OSError as error:
-            log.warning("worker %d took no batch: %s", self.pid, error)
+            log.warning("worker %d took no batch: %s", self.pid, str(error))
             self._process.kill()
 
     def poll(self) -> Answer | Died | None:
@@ -312,9 +315,9 @@ class ProcessWorker:
         self._page = self._ear = -1
 
 
-def _started(sock: int, page: int, mouth: int, threads: int) -> subprocess.Popen[bytes]:
+def _started(program: Sequence[str], sock: int, page: int, mouth: int, threads: int) -> subprocess.Popen[bytes]:
     """A worker's process. What it writes to its standard error is its word, too, and goes to no file of the gate's."""
-    command = [sys.executable, "-P", "-m", "fedq.device.worker", str(sock), str(threads), str(page)]
+    command = [sys.executable, "-P", *program, str(sock), str(threads), str(page)]
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": mouth}
     return subprocess.Popen(command, pass_fds=(sock, page), env=environment(), **quiet)
 
