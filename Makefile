@@ -34,10 +34,11 @@ test-all: setup ## every row of every test, however long it takes
 samples: setup ## PyTorch's own samples of every op, on a worker, against eager, as docs/samples.md says
 	$(BIN)/python -m tests.plan.samples
 
-fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op; 1,000,000 hostile files
+fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of every op; 1,000,000 hostile files; 10,000 answers of a hostile worker
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
 	$(BIN)/python -m tests.plan.fuzz --calls 300
 	$(BIN)/python -m tests.fuzz_files --files 1000000 --processes 2
+	FEDQ_ANSWERS=10000 $(BIN)/python -m pytest -rP tests/attacks/test_worker_as_enemy.py -k random
 
 ops: setup ## judge the op table for the torch in .venv: what is new, gone or changed is listed, fuzzed and stamped
 	$(BIN)/python -m tools.judge_ops

@@ -84,6 +84,8 @@ LATER = frozenset(
     test_attention_and_convolutions_are_counted
     test_a_gate_that_is_killed_four_times_in_mid_call_costs_the_call_nothing
     test_the_command_checks_on_what_the_plan_was_built_on
+    test_another_requesters_calls_go_on_beside_a_worker_that_answers_at_random
+    test_a_torch_that_is_changed_below_a_daemon_gets_no_call_and_when_it_is_back_all_goes_on
     """.split()
 )
 """Tests of processes and waiting that run in ``make test-more`` alone; others show the same part in ``make test``."""

@@ -4,10 +4,10 @@ A worker serves one requester and is never handed on: what one left in its memor
 another. So taking a lane from one and giving it to the next ends a process and starts one; that
 is done for whoever has none, never more often than a turn lasts.
 
-Nobody waits longer than a turn for a first lane, whatever others run: one is taken from who has
-several, in the middle of a call if need be, which is charged nothing and begins again later; where
-each has one, there is one more beyond the limit. A first lane is never cut: else two long calls
-could end each other for ever.
+Who waits for a first lane longer than a turn is given one, whatever others run: it is taken from who
+has several, in the middle of a call if need be, which is charged nothing and begins again later;
+where each has one, there is one more, up to `OVER` times the limit. A first lane is never cut: else
+two long calls could end each other for ever.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TURN_S = 5.0
 """How long a requester keeps its only lane while others have none."""
 WAIT_S = 5.0
-"""How long a requester without a lane waits at most, for one of who has several or one beyond the limit."""
+"""How long a requester without a lane waits before others' are cut for it, or it has one beyond the limit."""
 OVER = 4
 """How many times the limit there may be lanes, for those who waited for a turn: a worker takes 0.3 GB."""
 FIRST_CALLS = 32

@@ -158,7 +158,7 @@ class Served:
 
         Raises:
             DiskFull, Unreachable: something could not be done, and is done by a later step.
-        OtherTorch: calls wait; all else is done.
+            OtherTorch: calls wait; all else is done.
         """
         self._held_up, self._trouble = True, None
         try:
