@@ -38,7 +38,7 @@ fuzz: setup ## 10,000 random functions as plans against eager; hostile calls of 
 	FEDQ_FUZZ=10000 $(BIN)/python -m pytest -n auto -rP tests/plan/test_grammar.py
 	$(BIN)/python -m tests.plan.fuzz --calls 300
 	$(BIN)/python -m tests.fuzz_files --files 1000000 --processes 2
-	FEDQ_ANSWERS=10000 $(BIN)/python -m pytest -rP tests/attacks/test_worker_as_enemy.py -k random
+	FEDQ_ANSWERS=10000 $(BIN)/python -m pytest -rP --show-capture=stdout tests/attacks/test_worker_as_enemy.py -k random
 
 ops: setup ## judge the op table for the torch in .venv: what is new, gone or changed is listed, fuzzed and stamped
 	$(BIN)/python -m tools.judge_ops
