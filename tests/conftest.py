@@ -1,7 +1,9 @@
 """How the tests are run: many of them wait for devices, so there are more of them at a time than cores."""
 
 import os
+import sys
 
+import pytest
 from hypothesis import settings
 
 from tests import marks
@@ -20,3 +22,11 @@ settings.load_profile("fedq")
 
 def pytest_collection_modifyitems(items):
     marks.put_off(items)
+
+
+@pytest.fixture(autouse=True)
+def torch_is_given_back():
+    """No test leaves a hook's words on torch.Tensor: the next one in its process would fail of them."""
+    yield
+    if torch := sys.modules.get("torch"):
+        assert not hasattr(torch.Tensor, "private_tensor"), "a TorchHook was not given back"

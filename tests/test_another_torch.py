@@ -77,8 +77,8 @@ def test_a_worker_that_loaded_another_ends_before_it_takes_anything(copy, tmp_pa
 def test_a_virtual_worker_is_not_made_and_a_plan_is_not_run(monkeypatch):
     double = fq.func2plan(args_shape=[(-1,)])(lambda x: x + x)
     monkeypatch.setattr(optable, "TORCH", OTHER)
-    with pytest.raises(OtherTorch, match="make ops"):
-        fq.VirtualWorker(fq.TorchHook(torch), id="ward")
+    with fq.TorchHook(torch) as hook, pytest.raises(OtherTorch, match="make ops"):
+        fq.VirtualWorker(hook, id="ward")
     with pytest.raises(OtherTorch, match="make ops"):
         double.compiled()
     with pytest.raises(OtherTorch, match="make ops"):

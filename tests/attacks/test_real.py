@@ -219,7 +219,7 @@ def test_nothing_of_a_look_reaches_a_requester(real):
 
 
 def settled(real: Real) -> Any:
-    """All that lies in the pair, the heartbeat by what it says."""
+    """All that lies in the pair, the heartbeat by what it says; one that is being written is none yet."""
     beat = real.rig.heartbeat()
     if beat.waiting or beat.running or len(beat.held) < 2 or real.rig.device.pair.carrier.list("in"):
         return None
@@ -227,7 +227,7 @@ def settled(real: Real) -> Any:
     files = {
         str(p.relative_to(root)): p.read_bytes()
         for p in sorted(root.rglob("*"))
-        if p.is_file() and p.name != "heartbeat.json"
+        if p.name != "heartbeat.json" and not p.name.startswith(".tmp-") and p.is_file()
     }
     return files, beat.state, beat.held, beat.refused, beat.progress, beat.trouble
 
