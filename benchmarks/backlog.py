@@ -7,6 +7,7 @@ one of them does not run, its row says why.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 
 from fedq.client import fetch
 from fedq.client.pointers import PointerTensor
+from fedq.device.home import Home, Requester
 from fedq.plan.codec import RawTensor
 from fedq.queue.message import Get, Put, Ref, Run
 
@@ -29,6 +31,7 @@ except ModuleNotFoundError:  # run as a script
     from peers import PEERS
 
 HERE = Path(__file__).parent
+JUNK = 20_000
 WAITING = (0, 10_000, 100_000)
 ROUNDS = 100
 TAKE_S = 600.0
@@ -63,6 +66,31 @@ def backlog(rig: Any, row: Row, *, waiting: tuple[int, ...] = WAITING) -> None:
         first = first or took
         against = f"{took / first:.2f} of that with none" if count else ""
         row(f"  next message, {count:,} waiting", f"{took:.0f} µs", against, "<= 2" if count else "")
+
+
+def junk(rig: Any, row: Row, *, count: int = JUNK) -> None:
+    """Latency of the next message while another requester's folder is full of what is no message."""
+    home = Home(rig.config.devices / "device_1", rig.config)
+    other = Requester("mallory-" + "0" * 8, "0" * 64)
+    home.trust(other)
+    home.poke()
+    folder = home.pair(other.name).carrier.path("in")
+    home.close()
+    time.sleep(2)
+    for _ in range(10):
+        next_message(rig.device)
+    before = statistics.median(next_message(rig.device) for _ in range(ROUNDS)) * 1e6
+    for n in range(count // 4):
+        for kind, make in enumerate((Path.touch, Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"))):
+            make(folder / f"{kind:08x}{n:024x}.safetensors")
+    time.sleep(5)
+    after = statistics.median(next_message(rig.device) for _ in range(ROUNDS)) * 1e6
+    row(
+        f"  next message, {count:,} junk names elsewhere",
+        f"{after:.0f} µs",
+        f"{after / before:.2f} of that without",
+        "<= 2",
+    )
 
 
 def peers(row: Row, where: Path) -> None:
@@ -106,6 +134,7 @@ def bench_backlog(make: Callable[[Path, str], Any], row: Row, root: Path) -> Non
     try:
         print(f"\nbacklog, durability 'none', {where}")
         with make(where, "none") as rig:
+            junk(rig, row)
             backlog(rig, row)
         print("\nother queues, the same little work, one consumer process")
         peers(row, where)

@@ -17,7 +17,8 @@ from pathlib import Path
 from fedq.errors import UsageError
 
 FILE = "fedq.toml"
-KEYS = ("queue", "devices", "home", "user", "durability")
+KEYS = ("queue", "devices", "home", "user", "durability", "reply_bytes")
+REPLY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Config:
         home: the requester's private folder: key, trust, outbox.
         user: the requester's name, before its key.
         durability: ``full`` (fsync before "sent") or ``none``.
+        reply_bytes: what is read of a reply at most; a larger file at its name is not copied.
     """
 
     queue: Path
@@ -37,6 +39,7 @@ class Config:
     home: Path
     user: str
     durability: str = "full"
+    reply_bytes: int = REPLY_BYTES
 
 
 def find(
@@ -69,7 +72,14 @@ def find(
         home=Path(os.path.normpath(home)),
         user=user_name(environ.get("FEDQ_USER") or written.get("user") or _login()),
         durability=durability,
+        reply_bytes=_bytes(environ.get("FEDQ_REPLY_BYTES") or written.get("reply_bytes", str(REPLY_BYTES))),
     )
+
+
+def _bytes(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise UsageError(f"reply_bytes is a whole number of bytes, 1 or more, not {text[:40]!r}")
+    return int(text)
 
 
 def _login() -> str:

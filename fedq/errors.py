@@ -138,6 +138,12 @@ class BadSignature(BadFile):
     code = "bad_signature"
 
 
+class Quota(Refused):
+    """No room: a limit that a device has for each requester. ``which``, ``most``, ``there``, ``more``."""
+
+    code = "quota"
+
+
 class Expired(Refused):
     """The message's time was over before it could be done."""
 

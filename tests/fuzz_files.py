@@ -166,9 +166,7 @@ class Readers:
     # -- a requester reads
 
     def reply(self, file: Hostile) -> object:
-        came = fetch._checked(self.device, file.id, file.value, file.raw, where="it")
-        if came is None:
-            raise FedqError("not taken for a reply")
+        came = fetch._checked(self.device, file.id, file.value, file.raw)
         for name in came.reply.values:
             found = came.outcome("device_1", name)
             if isinstance(found, FedqError):
@@ -221,7 +219,7 @@ def check(file: Hostile) -> tuple[Message, File]:
         "name": f"{file.id}.safetensors", "requester": said("message")["from"], "key": ALICE.public.hex(),
         "device": said("message")["to"], "root": said("message").get("root"), "me": DEVICE.public.hex(),
     }  # fmt: skip
-    wanted = [p for p in inspect.signature(intake.check).parameters if p != "raw"]
+    wanted = [p for p in inspect.signature(intake.check).parameters if p not in ("raw", "signed")]
     return intake.check(file.raw, **{name: known[name] for name in wanted})
 
 

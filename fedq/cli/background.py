@@ -159,6 +159,17 @@ def not_taken(home: Home) -> int:
     return new
 
 
+def refused(home: Home) -> list[tuple[str, str, str]]:
+    """Files of its queue that are not taken, as the device said last: requester, id and the code of an error."""
+    found: list[tuple[str, str, str]] = []
+    for requester in home.trusted():
+        with contextlib.suppress(FedqError, FileNotFoundError):
+            there = set(home.pair(requester.name).carrier.list("in"))
+            said = _beat(home, requester.name).refused
+            found += [(requester.name, id_, code) for id_, code in said if f"{id_}.safetensors" in there]
+    return found
+
+
 def _beat(home: Home, requester: str) -> Heartbeat:
     return keys.unseal(Heartbeat, home.pair(requester).read_bytes(Heartbeat.KIND), home.key.public)
 

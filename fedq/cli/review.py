@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from fedq.device.evidence import Evidence, Reader
     from fedq.device.home import Home
     from fedq.device.journal import QuestionRow
+
+MOST_NAMED = 10
+"""Files that are not taken and are named."""
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -120,7 +124,7 @@ def deny(
 
 def _list(call: Call, device: str | None, requester: str) -> Shown:
     from fedq import fs
-    from fedq.cli import background, owner, show
+    from fedq.cli import owner, show
     from fedq.device import review as words
     from fedq.device.evidence import Reader
     from fedq.device.foreseen import Typist
@@ -135,11 +139,26 @@ def _list(call: Call, device: str | None, requester: str) -> Shown:
             more += owner.unasked(name, reader.unasked())
         lines += [owner.line(name, each, now) for each in found]
         rows += [owner.as_json(name, each) for each in found]
-        if new := background.not_taken(home):
-            call.say(f"{name}: {show.plural(new, 'message')} not read yet: fedq device step {name}")
+        for line in _not_read(home):
+            call.say(f"{name}: {line}")
     if not rows:
         call.say("nothing waits for your word")
     return Shown(rows, "\n".join(filter(None, [show.table(lines), *more])))
+
+
+def _not_read(home: Home) -> Iterator[str]:
+    """What lies in its queue: files that are not taken and why, and messages that were not read yet."""
+    from fedq import spelling
+    from fedq.cli import background, show
+    from fedq.device.beat import TOLD
+
+    odd, new = background.refused(home), background.not_taken(home)
+    if odd:
+        told = ", ".join(f"{id_[:12]} of {spelling.name(who)} ({code})" for who, id_, code in odd[:MOST_NAMED])
+        more = "" if len(odd) <= MOST_NAMED else ", and more"
+        yield f"not taken: {told}{more}: fedq device log {home.name}"
+    if new > len(odd) and len(odd) < TOLD:
+        yield f"{show.plural(new - len(odd), 'message')} not read yet: fedq device step {home.name}"
 
 
 def _one(call: Call, ref: str, requester: str, out: str | None) -> Shown:

@@ -22,11 +22,13 @@ from fedq.client.pending import Pending, merge
 from fedq.client.pointer_plans import PointerPlan
 from fedq.client.pointers import PointerTensor, raw_tensor
 from fedq.client.rest import Rest
+from fedq.client.tried import Tried
 from fedq.errors import BadFile, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import MAX_TENSORS, RawTensor
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type
 from fedq.plan.verify import verify
+from fedq.queue.carrier import MOST_BYTES
 from fedq.queue.message import Message, Put, SendPlan, Verb
 from fedq.queue.pair import Card, Catalog, open_pair
 from fedq.trust.keys import unseal
@@ -81,6 +83,8 @@ class Device:
         self.pair = open_pair(client.config.queue, name, client.name, durable=durable)
         self.key = client.trusted(name)
         self.number = client.outbox.pair(client.root, name, self.key.hex())
+        self.tried = Tried(self.pair.carrier.path)
+        self._most: tuple[tuple[int, ...] | None, int] = (None, MOST_BYTES)
         self._draft: Draft | None = None
         self._catalog_bytes: bytes = b""
         self._catalog: Catalog | None = None
@@ -403,6 +407,17 @@ class Device:
             return unseal(Card, self.pair.read_bytes(Card.KIND), self.key).keep_days
         except (FileNotFoundError, BadFile):
             return KEEP_DAYS
+
+    def most_bytes(self) -> int:
+        """Bytes of the largest message that the device takes, as its card says."""
+        mark = self.pair.carrier.mark("card.json")
+        if mark is None or mark != self._most[0]:
+            try:
+                card = unseal(Card, self.pair.read_bytes(Card.KIND), self.key)
+                self._most = mark, getattr(card, "most_bytes", MOST_BYTES)
+            except (FileNotFoundError, BadFile):
+                return MOST_BYTES
+        return self._most[1]
 
     def _ask_once(self, draft: Draft, wanted: Wanted) -> dict[str, str]:
         """Ask for what this block did not ask for: what else this process knows is not the same in another."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedq import errors
 from fedq.client.rest import collector_rests
-from fedq.errors import BadFile, BadSignature, FedqError, TimedOut, UnknownPlan, WaitingForApproval
+from fedq.errors import BadFile, BadSignature, FedqError, Quota, TimedOut, UnknownPlan, WaitingForApproval
+from fedq.fs import Copy
 from fedq.plan.codec import Buffer, RawTensor, decode
 from fedq.queue import pair as pairs
 from fedq.queue.message import Failure, Number, Reply, decode_reply
@@ -43,7 +44,11 @@ HOLDS = {
     "other_torch": "its torch is not the one that plans were judged for; its owner has to see to it",
 }
 """What holds a device up, by the code that its heartbeat tells."""
-ASK_AGAIN = ("missing_value",)
+_HELD = {
+    pairs.ROOM: "its reply waits for room: replies of yours that were not acknowledged take it all; read some",
+    pairs.BLOCKED: "something stands in out/ at its reply's name that the device may not remove; its owner's log says",
+}
+ASK_AGAIN = ("missing_value", "quota")
 """Failures that may be over when the value is asked for again."""
 
 Outcome = RawTensor | Number | FedqError
@@ -160,8 +165,8 @@ def _forget(
             for reply in {replies[a] for a in again}:
                 device.client.outbox.acknowledge(device.number, reply)
             device.client.outbox.ask_again(device.number, again)
-        for o in (o for _, o in mine if isinstance(o, UnknownPlan)):
-            device.forget_plan(str(o.fields.get("id", "")))
+        for o in (o for _, o in mine if isinstance(o, UnknownPlan | Quota)):
+            device.forget_plan(str(o.fields.get("plan", o.fields.get("id", ""))))
         if take and not device.lasting and not any(isinstance(o, FedqError) for o in found):
             device.take([p for p, _ in mine], set(replies.values()))
 
@@ -195,19 +200,35 @@ def _wait(
 def _read(device: Device, reply: str, value: str, *, keep: bool) -> Arrived | None:
     """The reply, if it is there and is what it says it is; ``keep`` a copy, so that it can be read again."""
     name = device.pair.reply_name(reply)
+    copy = come(device, name)
+    if copy is None:
+        return None
+    raw = copy.data
     try:
-        raw = device.pair.carrier.get(name)
-    except FileNotFoundError:
-        return None
+        found = _checked(device, reply, value, raw, copy.signed)
     except BadFile as error:
-        log.warning("%s is not taken for a reply: %s", device.pair.carrier.path(name), error)
+        device.tried.refuse(name, error)
         return None
-    found = _checked(device, reply, value, raw, where=str(device.pair.carrier.path(name)))
-    if keep and found is not None and not any(_may_change(v) for v in found.reply.values.values()):
+    if keep and not any(_may_change(v) for v in found.reply.values.values()):
         durable = device.client.config.durability == "full"
         codes = [v.code for v in found.reply.values.values() if isinstance(v, Failure)]
         device.client.history.keep(device.number, reply, raw, code=codes[0] if codes else None, durable=durable)
     return found
+
+
+def come(device: Device, name: str) -> Copy | None:
+    """A copy of what lies at a reply's name, if it names the device as its signer and was not tried before."""
+    carrier = device.pair.carrier
+    if (mark := carrier.mark(name)) is None or not device.tried.is_new(name, mark):
+        return None
+    try:
+        return carrier.get_hashed(name, device.client.config.reply_bytes, key=device.key)
+    except FileNotFoundError:
+        return None
+    except BadFile as error:
+        hint = "reply_bytes in fedq.toml says how much is read" if "size_bytes" in error.fields else ""
+        device.tried.refuse(name, error, hint)
+        return None
 
 
 def _may_change(value: str | Number | Failure) -> bool:
@@ -217,24 +238,23 @@ def _may_change(value: str | Number | Failure) -> bool:
 def kept(device: Device, reply: str, value: str) -> Arrived | None:
     """The reply as it was kept, if it came before."""
     raw = device.client.history.kept(device.number, reply)
-    return None if raw is None else _checked(device, reply, value, raw, where=f"the copy of {reply}")
+    try:
+        return None if raw is None else _checked(device, reply, value, raw)
+    except BadFile as error:
+        log.warning("the copy of %s is not taken for a reply: %s", reply, error)
+        return None
 
 
 @collector_rests()
-def _checked(device: Device, reply: str, value: str, data: Buffer, *, where: str) -> Arrived | None:
-    """The reply in these bytes, if they are the device's and it is the one that was asked for."""
+def _checked(device: Device, reply: str, value: str, data: Buffer, signed: bytes = b"") -> Arrived:
+    """The reply in these bytes; BadFile if they are not the device's, or it is not the one that was asked for."""
     raw = memoryview(data)
-    try:
-        if keys.signer_of("reply", raw) != device.key:
-            raise BadSignature("signed by a key that is not the device's")
-        file = decode(raw)
-        found = decode_reply(file)
-    except BadFile as error:
-        log.warning("%s is not taken for a reply: %s", where, error)
-        return None
+    if keys.signer_of("reply", raw, signed) != device.key:
+        raise BadSignature("signed by a key that is not the device's")
+    file = decode(raw)
+    found = decode_reply(file)
     if (found.id, found.device, found.to) != (reply, device.name, device.client.name) or value not in found.values:
-        log.warning("%s is not taken for a reply: it is another one", where)
-        return None
+        raise BadFile("it is another one")
     return Arrived(found, dict(file.tensors))
 
 
@@ -278,6 +298,10 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
             return HELD, WaitingForApproval.code, id_
         if id_ == reply and what == pairs.ASKED:
             return ASKED, WaitingForApproval.code, value
+        if id_ == reply and what in _HELD:
+            return _HELD[what], late, value
+    if there := device.tried.why(device.pair.reply_name(reply)):
+        return there, late, value
     if beat.trouble and beat.state == "up":
         return f"{device.name} holds: {HOLDS.get(beat.trouble, beat.trouble)}", late, value
     seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -67,7 +67,10 @@ def _read(device: Device, reply: str, id_: str) -> PlanFile | None:
     name, outbox = device.pair.reply_name(reply), device.client.outbox
     kept = device.client.history.kept(device.number, reply)
     try:
-        raw = memoryview(device.pair.carrier.get(name) if kept is None else kept)
+        copy = fetch.come(device, name) if kept is None else None
+        if kept is None and copy is None:
+            return None
+        raw = memoryview(copy.data if copy is not None else kept or b"")
         if _is_signed(KIND, raw, device.key):
             found = decode_plan(decode(raw))
             if found.id == id_:
@@ -80,12 +83,12 @@ def _read(device: Device, reply: str, id_: str) -> PlanFile | None:
                 if why.code == UnknownPlan.code:
                     device.forget_plan(id_)
                 raise _Said(fetch.as_error(why, device.name))
-    except FileNotFoundError:
-        return None
     except _Said as said_why:
         raise said_why.error from None
     except BadFile as error:
-        log.warning("%s is not taken for a plan: %s", device.pair.carrier.path(name), error)
+        device.tried.refuse(name, error)
+        return None
+    device.tried.refuse(name, BadFile("it is another file"))
     return None
 
 

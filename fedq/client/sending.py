@@ -8,21 +8,26 @@ What became of it stands in the hint of the error.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fedq import fs
 from fedq.client import content as contents
 from fedq.client.content import Content
 from fedq.client.draft import PART_ACTIONS, Draft, Envelope, Sent, message, seal, seed_of, tensor_names
 from fedq.client.rest import collector_rests
-from fedq.errors import Conflict, FedqError, Unreachable
+from fedq.errors import BadFile, Conflict, FedqError, Quota, Unreachable
 from fedq.plan.codec import Buffer, parse_json
 from fedq.plan.graph import about_from_json
 from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run, SendPlan, Verb
+from fedq.trust.keys import signer_of
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
+
+log = logging.getLogger("fedq.client")
 
 EXPIRES_S = 14 * 24 * 3600.0
 FORGET_AT_MOST = 4000
@@ -65,6 +70,7 @@ def _not_sent(before: int) -> str:
 
 
 def _send_part(device: Device, draft: Draft, part: Sent, not_sent: str) -> None:
+    _check_size(device, part)
     with _saying(not_sent):
         _commit(device, draft, [part])
     try:
@@ -73,6 +79,18 @@ def _send_part(device: Device, draft: Draft, part: Sent, not_sent: str) -> None:
         _say(error, not_sent if _is_taken_back(device, part) else LEFT)
         raise
     draft.begun = True
+
+
+def _check_size(device: Device, part: Sent) -> None:
+    """Quota if the device takes no message that large."""
+    size, most = fs.size_bytes(part.chunks), device.most_bytes()
+    if size > most:
+        raise Quota(
+            f"this message has {size:,} bytes, {device.name} takes at most {most:,}",
+            hint="send less at a time: a large tensor in parts, or several messages; "
+            f"or ask its owner to raise limits.message_bytes; {NOT_SENT}",
+            which="message_bytes", most=most, there=0, more=size,
+        )  # fmt: skip
 
 
 def _is_taken_back(device: Device, part: Sent) -> bool:
@@ -107,6 +125,8 @@ def _send_once(device: Device, draft: Draft, envelope: Envelope) -> Message:
         _send_missing_plans(device, draft)
     else:
         parts = [part for _, part in seal(draft, envelope)] if draft.actions else []
+        for part in parts:
+            _check_size(device, part)
         try:
             with _saying(NOT_SENT):
                 _commit(device, draft, parts, asked)
@@ -190,8 +210,26 @@ def _commit(device: Device, draft: Draft, parts: Sequence[Sent], asked: Content 
 
 
 def _put(device: Device, id_: str, chunks: Sequence[Buffer]) -> None:
-    device.pair.carrier.put(device.pair.message_name(id_), chunks)
+    name, carrier = device.pair.message_name(id_), device.pair.carrier
+    try:
+        carrier.put(name, chunks)
+    except Conflict:
+        if _is_mine(device, name):
+            raise
+        log.warning("another file stood at %s; replaced", carrier.path(name))
+        carrier.clear(name)
+        carrier.put(name, chunks)
     device.client.outbox.was_put(device.number, id_, chunks)
+
+
+def _is_mine(device: Device, name: str) -> bool:
+    """Whether what stands there was signed by this requester: then the id means something else already."""
+    key = device.client.key.public
+    try:
+        copy = device.pair.carrier.get_hashed(name, key=key)
+        return signer_of("message", copy.data, copy.signed) == key
+    except (FileNotFoundError, BadFile):
+        return False
 
 
 def finish(device: Device) -> None:

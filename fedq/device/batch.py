@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from fedq import ids
 from fedq.device import fold as folds
 from fedq.device.calls import Call
-from fedq.device.journal import Value, failed
+from fedq.device.journal import VALUE_BYTES, Value, failed
 from fedq.device.kinds import HINTS, KINDS, checked
+from fedq.device.room import size
 from fedq.device.wire import Sendable
 from fedq.errors import BadFile, FedqError, MissingValue
 from fedq.plan.bodies import nested
@@ -100,6 +101,8 @@ def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
     plan = peer.plan(call.plan)
     if (refused := refusal(call, plan)) is not None or not isinstance(plan, tuple):
         return refused
+    if not call.word and (lacks := peer.quota.lacks(1)) is not None:
+        return lacks
     call.sources = peer.sources_of(call)
     if not policy.may_be_given(peer.journal.rules(call.sources), call.word):
         return Failure("denied", "its owner has not said a word for it")
@@ -246,9 +249,12 @@ def _forget_oldest(peer: Peer, lane: Lane, batch: Batch) -> None:
 
 def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], held: Held | None = None) -> list[Value]:
     """The contents of a call's results, from the row a worker sent; ``held``: what that worker holds."""
-    if row[0] == "ok":
-        return [_value(peer, call, *it, tensors, held) for it in zip(call.results, row[1], strict=True)]
-    return failures(peer, call, _explain(peer, call, row[1], row[3]))
+    if row[0] != "ok":
+        return failures(peer, call, _explain(peer, call, row[1], row[3]))
+    made: list[Value] = []
+    for id_, one in zip(call.results, row[1], strict=True):
+        made.append(_value(peer, call, id_, one, tensors, held, sum(map(size, made))))
+    return made
 
 
 def failures(peer: Peer, call: Call, failure: Failure) -> list[Value]:
@@ -261,7 +267,10 @@ def _kept(call: Call) -> frozenset[str]:
     return call.sources if call.word else frozenset()
 
 
-def _value(peer: Peer, call: Call, id_: str, made: Any, tensors: Sequence[RawTensor], held: Held | None) -> Value:
+def _value(
+    peer: Peer, call: Call, id_: str, made: Any, tensors: Sequence[RawTensor], held: Held | None, before: int
+) -> Value:
+    """The content of a result; ``before``: bytes of the others that the same call gave."""
     if isinstance(made, dict) and "e" in made:
         code, _, fields = made["e"]
         return failed(peer.name, id_, _explain(peer, call, code, fields), _kept(call))
@@ -272,6 +281,9 @@ def _value(peer: Peer, call: Call, id_: str, made: Any, tensors: Sequence[RawTen
     raw = tensors[made]
     if held is not None:
         held.add(key_of(peer.name, id_), raw.size_bytes)
+    lacks = None if call.word else peer.quota.lacks(before + VALUE_BYTES + raw.size_bytes)
+    if lacks is not None:
+        return failed(peer.name, id_, lacks, _kept(call))
     return peer.store.keep(peer.name, id_, raw, sources=call.sources)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedq.device.home import Home
 from fedq.device.peer import Peer, running
-from fedq.queue.pair import ASKED, STOPPED, Heartbeat
+from fedq.queue.pair import ASKED, BLOCKED, ROOM, STOPPED, Heartbeat
 
 BEAT_S = 5.0
 PROGRESS_S = 1.0
@@ -58,5 +58,7 @@ def _standing(peer: Peer) -> tuple[Any, ...]:
     waiting = running(itertools.chain(peer.queue, peer.waiting.calls()), TOLD)
     stopped = ((result, STOPPED) for call in peer.stopped() for result in call.results)
     questions = ((reply, ASKED) for reply in sorted(peer.questions.open))
-    held = tuple(itertools.islice(itertools.chain(questions, stopped), TOLD))
-    return waiting, running(peer.running, TOLD), held, tuple(itertools.islice(peer.refused.items(), TOLD))
+    roomless = ((reply, ROOM) for reply in peer.roomless)
+    blocked = ((reply, BLOCKED) for reply in peer.blocked)
+    held = tuple(itertools.islice(itertools.chain(questions, stopped, roomless, blocked), TOLD))
+    return waiting, running(peer.running, TOLD), held, peer.inbox.told(TOLD)

@@ -27,6 +27,8 @@ REPLIES_S = 14 * 86_400.0
 PLANS_S = 30 * 86_400.0
 FAILED_S = 30 * 86_400.0
 """How long messages in ``failed/`` are kept."""
+LOOKS = 2000
+"""Replies of one requester whose files are looked at when ``out/`` is compared."""
 SLICE = 200
 """Messages let go of in one step."""
 
@@ -38,6 +40,7 @@ class Collector:
         self._home, self._journal = home, home.journal
         self._collected = self._looked_out = 0.0
         self._going = True
+        self._turn = 0
 
     def due(self, now: float) -> bool:
         """Whether there may be something to do."""
@@ -60,9 +63,11 @@ class Collector:
         for sender, reply in gone.replies:
             if sender in peers:
                 peers[sender].delete.append(reply)
+                peers[sender].free([reply])
         for sender, value in gone.values:
             if sender in peers:
                 peers[sender].let_go([value], files=[value])
+                peers[sender].quota.stale = True
         if not gone.messages:
             self._journal.collect_plans(now - PLANS_S, {(p.name, c.plan) for p in peers.values() for c in p.calls()})
             for sender, id_ in self._journal.collect_failed(now - FAILED_S):
@@ -70,14 +75,27 @@ class Collector:
         return bool(gone.messages)
 
     def _publish_again(self, peer: Peer) -> None:
-        """Have what vanished from ``out/`` written again, if its values are still there."""
+        """Have what vanished from ``out/``, or is not what was put there, written again, if its values are there."""
         published = self._journal.unacknowledged(peer.name)
         if not published:
             return
         there = {name.removesuffix(SUFFIX) for name in peer.pair.carrier.list("out")}
+        changed = self._changed(peer, [w.id for w in published if w.id in there])
         for wanted in published:
-            if wanted.id in there or wanted.id in peer.wants or peer.was_dropped(wanted.ids):
+            out = wanted.id in there and wanted.id not in changed
+            if out or wanted.id in peer.wants or peer.was_dropped(wanted.ids):
                 continue
             taken = self._journal.message(peer.name, wanted.message)
             if taken is not None:
                 peer.want(wanted, taken)
+
+    def _changed(self, peer: Peer, replies: list[str]) -> set[str]:
+        """Of some of these, in turns, those whose files are not the ones that were put, or were not looked at yet."""
+        first = self._turn % max(1, len(replies))
+        self._turn = first + LOOKS
+        some = [*replies[first:], *replies[:first]][:LOOKS]
+        marks, mark = peer.marks, peer.pair.carrier.mark
+        known = {r for r in some if marks.get(r) is not None}
+        return {r for r in known if mark(f"out/{r}{SUFFIX}") != marks[r]} | set(
+            [r for r in some if r not in known][:SLICE]
+        )

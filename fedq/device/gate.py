@@ -25,7 +25,7 @@ from fedq.device.lanes import Crew
 from fedq.device.pool import ProcessWorker, Worker
 from fedq.device.serve import Served
 from fedq.errors import AlreadyRunning, FedqError, OtherTorch, Unreachable
-from fedq.queue.watch import Watch, spin
+from fedq.queue.watch import Heard, Watch, spin
 
 log = logging.getLogger("fedq.device")
 
@@ -133,15 +133,16 @@ class Gate:
         served.home.close()
         log.info("%s: no longer served", name)
 
-    def step(self, now: float, *, scan: bool = True) -> bool:
+    def step(self, now: float, *, scan: bool = True, heard: Heard = None, due: bool = True) -> bool:
         """One step of every device; whether anything was done.
 
         Args:
             scan: look for new files; not needed when only a worker called.
+            heard: names by folder; None: whatever there may be. due: whether folders are to be listed, too.
         """
         busy = False
         for name, served in self.served.items():
-            busy |= self._try(name, partial(served.step, now, scan=scan))
+            busy |= self._try(name, partial(served.step, now, scan=scan, heard=heard, due=due))
             self._try(f"{name}'s heartbeat", partial(served.beat, now))
         return busy
 
@@ -176,7 +177,9 @@ class Gate:
             while not stop() and self._wanted():
                 now = fs.clock()
                 due = not looked <= now < looked + SCAN_S
-                busy = self.step(now, scan=heard or due)
+                names = watch.heard() if heard or due else {}
+                listed = due or names is None
+                busy = self.step(now, scan=heard or due, heard=names or {}, due=listed)
                 poke = self._poked() if heard or due else poked
                 if due or poke != poked:
                     for served in self.served.values() if poke != poked else ():
@@ -247,6 +250,12 @@ class Gate:
     def trouble(self) -> str | None:
         """What holds a device up, if something does."""
         return next(iter(self._failed.values()), None)
+
+    @property
+    def pair_trouble(self) -> str | None:
+        """What is wrong with the folder of one requester, if something is."""
+        wrong = ((p.name, p.trouble) for served in self.served.values() for p in served.peers.values() if p.trouble)
+        return next((f"the folder of {name} cannot be used ({code})" for name, code in wrong), None)
 
     @property
     def ready(self) -> bool:
@@ -332,5 +341,7 @@ def serve_waiting(config: Config, names: Sequence[str]) -> None:
                         raise Unreachable(f"{' '.join(names)}: {gate.trouble}")
                     if not gate.ready:
                         gate._wait(selector)
+            if (trouble := gate.pair_trouble) is not None:
+                raise Unreachable(f"{' '.join(names)}: {trouble}")
         finally:
             gate.close()

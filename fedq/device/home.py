@@ -17,6 +17,7 @@ import fedq
 from fedq import fs, ids
 from fedq.config import Config
 from fedq.device.journal import OWNER, Journal, Value
+from fedq.device.limits import Limits
 from fedq.device.store import Store
 from fedq.errors import Ambiguous, Conflict, UnknownDevice, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import RawTensor
@@ -31,8 +32,6 @@ DEADLINE_S = 3600.0
 """How long one call may take, if the owner says nothing else."""
 KEEP_DAYS = 30
 """How long a question waits for the owner, if they say nothing else."""
-MOST_WAITING = 200_000
-"""Messages and replies of one requester that may wait on a device; further files stay in ``in/``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ class Home:
         said = _said(self.path)
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
         self.keep_days = float(said.get("review", {}).get("keep_days", KEEP_DAYS))
-        self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
+        self.limits = Limits.of(said)
 
     @property
     def keep_s(self) -> float:

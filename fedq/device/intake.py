@@ -27,17 +27,20 @@ class Arrival:
     again: bool
 
 
-def check(raw: Buffer, *, name: str, requester: str, key: str, device: str) -> tuple[Message, File]:
+def check(
+    raw: Buffer, *, name: str, requester: str, key: str, device: str, signed: bytes = b""
+) -> tuple[Message, File]:
     """The message in these bytes, if it is one from this requester to this device.
 
     Args:
         name: the file's name, ``<id>.safetensors``.
         key: the requester's public key, hex, from this device's trust.
+        signed: SHA-256 of all but the last 64 bytes, if it was taken while they were read.
 
     Raises:
         BadSignature, BadVersion, BadFile: it is not.
     """
-    signer = signer_of("message", memoryview(raw)).hex()
+    signer = signer_of("message", memoryview(raw), signed).hex()
     if signer != key:
         raise BadSignature(f"signed by {signer[:8]}, which is not {requester}")
     file = decode(raw)

@@ -17,8 +17,10 @@ from typing import Any
 from fedq import fs
 from fedq.device.calls import GATE_ENDS, Ends
 from fedq.errors import FedqError
+from fedq.plan import typed
 from fedq.plan.graph import Type
 from fedq.queue.message import Failure
+from fedq.trust import policy
 
 NOTHING = Type("str")
 """The type of a value that is a failure."""
@@ -34,6 +36,9 @@ MOST_FORESEEN, MOST_FORESEEN_TEXT = 2000, 1 << 16
 
 MOST_EVENTS = 100_000
 """A failure is remembered until so much happened after it."""
+
+VALUE_BYTES = 100
+"""Of a value besides its data, about."""
 
 CACHED = 100_000
 """Ids remembered at most between transactions."""
@@ -93,6 +98,8 @@ CREATE TABLE IF NOT EXISTS again(
   sender TEXT, same TEXT, word TEXT NOT NULL, why TEXT NOT NULL, time REAL NOT NULL, by TEXT NOT NULL,
   PRIMARY KEY(sender, same)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS foreseen(key TEXT PRIMARY KEY, types TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shares(
+  sender TEXT, id TEXT, bytes INTEGER NOT NULL, repeated INTEGER NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS open_questions ON questions(state) WHERE state != 'ended';
 """
 
@@ -521,6 +528,49 @@ class Journal:
     def set_reply(self, keys: Iterable[tuple[str, str]], state: str) -> None:
         self._db.executemany("UPDATE replies SET state=? WHERE sender=? AND id=?", ((state, *key) for key in keys))
 
+    # -- room
+
+    def set_shares(self, rows: Iterable[tuple[str, str, int, int]]) -> None:
+        """What replies take: (sender, reply, bytes, bytes of values that are in another reply)."""
+        self._db.executemany("INSERT OR REPLACE INTO shares VALUES(?,?,?,?)", rows)
+
+    def free_shares(self, keys: Iterable[tuple[str, str]]) -> None:
+        """These (sender, reply) take nothing any more."""
+        self._db.executemany("DELETE FROM shares WHERE sender=? AND id=?", keys)
+
+    def shares(self, sender: str) -> list[tuple[str, int, int, tuple[str, ...]]]:
+        """Reply, bytes, repeated bytes and values, of what a requester did not acknowledge."""
+        sql = "SELECT s.id, bytes, repeated, ifnull(ids, '') FROM shares s LEFT JOIN replies r "
+        rows = self._db.execute(f"{sql} ON r.sender=s.sender AND r.id=s.id WHERE s.sender=?", (sender,))
+        return [
+            (id_, size, again, tuple(i.removeprefix(_OWNERS) for i in ids.split())) for id_, size, again, ids in rows
+        ]
+
+    def stored_bytes(self, scope: str) -> int:
+        """Bytes of a requester's values that come from nothing private; each counts a little besides."""
+        self._write_added()
+        stand = "scope=? AND failure IS NULL AND NOT dropped"
+        rows = self._db.execute(f"SELECT type, sources, count(*) FROM vals WHERE {stand} GROUP BY 1, 2", (scope,))
+        open_ = [row for row in rows.fetchall() if policy.is_open(self.rules(row[1].split()))]
+        return sum(count * (VALUE_BYTES + _bytes(type_)) for type_, _, count in open_)
+
+    def private_bytes(self) -> int:
+        """Bytes of all requesters' values that come from something private."""
+        self._write_added()
+        stand = "sources != '' AND failure IS NULL AND NOT dropped"
+        rows = self._db.execute(f"SELECT type, sources, count(*) FROM vals WHERE {stand} GROUP BY 1, 2").fetchall()
+        return sum(n * _bytes(type_) for type_, names, n in rows if not policy.is_open(self.rules(names.split())))
+
+    def plans_size(self, scope: str) -> tuple[int, int]:
+        """How many plans a requester has here, and their bytes; refused ones count."""
+        sql = "SELECT count(*), ifnull(sum(length(file)), 0) FROM plans WHERE scope=?"
+        count, size = self._db.execute(sql, (scope,)).fetchone()
+        return int(count), int(size)
+
+    def forget_plan(self, scope: str, id_: str) -> None:
+        """A plan that was refused may be sent again."""
+        self._db.execute("DELETE FROM plans WHERE scope=? AND id=? AND file IS NULL", (scope, id_))
+
     def add_drop(self, sender: str, message: str, ids: Iterable[str], after: Iterable[str]) -> int:
         """Record a drop still to do; its row. A message's drop is recorded once."""
         row, there = (sender, message, " ".join(ids), " ".join(after)), "sender=? AND message=? AND ids=? AND after=?"
@@ -595,6 +645,7 @@ class Journal:
             gone.replies.extend((sender, id_) for id_, state in replies if state == "published")
             self._db.execute(f"DELETE FROM vals WHERE {made}", key)
             self._db.executemany("DELETE FROM published WHERE sender=? AND id=?", [(sender, r[0]) for r in replies])
+            self.free_shares([(sender, r[0]) for r in replies])
             self._db.execute("DELETE FROM replies WHERE sender=? AND message=?", key)
             over = "DELETE FROM questions WHERE sender=? AND reply=? AND state='ended' AND word IN ('', 'cancelled')"
             self._db.executemany(over, [(sender, r[0]) for r in replies])
@@ -780,7 +831,7 @@ class Journal:
         row = (now, kind, sender, ref, by, text)
         made = self._db.execute("INSERT INTO events(time, kind, sender, ref, by, text) VALUES(?,?,?,?,?,?)", row)
         if (number := made.lastrowid or 0) % 1000 == 0:
-            old = "DELETE FROM events WHERE n <= ? AND kind IN ('failed', 'worker ended')"
+            old = "DELETE FROM events WHERE n <= ? AND kind IN ('failed', 'worker ended', 'refused')"
             self._db.execute(old, (number - MOST_EVENTS,))
 
     def events(self, *, since: float = 0.0) -> list[Event]:
@@ -827,6 +878,10 @@ class Journal:
             self._db.execute("DELETE FROM foreseen")
         rows = ((key, text) for key, types in found.items() if len(text := json.dumps(types)) < MOST_FORESEEN_TEXT)
         self._db.executemany("INSERT OR REPLACE INTO foreseen VALUES(?,?)", rows)
+
+
+def _bytes(type_: str) -> int:
+    return typed.size_bytes(Type.parse(type_)) or 0
 
 
 def _value(row: Sequence[Any]) -> Value:

@@ -19,13 +19,15 @@ from fedq import fs, ids
 from fedq.device import batch as batches
 from fedq.device.calls import PATIENCE_S, Call, Ends, Waiting
 from fedq.device.drops import DropRow, Drops
+from fedq.device.expected import Expected
 from fedq.device.home import Home
 from fedq.device.inbox import Inbox
-from fedq.device.journal import OWNER, Taken, Value, Wanted, failed
+from fedq.device.journal import OWNER, VALUE_BYTES, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
 from fedq.device.pool import Died
 from fedq.device.questions import CANCELLED, Questions
-from fedq.errors import BadFile, FedqError
+from fedq.device.room import Room, size
+from fedq.errors import BadFile, FedqError, Quota
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
 from fedq.plan.graph import About
@@ -39,6 +41,7 @@ MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
 MAX_FILES = 1000
 """Messages whose tensors are kept in memory, per requester; of the others they are read again."""
+EXPIRED = Failure("expired", "the message expired before it could be done")
 STOPPED = "held: the device's daemon ended five times while it ran"
 
 
@@ -46,7 +49,8 @@ STOPPED = "held: the device's daemon ended five times while it ran"
 class Want:
     """A ``get`` to be answered: ``missing`` are the values without content, ``given_up`` those given up.
 
-    ``fresh``: it was never answered before; ``word``: what the owner said, if it was asked.
+    ``fresh``: it was never answered before; ``word``: what the owner said, if it was asked; ``told``: whether it
+    was said that its place in ``out/`` cannot be had.
     """
 
     wanted: Wanted
@@ -56,6 +60,7 @@ class Want:
     expires: float
     given_up: dict[str, Failure] = field(default_factory=dict)
     word: str = ""
+    told: bool = False
 
 
 class Peer:
@@ -76,9 +81,16 @@ class Peer:
         self.touched: set[str] = set()
         self.drops = Drops(self._undone)
         self._files: dict[str, File] = {}
+        self.sizes: dict[str, int] = {}
+        """Bytes of messages that are being entered."""
         self.spooled: set[str] = set()
         self.calls_left: dict[str, int] = {}
-        self.refused: dict[str, str] = {}
+        self.quota = Room(home, name)
+        self.expects = Expected(self)
+        self.trouble = self.trouble_told = ""
+        """What is wrong with its folder: the code of an error."""
+        self.rests_until = 0.0
+        """Till when nothing is tried there; 0: nothing is wrong."""
         self.ends: dict[tuple[str, int], Ends] = {}
         """(message, action) -> what ended while it ran."""
         self.cut: list[Lane] = []
@@ -93,6 +105,16 @@ class Peer:
         self._count = itertools.count()
         self._time = 0.0
         self.publish: deque[Want] = deque()
+        self.marks: dict[str, tuple[int, ...] | None] = {}
+        """Replies that this process put or looked at, as their files were then."""
+        self.roomless: dict[str, Want] = {}
+        """Replies that are decided and wait for room."""
+        self.blocked: dict[str, Want] = {}
+        """Replies that are decided and whose place in ``out/`` cannot be had for now."""
+        self._unreserved: list[Want] = []
+        """Gets that have no room reserved yet: what they ask for may be promised later in their message."""
+        self.shares_due: set[str] = set()
+        """Replies whose room is to be recorded."""
         self.delete: list[str] = []
         self.forget: list[str] = []
         self.unspool: list[str] = []
@@ -109,7 +131,7 @@ class Peer:
         calls: list[Call] = []
         self._keep_time(now)
         if taken.received > message.expires or not (again or message.expires > self.journal.forgotten(self.name)):
-            self._enter_expired(message, taken, now)
+            self.refuse(message, taken, EXPIRED, now)
             return
         for number, verb in enumerate(message.actions):
             match verb:
@@ -123,25 +145,34 @@ class Peer:
                 case Get():
                     if not (again and self._is_answered(verb.reply)):
                         self.want(_wanted(message, verb), taken)
-                case Drop():
-                    after = [message.id, *verb.after]
-                    row_number = self.journal.add_drop(self.name, message.id, verb.values, after)
-                    self.drops.add(DropRow(row_number, list(verb.values), after, message.expires))
-                case Cancel():
-                    self._cancel(verb, message.expires, now)
-                case Ack():
-                    self._acknowledged(verb)
+                case Drop() | Cancel() | Ack():
+                    self._let_go_of(verb, message, now)
         self._enter_calls(message, file, calls, now)
         self.drops.passed(message.id)
 
-    def _enter_expired(self, message: Message, taken: Taken, now: float) -> None:
-        """It comes too late, or perhaps a second time after it was forgotten: nothing is done but to say so."""
-        late = Failure("expired", "the message expired before it could be done")
+    def _let_go_of(self, verb: Drop | Cancel | Ack, message: Message, now: float) -> None:
+        match verb:
+            case Drop():
+                after = [message.id, *verb.after]
+                row_number = self.journal.add_drop(self.name, message.id, verb.values, after)
+                self.drops.add(DropRow(row_number, list(verb.values), after, message.expires))
+            case Cancel():
+                self._cancel(verb, message.expires, now)
+            case Ack():
+                self._acknowledged(verb)
+
+    def refuse(self, message: Message, taken: Taken, why: Failure, now: float) -> None:
+        """Nothing of it is done but to say so: it comes too late, perhaps a second time after it was forgotten, or
+        there is no room for it. What it lets go of is let go of, but of one that came too late."""
         for verb in message.actions:
             made = (verb.id,) if isinstance(verb, Put) else verb.results if isinstance(verb, (Run, Fold)) else ()
-            self.add([failed(self.name, id_, late) for id_ in made if not self._is_promised(id_)], message.id, now)
+            self.add([failed(self.name, id_, why) for id_ in made if not self._is_promised(id_)], message.id, now)
             if isinstance(verb, Get):
                 self.want(_wanted(message, verb), taken)
+            if isinstance(verb, Drop | Cancel | Ack) and why is not EXPIRED:
+                self._let_go_of(verb, message, now)
+            if isinstance(verb, SendPlan) and why is not EXPIRED:
+                self._refuse_plan(verb, why)
         self._finished(message.id)
 
     @property
@@ -153,7 +184,7 @@ class Peer:
     def room(self) -> int:
         """How many more messages may wait here; further files stay where they are for now."""
         messages = len(self.calls_left) - len(self.questions.messages)
-        return max(0, self.home.most_waiting - max(messages, len(self.wants) - len(self.questions.open)))
+        return max(0, self.home.limits.messages - max(messages, len(self.wants) - len(self.questions.open)))
 
     @property
     def untidy(self) -> bool:
@@ -168,7 +199,11 @@ class Peer:
 
     def _put(self, verb: Put, message: Message, file: File, now: float) -> None:
         if not self.journal.exists(self.name, verb.id) and not self._is_promised(verb.id):
-            row = self.store.keep(self.name, verb.id, file.tensors[verb.tensor], tag=verb.tag)
+            raw = file.tensors[verb.tensor]
+            if (lacks := self.quota.lacks(VALUE_BYTES + raw.size_bytes)) is not None:
+                self.add([failed(self.name, verb.id, lacks)], message.id, now)
+                return
+            row = self.store.keep(self.name, verb.id, raw, tag=verb.tag)
             self.add([row], message.id, now)
             if verb.note:
                 self.journal.annotate(self.name, verb.id, verb.note)
@@ -179,8 +214,25 @@ class Peer:
             self.questions.withdraw(question, CANCELLED)
         self.journal.set_reply([(self.name, r) for r in verb.replies], "acked")
         self.delete += verb.replies
-        for want in [self.wants.pop(r) for r in verb.replies if r in self.wants]:
-            self.drops.closed(want.wanted.ids)
+        for waiting in (self.wants, self.roomless, self.blocked):
+            for want in [waiting.pop(r) for r in verb.replies if r in waiting]:
+                self.drops.closed(want.wanted.ids)
+        self.free(verb.replies)
+
+    def free(self, replies: Iterable[str]) -> None:
+        """These replies take no room any more: others may have it."""
+        for reply in replies:
+            self.quota.free(reply)
+            self.marks.pop(reply, None)
+        self.journal.free_shares([(self.name, reply) for reply in replies])
+        self.try_again()
+
+    def try_again(self) -> None:
+        """There may be room now for what waits for it, and a place for what has none."""
+        self.publish.extend(self.blocked.values())
+        self.blocked.clear()
+        self.publish.extend(self.roomless.values())
+        self.roomless.clear()
 
     def _enter_calls(self, message: Message, file: File, calls: list[Call], now: float) -> None:
         made = self.journal.standing(self.name, [r for c in calls for r in c.results])
@@ -192,8 +244,10 @@ class Peer:
         if file.tensors and len(self._files) < MAX_FILES:
             self._files[message.id] = file
         self.calls_left[message.id] = len(calls) + len(ran)
+        self.quota.messages[message.id] = self.sizes.pop(message.id, 0)
         for call in ran:
             call.sources = self.sources_of(call)
+            self.questions.refusal(call)  # finds the types it declares, as before it ran
             self.questions.add(call, ran=True)
         for plan in {c.plan for c in calls}:
             self.journal.uses_plan(self.name, plan, message.expires)
@@ -217,18 +271,39 @@ class Peer:
         return found
 
     def _enter_plan(self, verb: SendPlan, file: File) -> None:
-        if self.journal.plan(self.name, verb.id) is not None:
+        if not self._is_new(verb.id):
             return
-        name = verb.about.name or "plan"
         try:
             plan = checked(verb.id, verb.graph, list(verb.tensors), verb.about, file.tensors)
-            self._plans[verb.id] = (plan, verify(plan.graph))
-            self.journal.add_plan(self.name, verb.id, name, b"".join(encode_plan(plan, self.home.key)), None)
-            self.catalog_due = True
+            verified, raw = verify(plan.graph), b"".join(encode_plan(plan, self.home.key))
+            if (lacks := self.quota.lacks_plan(len(raw))) is None:
+                self._plans[verb.id] = (plan, verified)
+                self.journal.add_plan(self.name, verb.id, verb.about.name or "plan", raw, None)
+                self.quota.keeps_plan(len(raw))
+                self.catalog_due = True
         except FedqError as error:
-            self.journal.add_plan(self.name, verb.id, name, None, _refusal(error, verb))
+            lacks = self.quota.lacks_plan(0) or _refusal(error, verb)
+        if lacks is not None:
+            self._refuse_plan(verb, lacks)
         self._told(verb.id)
         self._arrived(verb.id)
+
+    def _is_new(self, plan: str) -> bool:
+        """Whether a plan never came, or came when there was no room for it."""
+        known = self.journal.plan(self.name, plan)
+        if known is not None and known[1] is not None and known[1].code == Quota.code:
+            self.journal.forget_plan(self.name, plan)
+            self.quota.stale = True
+            return True
+        return known is None
+
+    def _refuse_plan(self, verb: SendPlan, why: Failure) -> None:
+        """Record why a plan is none; not of one that came before."""
+        if self.journal.plan(self.name, verb.id) is None:
+            if why.code == Quota.code:
+                why = replace(why, fields={**why.fields, "plan": verb.id})
+            self.journal.add_plan(self.name, verb.id, verb.about.name or "plan", None, why)
+            self.quota.keeps_plan(0)
 
     def plan(self, id_: str) -> tuple[PlanFile, Verified] | Failure | None:
         """A plan, ready to run; a Failure if it was refused; None if it never came."""
@@ -314,7 +389,8 @@ class Peer:
 
     def _leave(self, values: Iterable[str]) -> bool:
         """Whether one of these may leave in a reply that is not out yet."""
-        allowed = itertools.chain(self.publish, (w for w in self.wants.values() if w.wanted.allowed is not None))
+        decided = self.publish, self.roomless.values(), self.blocked.values()
+        allowed = itertools.chain(*decided, (w for w in self.wants.values() if w.wanted.allowed is not None))
         leaving = {id_ for want in allowed for id_ in want.wanted.ids}
         return not leaving.isdisjoint(values)
 
@@ -431,6 +507,7 @@ class Peer:
 
     def add(self, values: Sequence[Value], message: str, now: float) -> None:
         """Record contents, and tell those who wait for them."""
+        self.quota.stores(sum(size(v) for v in values if self._is_open(v) and not self.journal.exists(self.name, v.id)))
         self.journal.add(values, message=message, now=now)
         self.stalled = False
         for value in values:
@@ -439,6 +516,9 @@ class Peer:
             self._arrived(value.id)
             if value.failure is not None and not value.sources:
                 self._fail_readers(value.id, value.failure)
+
+    def _is_open(self, value: Value) -> bool:
+        return not value.sources or policy.is_open(self.journal.rules(value.sources))
 
     def _fail_readers(self, id_: str, failure: Failure) -> None:
         """Private calls that read what failed for all to see fail with it."""
@@ -468,6 +548,7 @@ class Peer:
     def _finished(self, message: str) -> None:
         self.calls_left.pop(message, None)
         self._files.pop(message, None)
+        self.quota.messages.pop(message, None)
         self.drops.passed(message)
         self.journal.done([(self.name, message)])
         for key in [key for key in self.ends if key[0] == message] if self.ends else ():
@@ -506,6 +587,7 @@ class Peer:
         want = self.wants[wanted.id] = Want(wanted, fresh, missing, taken.received, taken.expires)
         if not self.questions.keeps(wanted.id):
             want.given_up = {i: f for i in wanted.owners if (f := self.owners_failure(i)).code}
+        self._unreserved.append(want)
         if wanted.allowed is not None:
             missing.clear()
         if missing:
@@ -514,8 +596,40 @@ class Peer:
             self._wants_of.setdefault(id_, set()).add(wanted.id)
         self.touched.add(wanted.id)
 
+    def _reserve(self, want: Want) -> None:
+        """Keep room for a reply that is new, as far as declared types tell how large it will be; or refuse it."""
+        wanted = want.wanted
+        if self.quota.has(wanted.id) or wanted.allowed is not None:
+            return
+        sizes = self.expects.sizes(wanted)
+        lacks = self.quota.lacks_reply(wanted.id, sizes) if want.fresh else None
+        if lacks is not None:
+            want.given_up, sizes = dict.fromkeys(wanted.ids, lacks), {}
+        self.quota.reserve(wanted.id, sizes)
+        self.journal.set_shares([(self.name, wanted.id, *self.quota.share(wanted.id))])
+
+    def has_room(self, want: Want) -> bool:
+        """Whether a reply that is decided may go out; if so it has its room."""
+        sizes = self.expects.decided(want.wanted)
+        if self.quota.lacks_reply(want.wanted.id, sizes) is not None:
+            return False
+        before = self.quota.share(want.wanted.id)
+        self.quota.reserve(want.wanted.id, sizes)
+        if before != self.quota.share(want.wanted.id):
+            self.shares_due.add(want.wanted.id)
+        return True
+
+    def record_shares(self) -> None:
+        """What replies take, since it was reserved."""
+        rows = [(self.name, reply, *self.quota.share(reply)) for reply in self.shares_due if self.quota.has(reply)]
+        self.journal.set_shares(rows)
+        self.shares_due.clear()
+
     def settle(self, now: float) -> None:
         """Answer the gets whose values are all there, or ask the owner; what may leave is recorded here."""
+        unreserved, self._unreserved = self._unreserved, []
+        for new in unreserved:
+            self._reserve(new)
         while self.touched:
             touched, self.touched = self.touched, set()
             # in an order that nothing private tells; what is new comes first: it may need what a word ends
@@ -547,6 +661,9 @@ class Peer:
                 allowed[id_] = Failure("denied", "its owner has not released it", {"id": id_})
             else:
                 allowed[id_] = value.failure or self._digest(value)
+        lacks = self.quota.fits_at_all(self.expects.decided(replace(want.wanted, allowed=allowed)))
+        if lacks is not None:
+            allowed = {id_: said if isinstance(said, Failure) else lacks for id_, said in allowed.items()}
         want.wanted = replace(want.wanted, allowed=allowed)
         self.journal.allow(self.name, want.wanted.id, allowed)
         if want.word:
@@ -632,6 +749,7 @@ class Peer:
             self.journal.look_up(self.name, drop.values)
             there = [value for id_ in drop.values if (value := self.journal.value(self.name, id_))]
             self.catalog_due |= any(value.tag for value in there)
+            self.quota.stores(-sum(size(value) for value in there if self._is_open(value)))
             self.journal.drop(self.name, drop.values)
             self.journal.dropped(drop.row)
             self.let_go(drop.values, files=[value.id for value in there if value.in_file])
@@ -658,7 +776,8 @@ class Peer:
     def needed(self) -> Iterator[str]:
         """Values that are still to be read."""
         yield from (ref for call in self.calls() for ref in call.refs)
-        yield from (id_ for want in (*self.wants.values(), *self.publish) for id_ in want.wanted.ids)
+        decided = *self.publish, *self.roomless.values(), *self.blocked.values()
+        yield from (id_ for want in (*self.wants.values(), *decided) for id_ in want.wanted.ids)
 
     # -- what ends its workers
 
@@ -676,7 +795,8 @@ class Peer:
 
     def look_again(self) -> None:
         """The owner may have said something, or taken values away."""
-        self.unseen = False
+        self.unseen, self.quota.stale = False, True
+        self.try_again()
         self.touched |= self.questions.open.keys()
         for call, failure in self.questions.gone():
             self.over(call, failure)

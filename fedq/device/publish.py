@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import logging
 
-from fedq import ids
+from fedq import fs, ids
 from fedq.device.home import Home
 from fedq.device.intake import SUFFIX
 from fedq.device.peer import Peer, Want
-from fedq.errors import BadFile, Conflict
+from fedq.errors import BadFile, Conflict, Unreachable
 from fedq.plan.codec import Buffer, RawTensor, decode, sha256
+from fedq.queue.carrier import MOST_BYTES
 from fedq.queue.message import Failure, Number, Reply, decode_reply, encode_reply
 from fedq.trust.keys import signer_of
 
 log = logging.getLogger("fedq.device")
 
+TRIES = 3
+"""How often a place in ``out/`` is cleared before another reply has its turn."""
 NOT_DECIDED = Failure("denied", "its owner has not released it")
 
 
 def missing(id_: str) -> Failure:
     return Failure("missing_value", f"{id_} was dropped", {"id": id_})
+
+
+class Blocked(Exception):
+    """The place of one reply cannot be had; the others are not concerned."""
 
 
 class Publisher:
@@ -40,15 +47,39 @@ class Publisher:
         if not want.fresh and self._journal.published(peer.name, id_) not in (None, digest):
             self._out.append((peer.name, id_, digest))
             return
-        try:
-            peer.pair.carrier.put(name, chunks)
-        except Conflict:
-            if self._is_ours(peer, name, id_):
-                return
+        if not self._put(peer, name, chunks, id_):
+            self._out.append((peer.name, id_, digest))
+        peer.marks[id_] = peer.pair.carrier.mark(name)
+
+    def _put(self, peer: Peer, name: str, chunks: list[Buffer], id_: str) -> bool:
+        """Whether a reply of ours stood there; whatever else does is cleared away.
+
+        Raises:
+            Blocked: it cannot be, or comes again each time.
+        """
+        for _ in range(TRIES):
+            try:
+                peer.pair.carrier.put(name, chunks)
+                return False
+            except Conflict:
+                if self._is_ours(peer, name, id_):
+                    return True
             log.warning("%s: another file stood at %s of %s; replaced", self._home.name, name, peer.name)
-            peer.pair.carrier.delete(name)
-            peer.pair.carrier.put(name, chunks)
-        self._out.append((peer.name, id_, digest))
+            try:
+                peer.pair.carrier.clear(name)
+            except Unreachable as error:
+                raise Blocked(f"{name} of {peer.name} is taken by what may not be removed: {error}") from error
+        raise Blocked(f"{name} of {peer.name} is taken again each time it is cleared")
+
+    def take_back(self, peer: Peer, id_: str) -> None:
+        """Delete a reply that is not needed any more; what else stands there and may not be removed is left."""
+        carrier, name = peer.pair.carrier, f"out/{id_}{SUFFIX}"
+        try:
+            carrier.delete(name)
+        except Unreachable as error:
+            if not fs.is_folder(carrier.path(name)):
+                raise
+            log.info("%s: %s of %s stays: %s", self._home.name, name, peer.name, error)
 
     def _contents(self, peer: Peer, want: Want) -> list[Buffer]:
         """The bytes of a reply; for a plan that was asked for, its file."""
@@ -68,12 +99,15 @@ class Publisher:
     def _is_ours(self, peer: Peer, name: str, id_: str) -> bool:
         """Whether the reply of this id stands there already, though it would now be another."""
         try:
-            raw = memoryview(peer.pair.carrier.get(name))
-            ours = signer_of("reply", raw) == self._home.key.public and decode_reply(decode(raw)).id == id_
+            most = max(MOST_BYTES, 2 * self._home.limits.published_bytes)
+            copy = peer.pair.carrier.get_hashed(name, most, key=self._home.key.public)
+            raw = memoryview(copy.data)
+            signer_of("reply", raw, copy.signed)
+            ours = decode_reply(decode(raw)).id == id_
         except (FileNotFoundError, BadFile):
             return False
         if ours:
-            self._out.append((peer.name, id_, sha256([raw]).hex()))
+            self._out.append((peer.name, id_, copy.digest))
         return ours
 
     def _answer(self, peer: Peer, want: Want, id_: str, tensors: dict[str, RawTensor]) -> str | Number | Failure:

@@ -61,6 +61,7 @@ def _enter(home: Home, peer: Peer, taken: Taken, now: float) -> None:
     if taken.file is None:
         peer.spooled.add(taken.id)
     file = decode(raw)
+    peer.sizes[taken.id] = len(raw)
     peer.enter(message_from_json(file.body), file, taken, now, again=True)
 
 

@@ -24,13 +24,14 @@ from fedq.device.home import Home
 from fedq.device.intake import SUFFIX, Arrival
 from fedq.device.journal import Taken
 from fedq.device.lanes import Crew, Lane
-from fedq.device.peer import STOPPED, Peer
+from fedq.device.peer import STOPPED, Peer, Want
 from fedq.device.pool import Answer, Died
-from fedq.device.publish import Publisher
+from fedq.device.publish import Blocked, Publisher
 from fedq.device.tidy import Tidier
 from fedq.device.times import Time
 from fedq.errors import FedqError, Unreachable
-from fedq.queue.message import Get
+from fedq.queue.message import Fold, Get, Run
+from fedq.queue.watch import Heard
 
 log = logging.getLogger("fedq.device")
 
@@ -88,6 +89,11 @@ class Served:
         self.trouble = ""
         """What holds it up: the code of an error."""
         self._trouble: FedqError | None = None
+        self._pair_trouble: FedqError | None = None
+        self._untold: list[tuple[Peer, str]] = []
+        self._private: tuple[float, int] = (0.0, 0)
+        self.full = False
+        """Whether calls that their owner approved wait, because private calls made as much as there may be."""
         self.refresh()
         self._recover(self.time.read(now))
 
@@ -108,7 +114,7 @@ class Served:
             peer.catalog_due = True
             peer.resume()
             peer.unseen = True
-        self.home.changed = False
+        self.home.changed = not self.peers.keys() >= {requester.name for requester in trusted}
 
     def _part(self, trusted: set[str]) -> None:
         """Of requesters who are not trusted any more nothing is taken, and the next step ends their workers."""
@@ -126,12 +132,50 @@ class Served:
             log.info("%s: %s is not trusted any more", self.name, peer.name)
 
     @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """What goes wrong with one requester's folder holds up no other; the step raises it at its end."""
+    def _apart(self, peer: Peer | None = None) -> Iterator[None]:
+        """What goes wrong with one requester's folder holds up no other: it rests for a moment, the others go on.
+
+        What concerns all, the step raises at its end.
+        """
         try:
             yield
         except FedqError as error:
-            self._trouble = self._trouble or error
+            if peer is None:
+                self._trouble = self._trouble or error
+                return
+            self._pair_trouble = self._pair_trouble or error
+            if peer.trouble_told != str(error):
+                self._untold.append((peer, str(error)))
+            peer.trouble, peer.rests_until = error.code, self.time.high + LOOK_S
+
+    @property
+    def _awake(self) -> list[Peer]:
+        """Requesters whose folders can be used, as far as is known."""
+        return [peer for peer in self.peers.values() if not peer.rests_until]
+
+    def _wake_rested(self, now: float) -> None:
+        for peer in self.peers.values():
+            if not peer.rests_until and not peer.trouble and peer.trouble_told:
+                log.info("%s: goes on for %s", self.name, peer.name)
+                peer.trouble_told = ""
+            if not now < peer.rests_until <= now + LOOK_S:
+                peer.trouble, peer.rests_until = "", 0.0
+
+    def _wrong(self) -> FedqError | None:
+        """What the whole device is held up by: something of its own, or that nobody's folder can be used.
+
+        Then nobody rests. Else who is held up alone is named in the log, once.
+        """
+        everybody = self._pair_trouble if self._pair_trouble and not self._awake else None
+        trouble = self._trouble or everybody
+        if trouble is not None:
+            for peer in self.peers.values():
+                peer.rests_until = 0.0
+            return trouble
+        for peer, why in self._untold:
+            peer.trouble_told = why
+            log.error("%s: held up for %s: %s", self.name, peer.name, why)
+        return None
 
     def close(self) -> None:
         """End its workers; nothing is lost by it, and what they did counts as no attempt."""
@@ -146,36 +190,47 @@ class Served:
     def idle(self) -> bool:
         """Whether nothing is running or ready to run."""
         busy = (
-            p.queue or p.questions.queue or p.unseen or any(n.calls for n in p.lanes) or p.touched or p.publish
+            p.queue
+            or (p.questions.queue and not self.full)
+            or p.unseen
+            or any(n.calls for n in p.lanes)
+            or p.touched
+            or (p.publish and not p.rests_until)
             for p in self.peers.values()
         )
         return not self._tidier.untidy(self.peers) and not any(busy)
 
     # -- a step
 
-    def step(self, now: float, *, scan: bool = True) -> bool:
-        """Do what can be done now without waiting; whether there was anything. ``scan``: look for new files.
+    def step(self, now: float, *, scan: bool = True, heard: Heard = None, due: bool = True) -> bool:
+        """Do what can be done now without waiting; whether there was anything.
+
+        Args:
+            scan: look for new files.
+            heard: names by folder; None: whatever there may be. due: whether folders are to be listed, too.
 
         Raises:
             DiskFull, Unreachable: something could not be done, and is done by a later step.
             OtherTorch: calls wait; all else is done.
         """
-        self._held_up, self._trouble = True, None
+        self._held_up, self._trouble, self._pair_trouble, self._untold = True, None, None, []
         try:
-            busy = self._step(self.time.read(now), scan=scan)
+            busy = self._step(self.time.read(now), scan=scan, heard=heard, due=due)
             self._trouble = self._trouble or self._crew.unfit
-            if self._trouble is not None:
-                raise self._trouble
+            if (trouble := self._wrong()) is not None:
+                raise trouble
         except Exception as error:
             self.trouble = error.code if isinstance(error, FedqError) else FedqError.code
             raise
         self._held_up, self.trouble = False, ""
         return busy
 
-    def _step(self, now: float, *, scan: bool) -> bool:
+    def _step(self, now: float, *, scan: bool, heard: Heard, due: bool) -> bool:
         if self._ahead is not None:
             self._rebuild(self._ahead, now)
-        arrivals = self._collect(scan=scan) if scan or self._more else []
+        if scan:
+            self._wake_rested(now)
+        arrivals = self._collect(now, scan=scan, heard=heard, due=due) if scan or self._more else []
         lanes = ((peer, lane) for peer in self.peers.values() for lane in peer.lanes)
         self._answers = [Answered(peer, lane, *said, lane.row) for peer, lane in lanes if (said := lane.answer())]
         if scan and (self.journal.changed_elsewhere() or self.home.changed):
@@ -219,9 +274,9 @@ class Served:
         return any(
             p.touched
             or p.unseen
-            or p.publish
+            or (p.publish and not p.rests_until)
             or p.cut
-            or (p.questions.queue and not any(n.sources and n.calls for n in p.lanes))
+            or (p.questions.queue and not self.full and not any(n.sources and n.calls for n in p.lanes))
             or (p.queue and not p.stalled and self._crew.may_start(p))
             for p in self.peers.values()
         )
@@ -245,6 +300,11 @@ class Served:
         if 0 <= now - self._looked_at < LOOK_S:
             return False
         self._looked_at = now
+        for peer in (p for p in self.peers.values() if p.blocked):
+            peer.publish.extend(peer.blocked.values())
+            peer.blocked.clear()
+        if self.full or any(p.inbox.unnoted for p in self.peers.values()):
+            return True
         return any(p.late(now) for p in self.peers.values()) or self._tidier.due(now)
 
     # -- collect
@@ -252,16 +312,20 @@ class Served:
     @property
     def _more(self) -> bool:
         """Whether files are left that may be taken."""
-        return any(p.inbox.more and p.room for p in self.peers.values())
+        return any(p.inbox.more and p.room for p in self._awake)
 
-    def _collect(self, *, scan: bool) -> list[tuple[Peer, Arrival]]:
+    def _collect(self, now: float, *, scan: bool, heard: Heard, due: bool) -> list[tuple[Peer, Arrival]]:
         """New messages, a share of each requester's: a flood of one is worked off in turns with the others'."""
         arrivals: list[tuple[Peer, Arrival]] = []
         size = 0
         peers = [peer for peer in self.peers.values() if not peer.leaving]
         for peer in peers[self._first :] + peers[: self._first]:
-            with self._apart():
-                peer.inbox.scan(heard=scan)
+            if peer.rests_until:
+                continue
+            with self._apart(peer):
+                names = {} if not scan else heard
+                said = None if names is None else names.get(str(peer.pair.carrier.path("in")), set())
+                peer.inbox.scan(now, names=said, due=due and scan)
                 share = MAX_TAKEN if len(peers) == 1 else max(5, MAX_TAKEN // len(peers))
                 new = peer.inbox.take(min(share, peer.room), MAX_TAKEN_BYTES - size)
                 arrivals += [(peer, arrival) for arrival in new]
@@ -290,6 +354,7 @@ class Served:
             peer.give_up(now)
             peer.settle(now)
             self._cut(peer)
+            self._note_refused(peer, now)
         self._crew.give_way()
         for peer in self.peers.values():
             self._cut(peer)
@@ -297,33 +362,51 @@ class Served:
         for peer in self.peers.values():
             peer.settle(now)
 
+    def _note_refused(self, peer: Peer, now: float) -> None:
+        """What its owner finds in the record: files that are not taken."""
+        unnoted, peer.inbox.unnoted = peer.inbox.unnoted, []
+        for id_, why in unnoted:
+            try:
+                self.journal.record("refused", peer.name, id_, kinds.printable(why[:500]), now=now)
+            except (Unreachable, OSError):
+                raise
+            except Exception:  # what the gate stumbled over once it may stumble over again
+                log.exception("%s: file %s of %s is not in the record", self.name, id_, peer.name)
+
     def _take(self, peer: Peer, arrival: Arrival, now: float) -> None:
         """Record a message and enter it; one that can not be entered harms no other."""
         message, raw = arrival.message, arrival.raw
         if arrival.again:
             self._again(peer, arrival)
             return
-        large = len(raw) > SPOOL_BYTES
+        calls = any(isinstance(verb, Run | Fold) for verb in message.actions)
+        lacks = peer.quota.lacks(len(raw)) if calls else None
+        large = len(raw) > SPOOL_BYTES and lacks is None
         if large:
             folder = self.home.spool(peer.name)
             fs.make_dir(folder)
             fs.replace(folder / message.id, [raw], durable=self.home.durable)
             peer.spooled.add(message.id)
-        taken = Taken(
-            peer.name, message.id, arrival.digest, now, message.expires, "taken", 0, None if large else bytes(raw)
-        )
+        kept = None if large or lacks is not None else bytes(raw)
+        taken = Taken(peer.name, message.id, arrival.digest, now, message.expires, "taken", 0, kept)
         self.journal.take(taken)
-        peer.enter(message, arrival.file, taken, now)
+        if lacks is not None:
+            peer.refuse(message, taken, lacks, now)
+        else:
+            peer.sizes[message.id] = len(raw)
+            peer.enter(message, arrival.file, taken, now)
+            peer.sizes.clear()
         peer.inbox.taken.append(message.id)
 
     def _again(self, peer: Peer, arrival: Arrival) -> None:
         """A message that came before: its replies are published again, if they are not out."""
         taken = self.journal.message(peer.name, arrival.message.id)
-        out = set(peer.pair.carrier.list("out"))
+        carrier = peer.pair.carrier
         for verb in arrival.message.actions:
-            if isinstance(verb, Get) and verb.reply not in peer.wants and f"{verb.reply}{SUFFIX}" not in out:
+            if isinstance(verb, Get) and verb.reply not in peer.wants:
                 wanted = self.journal.reply(peer.name, verb.reply)
-                if taken is not None and wanted is not None and wanted.state == "published":
+                there = carrier.mark(f"out/{verb.reply}{SUFFIX}") is not None
+                if taken is not None and wanted is not None and wanted.state == "published" and not there:
                     peer.want(wanted, taken)
         peer.inbox.taken.append(arrival.message.id)
 
@@ -347,12 +430,28 @@ class Served:
     def _start_private(self, peer: Peer, now: float) -> None:
         """What the owner said a word for, in a lane of its own."""
         queue = peer.questions.queue
+        if queue and not self._has_private_room(peer, now):
+            return
         while queue and (lane := self._lane(peer, peer.private_sources(queue[0]))) is not None:
             suspects = not any(c.suspect for p in self.peers.values() for n in p.lanes for c in n.calls[:1])
             batch = batches.make(peer, lane, queue, now, lane.most_calls, suspects=suspects)
             if not batch.calls:
                 return
             self._note(peer, lane, batch)
+
+    def _has_private_room(self, peer: Peer, now: float) -> bool:
+        """Whether private calls made less than they may. Its owner alone is told if not: what they made is private."""
+        time, made = self._private
+        if not time <= now < time + LOOK_S:
+            made = self.journal.private_bytes()
+            self._private = now, made
+        most, was = self.home.limits.private_bytes, self.full
+        self.full = made >= most
+        if self.full and not was:
+            text = f"private calls made {made:,} bytes of at most {most:,}: what you approved waits until some are gone"
+            log.warning("%s: %s", self.name, text)
+            self.journal.record("no room", peer.name, peer.questions.queue[0].name, text, now=now)
+        return not self.full
 
     def _note(self, peer: Peer, lane: Lane, batch: batches.Batch) -> None:
         lane.row = self.journal.start(peer.name, [call.key for call in batch.calls])
@@ -428,10 +527,10 @@ class Served:
 
     def _act(self) -> None:
         self._hand_over()
-        for peer in self.peers.values():
-            with self._apart():
+        for peer in self._awake:
+            with self._apart(peer):
                 self._catalog(peer)
-            with self._apart():
+            with self._apart(peer):
                 self._act_for(peer)
         self._forget_parted()
 
@@ -443,8 +542,24 @@ class Served:
 
     def _act_for(self, peer: Peer) -> None:
         for _ in range(min(MAX_PUBLISHED, len(peer.publish))):
-            self._publisher.publish(peer, peer.publish[0])
+            want = peer.publish[0]
+            if not peer.has_room(want):
+                peer.roomless[want.wanted.id] = peer.publish.popleft()
+                continue
+            try:
+                self._publisher.publish(peer, want)
+            except Blocked as error:
+                self._block(peer, peer.publish.popleft(), str(error))
+                continue
             peer.out(peer.publish.popleft())
+
+    def _block(self, peer: Peer, want: Want, why: str) -> None:
+        """A reply's place cannot be had: it is tried again, the other replies go out."""
+        peer.blocked[want.wanted.id] = want
+        if not want.told:
+            want.told = True
+            log.error("%s: %s", self.name, why)
+            peer.inbox.unnoted.append((want.wanted.id, why))
 
     def _tidy(self, now: float) -> bool:
         """Do what nobody waits for; whether there was anything."""
@@ -452,7 +567,7 @@ class Served:
         if self._tidier.has_rows(self.peers, now):
             self._record(lambda: self._tidier.record(self.peers, now))
         for peer in self.peers.values():
-            with self._apart():
+            with self._apart(peer):
                 self._tidier.delete_files(peer)
         return untidy
 
@@ -464,7 +579,7 @@ class Served:
             what = f"{self.name}: action {call.action} of message {call.message} of {call.sender} is {STOPPED}"
             log.warning("%s; 'fedq device resume %s %s' lets it go on", what, self.name, call.message)
         for peer in self.peers.values():
-            with self._apart():
+            with self._apart(peer):
                 restart.clear_leftovers(self.home, peer)
 
     def _sweep(self, now: float) -> None:
@@ -482,6 +597,6 @@ class Served:
         self._trouble, self._beats.unsaid = None, False
         for peer in self.peers.values():
             with self._apart():
-                self._beats.beat(peer, now, state, self.trouble)
+                self._beats.beat(peer, now, state, self.trouble or peer.trouble)
         if self._trouble is not None:
             raise self._trouble

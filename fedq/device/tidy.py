@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from fedq import fs
 from fedq.device.collect import Collector
 from fedq.device.home import Home
-from fedq.device.intake import SUFFIX
 from fedq.device.journal import OWNER
 from fedq.device.peer import Peer
 from fedq.device.publish import Publisher
@@ -62,6 +61,7 @@ class Tidier:
         """Do that, inside a transaction of the journal."""
         self._publisher.note(self._time.high)
         for peer in peers.values():
+            peer.record_shares()
             peer.drop(now)
             peer.let_versions_go()
         if self._collector.due(now):
@@ -74,7 +74,7 @@ class Tidier:
         """Delete what is not needed any more, after the commit that says so."""
         peer.inbox.clear()
         while peer.delete:
-            peer.pair.carrier.delete(f"out/{peer.delete[-1]}{SUFFIX}")
+            self._publisher.take_back(peer, peer.delete[-1])
             peer.delete.pop()
         if peer.forget:
             self._home.store.forget(peer.name, tuple(peer.forget))

@@ -9,6 +9,7 @@ from fedq.fs.database import database
 from fedq.fs.locks import Lock, holder, lock
 from fedq.fs.reading import (
     IN_MEMORY_BYTES,
+    Copy,
     append,
     check_private,
     descriptor,
@@ -17,14 +18,29 @@ from fedq.fs.reading import (
     map_private,
     names,
     read,
+    read_hashed,
+    still,
     tail,
 )
 from fedq.fs.steps import FAILPOINTS, AnyPath, Buffer, clock, failpoint, step, told
-from fedq.fs.writing import TEMP, delete, flush, is_shared, make_dir, put, remove, replace, share, size_bytes, sweep
+from fedq.fs.writing import (
+    TEMP,
+    aside,
+    delete,
+    flush,
+    is_shared,
+    make_dir,
+    put,
+    remove,
+    replace,
+    share,
+    size_bytes,
+    sweep,
+)
 
 __all__ = [
-    "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Lock", "append", "check_private", "clock",
-    "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder", "is_folder", "is_shared", "lock",
-    "make_dir", "map_private", "names", "put", "read", "remove", "replace", "share", "size_bytes", "step", "sweep",
-    "tail", "told",
+    "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Copy", "Lock", "append", "aside",
+    "check_private", "clock", "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder",
+    "is_folder", "is_shared", "lock", "make_dir", "map_private", "names", "put", "read", "read_hashed",
+    "remove", "replace", "share", "size_bytes", "step", "still", "sweep", "tail", "told",
 ]  # fmt: skip

@@ -200,6 +200,30 @@ def delete(path: AnyPath, *, follow: bool = True) -> bool:
     return True
 
 
+def aside(path: AnyPath, *, follow: bool = True) -> bool:
+    """Clear a name of whatever stands there: a file or link is deleted, a folder with something in it is renamed to
+    ``<name>.aside-<hex>`` beside it. False if nothing stood there.
+
+    Raises:
+        Unreachable: this user may not.
+    """
+    try:
+        with Folder(path, FileNotFoundError, follow) as (at, name):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                step("aside.unlink", os.unlink, name, dir_fd=at)
+                return True
+            try:
+                step("aside.rmdir", os.rmdir, name, dir_fd=at)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                other = f"{name}.aside-{os.urandom(4).hex()}"
+                step("aside.rename", os.rename, name, other, src_dir_fd=at, dst_dir_fd=at)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def remove(path: AnyPath) -> bool:
     """Delete a file, or a directory with all that is in it; a link, not what it leads to. False if it was not there.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedq import fs
-from fedq.errors import BadFile, Conflict
+from fedq.errors import BadFile, Conflict, DiskFull, Unreachable
 from fedq.fs import Buffer
 from fedq.plan.codec import sha256
 from fedq.queue.watch import InotifyWatch, ObserverWatch, Watch
@@ -22,6 +22,9 @@ from fedq.queue.watch import InotifyWatch, ObserverWatch, Watch
 __all__ = ["Directory", "InotifyWatch", "ObserverWatch", "Watch"]
 
 Names = list[str]
+
+MOST_BYTES = 1 << 30
+"""What is read of a file if nobody says otherwise: a larger one is refused before a byte is copied."""
 
 _FILE = r"[0-9a-f]{32}\.safetensors"
 _FORMS = {
@@ -86,8 +89,16 @@ class Directory:
             raise Conflict(f"{path} already holds something else", hint="an id has one content: use a new id")
 
     def replace(self, name: str, chunks: Sequence[Buffer]) -> None:
-        """Write one of the device's own three files over its last version."""
-        fs.replace(self._path(name), chunks, durable=self._durable, **self._rights)
+        """Write one of the device's own three files over its last version; a folder that stands there is cleared."""
+        path = self._path(name)
+        try:
+            fs.replace(path, chunks, durable=self._durable, **self._rights)
+        except DiskFull:
+            raise
+        except Unreachable:
+            if not fs.is_folder(path) or not fs.aside(path):
+                raise
+            fs.replace(path, chunks, durable=self._durable, **self._rights)
 
     def list(self, folder: str) -> Names:
         """The names in a folder that have our form, in no order; empty if it is not there."""
@@ -101,7 +112,7 @@ class Directory:
     def _names(self, folder: str) -> Names:
         return fs.names(f"{self._root}/{folder}", follow=not folder)
 
-    def get(self, name: str, limit_bytes: int = 1 << 40) -> Buffer:
+    def get(self, name: str, limit_bytes: int = MOST_BYTES) -> Buffer:
         """A private copy of a file.
 
         Raises:
@@ -109,6 +120,23 @@ class Directory:
             BadFile: no regular file, or too large.
         """
         return fs.read(self._path(name), limit_bytes=limit_bytes, follow="/" not in name)
+
+    def get_hashed(self, name: str, limit_bytes: int = MOST_BYTES, *, key: bytes = b"") -> fs.Copy:
+        """The same with its digests; nothing is copied if it does not name this key as its signer's."""
+        return fs.read_hashed(self._path(name), limit_bytes=limit_bytes, follow="/" not in name, key=key)
+
+    def mark(self, name: str) -> tuple[int, ...] | None:
+        """Changes when what stands under a name does; None if nothing does. Unreachable where we may not look."""
+        return fs.fingerprint(self._path(name))
+
+    def clear(self, name: str) -> bool:
+        """Have nothing stand under a name, whatever did; False if nothing did, Unreachable where we may not."""
+        return fs.aside(self._path(name), follow="/" not in name)
+
+    @staticmethod
+    def is_own(folder: str, name: str) -> bool:
+        """Whether a name in a folder has our form."""
+        return _FORMS[folder].fullmatch(name) is not None
 
     def delete(self, name: str) -> bool:
         """Take a file away; False if it was not there, Unreachable where we may not."""

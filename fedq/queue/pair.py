@@ -28,6 +28,9 @@ ASKED = "asked"
 """In the place of a release rule: the reply of this id waits for the owner's word."""
 STOPPED = "stopped"
 """In the place of a release rule: the call that makes a value is held, it ran when the device ended too often."""
+ROOM, BLOCKED = "room", "blocked"
+"""In the place of a release rule: a reply waits for room among the others; or for its place in ``out/``, which is taken
+by something that the device may not remove."""
 OWN = "own"
 """In the place of a release rule: the value is the requester's own."""
 MOST_DAYS = 365_000
@@ -169,7 +172,7 @@ def open_pair(queue: Path, device: str, requester: str, *, durable: bool = True)
         UnknownDevice: it holds no such pair.
     """
     root_id(queue)
-    if _name(requester) not in _names(queue / _name(device)):
+    if not fs.is_folder(queue / _name(device) / _name(requester)):
         known = ", ".join(devices_of(queue)) or "none"
         if pairs_of(queue, device):
             raise UnknownDevice(

@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +37,10 @@ _OVERFLOW, _IGNORED = 0x4000, 0x8000
 _LOST = _DELETE_SELF | _MOVE_SELF | _IGNORED | _OVERFLOW
 """Events after which a path may lead elsewhere."""
 _EVENT = struct.Struct("iIII")
+MOST_HEARD = 10_000
+"""Names that are remembered between two looks; after more, all may have changed."""
+Heard = Mapping[str, set[str]] | None
+"""By watched path, the names that something was heard of; None: anything may have changed."""
 _READ_BYTES = 1 << 16
 
 
@@ -58,6 +62,7 @@ class InotifyWatch:
         )
         self._watches: dict[str, int] = {}
         """Path -> watch number, -1 while it can not be watched."""
+        self._heard = _Names()
         self._fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             log.warning("no inotify (%s): scanning only", os.strerror(self._errno()))
@@ -100,11 +105,30 @@ class InotifyWatch:
         with suppress(BlockingIOError):
             while True:
                 events = os.read(self._fd, _READ_BYTES)
-                seen |= _matters(events)
+                seen |= self._take_in(events)
                 if len(events) < _READ_BYTES // 2:
                     break
         changed = bool(seen & ~_IGNORED)
-        return self._recheck() or changed if seen & _LOST else changed
+        if seen & _LOST:
+            self._heard.anything()
+            return self._recheck() or changed
+        return changed
+
+    def heard(self) -> Heard:
+        """What `drain` and `wait` took in since the last call, by path: a hint where to look first."""
+        return self._heard.take()
+
+    def _take_in(self, events: bytes) -> int:
+        """The masks of these events, or-ed; without those of temporary names."""
+        seen, paths = 0, dict[int, list[str]]()
+        for path, number in self._watches.items():
+            paths.setdefault(number, []).append(path)
+        for number, mask, name in _events(events):
+            if not name.startswith(TEMP):
+                seen |= mask
+                for path in paths.get(number, ()):
+                    self._heard.add(path, name)
+        return seen
 
     def _recheck(self) -> bool:
         """Whether a path leads to another directory than before, or to none."""
@@ -117,6 +141,7 @@ class InotifyWatch:
         if now == before:
             return False
         self._watches[path] = now
+        self._heard.anything()
         if before >= 0 and before not in self._watches.values():
             self._remove_watch(self._fd, before)
         if now < 0:
@@ -128,17 +153,36 @@ class InotifyWatch:
         self._close()
 
 
-def _matters(events: bytes) -> int:
-    """The masks of these events, or-ed; without those of temporary names."""
-    seen = at = 0
-    temp = TEMP.encode()
+def _events(events: bytes) -> Iterator[tuple[int, int, str]]:
+    """Watch, mask and name of each."""
+    at = 0
     while at < len(events):
-        _, mask, _, length = _EVENT.unpack_from(events, at)
+        number, mask, _, length = _EVENT.unpack_from(events, at)
         at += _EVENT.size
-        if not events.startswith(temp, at, at + length):
-            seen |= mask
+        yield number, mask, os.fsdecode(events[at : at + length].rstrip(b"\0"))
         at += length
-    return seen
+
+
+class _Names:
+    """Names by path; so many at most."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] | None = {}
+        self._left = MOST_HEARD
+
+    def add(self, path: str, name: str) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self.anything()
+        elif self._names is not None:
+            self._names.setdefault(path, set()).add(name)
+
+    def anything(self) -> None:
+        self._names = None
+
+    def take(self) -> Heard:
+        found, self._names, self._left = self._names, {}, MOST_HEARD
+        return found
 
 
 class ObserverWatch:
@@ -150,6 +194,7 @@ class ObserverWatch:
         self._observer: Any = Observer()
         self._observer.start()
         self._watches: dict[str, tuple[tuple[int, int], Any] | None] = {}
+        self._heard = _Names()
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -157,6 +202,7 @@ class ObserverWatch:
     def dispatch(self, event: Any) -> None:
         """What the observer's thread calls, for every event."""
         if event.event_type in ("created", "moved", "deleted") and not _is_temp(event):
+            self._heard.add(*os.path.split(os.fsdecode(event.dest_path or event.src_path)))
             with suppress(OSError):  # full: it will wake up anyway
                 os.write(self._write, b".")
 
@@ -188,6 +234,9 @@ class ObserverWatch:
             return bool(os.read(self._read, _READ_BYTES))
         return False
 
+    def heard(self) -> Heard:
+        return self._heard.take()
+
     def _look(self, path: str) -> bool:
         watched, now = self._watches[path], _identity(path)
         if now == (watched and watched[0]):
@@ -195,6 +244,7 @@ class ObserverWatch:
         if watched:
             self._forget(watched[1])
         self._watches[path] = None
+        self._heard.anything()
         if now:
             with suppress(OSError):
                 self._watches[path] = (now, self._observer.schedule(self, path))

@@ -98,12 +98,16 @@ def verify(kind: str, sha256: bytes, signature: bytes) -> bytes:
     return public
 
 
-def signer_of(kind: str, raw: fs.Buffer) -> bytes:
-    """The public key that signed this file as this kind; checked before anything is parsed."""
+def signer_of(kind: str, raw: fs.Buffer, signed: bytes = b"") -> bytes:
+    """The public key that signed this file as this kind; checked before anything is parsed.
+
+    Args:
+        signed: SHA-256 of all but the last 64 bytes, where it is known already: they are not hashed again.
+    """
     view = memoryview(raw)
     if len(view) < SIGNATURE_BYTES:
         raise BadSignature(f"{len(view)} bytes are too few for a signed file: truncated")
-    return verify(kind, hashlib.sha256(view[:-64]).digest(), bytes(view[-96:]))
+    return verify(kind, signed or hashlib.sha256(view[:-64]).digest(), bytes(view[-96:]))
 
 
 def unseal(what: type[Sealed], raw: fs.Buffer, key: bytes) -> Sealed:

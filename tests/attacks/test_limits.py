@@ -189,7 +189,7 @@ def test_ended_questions_give_no_room_that_is_not_there(town):
     for n in range(20):
         town.send(run(DOUBLE, town.p, to=f"r{n}"), get(f"r{n}", f"r{n}"))
         town.word(f"r{n}", "deny")
-    assert peer(town).room == peer(town).home.most_waiting
+    assert peer(town).room == peer(town).home.limits.messages
     assert peer(town).questions.messages == set()
 
 

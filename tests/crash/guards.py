@@ -92,11 +92,10 @@ GUARDS = (
           "        _commit(device, draft, [part])\n",
           "        _put(device, part.id, part.chunks)\n        _commit(device, draft, [part])\n", KILLS),
     Guard("send: a message counts as put after it was put", SENDING,
-          "    device.pair.carrier.put(device.pair.message_name(id_), chunks)\n"
-          "    device.client.outbox.was_put(device.number, id_, chunks)",
-          "    device.client.outbox.was_put(device.number, id_, chunks)\n"
-          "    device.client.outbox.settle()\n"
-          "    device.pair.carrier.put(device.pair.message_name(id_), chunks)", KILLS),
+          "        carrier.put(name, chunks)\n    except Conflict:",
+          "        device.client.outbox.was_put(device.number, id_, chunks)\n"
+          "        device.client.outbox.settle()\n        carrier.put(name, chunks)\n"
+          "    except Conflict:", KILLS),
     Guard("send: what a crash cut off is finished at the next start", SESSION,
           "        self._finish_all()\n", "", KILLS),
     Guard("send: large messages are spooled before the commit that names them", OUTBOX,
@@ -151,14 +150,14 @@ GUARDS = (
     Guard("publish: a reply that vanished is published again", SERVE,
           "                    peer.want(wanted, taken)\n", "                    pass\n", PROMISES),
     Guard("publish: a planted file is replaced", PUBLISH,
-          "            peer.pair.carrier.delete(name)\n            peer.pair.carrier.put(name, chunks)\n", "",
+          "                peer.pair.carrier.clear(name)\n", "                pass\n",
           PROMISES),
     Guard("publish: one requester's catalog holds up no other", SERVE,
-          "            with self._apart():\n                self._catalog(peer)\n", "            self._catalog(peer)\n",
-          PROMISES),
+          "            with self._apart(peer):\n                self._catalog(peer)\n",
+          "            self._catalog(peer)\n", PROMISES),
     Guard("publish: one requester's folder holds up no other", SERVE,
-          "            with self._apart():\n                self._act_for(peer)\n", "            self._act_for(peer)\n",
-          PROMISES),
+          "            with self._apart(peer):\n                self._act_for(peer)\n",
+          "            self._act_for(peer)\n", PROMISES),
     Guard("collect: values are dropped after the replies that need them are out", PEER,
           "            self.drops.opened(wanted.ids)\n", "            pass\n", PROMISES),
     Guard("collect: what was acknowledged is deleted also after a crash", RESTART,

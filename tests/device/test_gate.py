@@ -12,6 +12,7 @@ from fedq import fs, ids
 from fedq.client import again, fetch, standing
 from fedq.client.pointers import PointerTensor
 from fedq.device.home import Home
+from fedq.device.limits import Limits
 from fedq.device.serve import MAX_TAKEN
 from fedq.errors import AlreadyRunning, Conflict, DiskFull, UsageError
 from fedq.plan.codec import decode
@@ -113,7 +114,7 @@ def test_what_is_heard_of_while_a_listing_is_worked_off_is_taken_without_another
 
 
 def test_what_is_too_much_stays_where_it_is_and_is_taken_later(world):
-    world.gate.served[NAME].home.most_waiting = 10
+    world.gate.served[NAME].home.limits = Limits(messages=10)
     missing = world.alice.client.new_id()
     results = [world.double(world.alice, missing) for _ in range(30)]
     for _ in range(5):
@@ -121,7 +122,7 @@ def test_what_is_too_much_stays_where_it_is_and_is_taken_later(world):
         world.gate.step(world.now)
     left = len(world.files(world.alice, "in"))
     assert 15 <= left < 30
-    world.gate.served[NAME].home.most_waiting = 1000
+    world.gate.served[NAME].home.limits = Limits(messages=1000)
     world.alice.submit([Put(missing, "t0")], {"t0": f32(1)})
     world.step()
     assert {tuple(world.got(world.alice, r)) for r in results} == {(2.0,)}
