@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedq import spelling
 from fedq.cli import show
 from fedq.cli.call import Call, Shown, command
 
@@ -261,7 +262,10 @@ def log(
         call.home(name)
     if failed:
         rows = background.failed(call.config, homes(call.config) if name is None else [name])[-lines:]
-        told = [(show.when(r["time"]), f"{r['device']}:", r["requester"], r["reason"], r["file"]) for r in rows]
+        told = [
+            (show.when(r["time"]), f"{r['device']}:", r["requester"], spelling.text(r["reason"]), r["file"])
+            for r in rows
+        ]
         return Shown(rows, show.table(told))
     text = background.log_lines(call.config, name, lines)
     return Shown({"log": str(background.log_file(call.config)), "lines": text}, "\n".join(text))

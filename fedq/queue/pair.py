@@ -46,11 +46,13 @@ _TAIL_BYTES = 8 + 192 + 3
 # -- roots and pairs -------------------------------------------------------------------------
 
 
-def create_root(queue: Path, *, id: str) -> None:
-    """Make a queue root and mark it; Conflict if it carries another id already."""
-    fs.make_dir(queue, mode=0o777)
+def create_root(queue: Path, *, id: str, exact: bool = False) -> None:
+    """Make a queue root and mark it; Conflict if it carries another id already. ``exact``: see `make_open`."""
+    if not fs.is_folder(queue.parent):
+        fs.make_dir(queue.parent, mode=0o755)
+    make_open(queue, exact=exact)
     try:
-        fs.put(queue / MARK, [canonical({"v": VERSION, "id": id}) + b"\n"], mode=0o666)
+        fs.put(queue / MARK, [canonical({"v": VERSION, "id": id}) + b"\n"], mode=0o644, exact=True)
     except FileExistsError:
         if root_id(queue) != id:
             raise Conflict(f"{queue.absolute()} is a queue root already") from None
@@ -133,29 +135,41 @@ class Pair:
         return self.carrier.get(f"{kind}.json", MAX_BYTES)
 
 
-def create_pair(queue: Path, device: str, requester: str, *, durable: bool = True) -> Pair:
-    """Make a pair's folders, with the rights the umask leaves; again is a no-op.
+def make_open(folder: Path, *, exact: bool) -> None:
+    """A folder above pairs, which all may list and only its owner writes in; one that is there stays as it is.
+
+    Args:
+        exact: whatever the umask.
+    """
+    if exact:
+        fs.new_dir(folder, mode=0o755)
+    else:
+        fs.make_dir(folder, mode=0o755)
+
+
+def create_pair(queue: Path, device: str, requester: str, *, durable: bool = True, group: int | None = None) -> Pair:
+    """Make a pair's folders, whatever the umask; again is a no-op, and gives an older pair to the group.
+
+    Args:
+        group: may use the pair, too; else it is this user's alone.
 
     Raises:
-        Unreachable: the root is not there.
+        Unreachable: the root is not there, or another user made the device's folder.
     """
     root_id(queue)
-    root = queue / _name(device) / _name(requester)
-    for folder in (IN, OUT, BLOBS):
-        fs.make_dir(root / folder, mode=0o777)
+    above = queue / _name(device)
+    root = above / _name(requester)
+    make_open(above, exact=group is not None)
+    if other := fs.owner(above):
+        raise Unreachable(f"{above.absolute()} belongs to {other}", hint="give the device another name")
+    folders = (root, root / IN, root / OUT, root / BLOBS)
+    for folder in folders:
+        fs.new_dir(folder, mode=0o700 if group is None else 0o2770, group=group)
+    if group is not None:
+        for folder in folders:
+            fs.share(folder, group, mode=0o2770, follow=folder is root)
+            fs.share_all(folder, group, mode=0o660)
     return Pair(device, requester, Directory(root, durable=durable))
-
-
-def share_pair(queue: Path, device: str, requester: str, group: str) -> None:
-    """Let a group use a pair: its folders hand their group on. What stands above it may be read."""
-    root = queue / _name(device) / _name(requester)
-    for folder in (root, root / IN, root / OUT, root / BLOBS):
-        fs.share(folder, group, mode=0o2770)
-    for name in Directory(root).list(""):
-        fs.share(root / name, group, mode=0o660)
-    for folder in (queue / device, queue):
-        fs.share(folder, group, mode=0o2750)
-    fs.share(queue / MARK, group, mode=0o640)
 
 
 def open_pair(queue: Path, device: str, requester: str, *, durable: bool = True) -> Pair:
