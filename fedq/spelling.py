@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from datetime import UTC, datetime
 from functools import lru_cache
 
 MOST = 80
@@ -88,6 +89,14 @@ def _is_visible(c: str, script: str) -> bool:
 
 
 _PUNCTUATION = ("Nd", "Po", "Pd", "Ps", "Pe", "Pi", "Pf", "Sc", "Sm", "No")
+
+
+def time(seconds: float) -> str:
+    """Seconds since 1970 as UTC, to the second; what no calendar has as the number that it is."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:g} s after 1970"
 
 
 def escaped(c: str) -> str:

@@ -141,7 +141,7 @@ def pull(
     id_ = pulling.find(device, ref)
     file = pulling.plan(device, id_, words.duration(timeout) if timeout else None, on_wait=call.say)
     path = out or f"{words.file_name(file.about.name or 'plan')}.safetensors"
-    load.save(path, file, call.key)
+    load.save(path, file, call.key, new=out is None)  # nobody else's name for a plan replaces a file here
     return Shown(
         {"file": path, "name": file.about.name, "id": id_}, f"{path}  {spelling.name(file.about.name)}  {id_[:12]}"
     )

@@ -11,7 +11,6 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fedq import errors, spelling
@@ -292,7 +291,7 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
             late,
             value,
         )
-    seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    seen = f"last seen {spelling.time(beat.time)}"
     if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
         return f"{device.name} is not running, {seen}", late, value
     if makers & set(beat.running):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fedq.errors import FedqError, Unreachable, UsageError
+from fedq.errors import FedqError, FileMissing, Unreachable, UsageError
 from fedq.fs.reading import names
 from fedq.fs.steps import AnyPath, step, told
 
@@ -17,10 +17,17 @@ _ANY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 def owner(path: AnyPath) -> str:
     """Who has a file or folder, if that is neither this user nor root; a link and what it leads to count. "" else."""
-    for found in (step("owners.link", os.lstat, path), step("owners.stat", os.stat, path)):
-        if found.st_uid not in (os.geteuid(), 0):
-            return _user(found.st_uid)
-    return ""
+    return _others(path)[0]
+
+
+def _others(path: AnyPath) -> tuple[str, int]:
+    """Who else has it, and its rights."""
+    try:
+        link, found = step("owners.link", os.lstat, path), step("owners.stat", os.stat, path)
+    except OSError as error:
+        raise told(error, path) from error
+    strangers = [uid for uid in (link.st_uid, found.st_uid) if uid not in (os.geteuid(), 0)]
+    return _user(strangers[0]) if strangers else "", found.st_mode & 0o777
 
 
 def _user(number: int) -> str:
@@ -34,9 +41,9 @@ def _user(number: int) -> str:
 
 def not_own(path: AnyPath) -> str:
     """Why others may have made a file or folder what it is; "" if only this user and root can."""
-    if other := owner(path):
+    other, mode = _others(path)
+    if other:
         return f"{path} belongs to {other}"
-    mode = os.stat(path).st_mode & 0o777
     return f"{path} can be written by others (mode {mode:03o})" if mode & 0o022 else ""
 
 
@@ -67,10 +74,7 @@ def check_home(path: Path, *, private: Sequence[str] = (), own: Sequence[str] = 
 
 
 def _check(path: Path, forbidden: int, right: str) -> None:
-    try:
-        other, mode = owner(path), step("private.stat", os.stat, path).st_mode & 0o777
-    except OSError as error:
-        raise told(error, path) from error
+    other, mode = _others(path)
     if other:
         mine = _user(os.geteuid())
         raise Unreachable(
@@ -79,6 +83,24 @@ def _check(path: Path, forbidden: int, right: str) -> None:
         )
     if mode & forbidden:
         raise Unreachable(f"{path} is open to others (mode {mode:03o})", hint=f"{right} {path}")
+
+
+def check_free(path: AnyPath) -> Path:
+    """The absolute path of a file to be written: a regular file there is replaced, whole; nothing else is touched.
+
+    Raises:
+        FileMissing: there is no such folder. UsageError: a folder, link or device stands there.
+    """
+    path = Path(path).absolute()
+    if not path.parent.is_dir():
+        raise FileMissing(f"no folder {path.parent}", hint=f"mkdir -p {path.parent}, or write elsewhere")
+    if path.is_symlink():
+        raise UsageError(f"{path} is a link to {path.readlink()}", hint="name the file that you mean, or another")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=f"name a file in it, or another than {path.name}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file", hint="write elsewhere")
+    return path
 
 
 # -- groups ------------------------------------------------------------------------------------
@@ -137,5 +159,8 @@ def closed_to(path: Path, number: int) -> list[Path]:
 
 
 def _lets_in(folder: Path, number: int) -> bool:
-    found = os.stat(folder)
+    try:
+        found = os.stat(folder)
+    except OSError:  # who may not look cannot tell
+        return True
     return bool(found.st_mode & 0o001) or (found.st_gid == number and bool(found.st_mode & 0o010))

@@ -29,9 +29,9 @@ STOPPED = "stopped"
 """In the place of a release rule: the call that makes a value is held, it ran when the device ended too often."""
 OWN = "own"
 """In the place of a release rule: the value is the requester's own."""
-MAX_ITEMS = 10_000_000
-MAX_BYTES = 64 << 20
-"""Largest card, catalog or heartbeat that is read."""
+MAX_ITEMS = 4_000_000
+MAX_BYTES = {"card": 1 << 16, "catalog": 32 << 20, "heartbeat": 16 << 20}
+"""The largest that are read: 400,000 values, 400,000 waiting messages; seconds to parse, whatever is in them."""
 
 Verify = Callable[[str, bytes, bytes], bytes]
 """`fedq.trust.keys.verify`: kind, SHA-256, public key and signature -> public key, or BadSignature."""
@@ -132,7 +132,7 @@ class Pair:
         Raises:
             FileNotFoundError: there is none (yet).
         """
-        return self.carrier.get(f"{kind}.json", MAX_BYTES)
+        return self.carrier.get(f"{kind}.json", MAX_BYTES[kind])
 
 
 def make_open(folder: Path, *, exact: bool) -> None:
@@ -311,7 +311,7 @@ class Catalog:
     def from_json(cls, body: Mapping[str, Any]) -> Catalog:
         match body:
             case {"device": str(device), "values": list(values), "plans": list(plans), **rest} if not rest:
-                return cls(device, tuple(map(Entry.from_json, values)), tuple(_two_texts(p) for p in plans))
+                return cls(device, tuple(map(Entry.from_json, values)), tuple(map(_plan, plans)))
         raise BadFile("malformed catalog")
 
 
@@ -383,6 +383,13 @@ def _progress(progress: Any) -> tuple[tuple[str, int, int], ...]:
                 continue
         raise BadFile("malformed heartbeat: progress")
     return tuple(map(tuple, rows))
+
+
+def _plan(row: Any) -> tuple[str, str]:
+    id_, name = _two_texts(row)
+    if ids.is_plan_id(id_):
+        return id_, name
+    raise BadFile("malformed catalog: a plan")
 
 
 def _two_texts(row: Any) -> tuple[str, str]:
