@@ -11,10 +11,9 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fedq import errors
+from fedq import errors, spelling
 from fedq.client.rest import collector_rests
 from fedq.errors import BadFile, BadSignature, FedqError, TimedOut, UnknownPlan, WaitingForApproval
 from fedq.plan.codec import Buffer, RawTensor, decode
@@ -43,6 +42,8 @@ HOLDS = {
     "other_torch": "its torch is not the one that plans were judged for; its owner has to see to it",
 }
 """What holds a device up, by the code that its heartbeat tells."""
+MOST_TEXT = 2000
+"""Characters of a device's text that are shown."""
 ASK_AGAIN = ("missing_value",)
 """Failures that may be over when the value is asked for again."""
 
@@ -65,11 +66,22 @@ class Arrived:
 
 
 def as_error(failure: Failure, device: str) -> FedqError:
-    """What a device says went wrong, as the exception it names."""
-    error = errors.from_code(failure.code, f"{failure.text} (on {device})", **failure.fields)
-    if isinstance(hint := failure.fields.get("hint"), str):
+    """What a device says went wrong, as the exception it names; its texts cannot look like anybody else's."""
+    facts = {name: _said(fact) for name, fact in failure.fields.items()}
+    error = errors.from_code(failure.code, f"{_said(failure.text)} (on {device})", **facts)
+    if isinstance(hint := facts.get("hint"), str):
         error.hint = hint
     return error
+
+
+def _said(fact: Any) -> Any:
+    """A fact whose texts are spelled."""
+    match fact:
+        case str():
+            return spelling.text(fact, most=MOST_TEXT)
+        case list() | tuple():
+            return type(fact)(map(_said, fact))
+    return fact
 
 
 def outcomes(
@@ -272,15 +284,15 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
     makers, coming = outbox.messages_of(number, value, reply), {value} | outbox.asked_in(number, reply)
     for message, code in beat.refused:
         if message in makers:
-            return f"{device.name} does not take the message ({code})", code, value
+            return f"{device.name} does not take the message ({spelling.name(code)})", code, value
     for id_, what in beat.held:
         if id_ in coming and what == pairs.STOPPED:
             return HELD, WaitingForApproval.code, id_
         if id_ == reply and what == pairs.ASKED:
             return ASKED, WaitingForApproval.code, value
     if beat.trouble and beat.state == "up":
-        return f"{device.name} holds: {HOLDS.get(beat.trouble, beat.trouble)}", late, value
-    seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{device.name} holds: {HOLDS.get(beat.trouble) or spelling.name(beat.trouble)}", late, value
+    seen = f"last seen {spelling.time(beat.time)}"
     if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
         return f"{device.name} is not running, {seen}", late, value
     if makers & set(beat.running):

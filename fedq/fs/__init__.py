@@ -7,10 +7,21 @@ callers decide about.
 
 from fedq.fs.database import database
 from fedq.fs.locks import Lock, holder, lock
+from fedq.fs.owners import (
+    check_folder,
+    check_free,
+    check_home,
+    check_private,
+    closed_to,
+    group,
+    not_own,
+    owner,
+    share,
+    share_all,
+)
 from fedq.fs.reading import (
     IN_MEMORY_BYTES,
     append,
-    check_private,
     descriptor,
     fingerprint,
     is_folder,
@@ -20,11 +31,12 @@ from fedq.fs.reading import (
     tail,
 )
 from fedq.fs.steps import FAILPOINTS, AnyPath, Buffer, clock, failpoint, step, told
-from fedq.fs.writing import TEMP, delete, flush, is_shared, make_dir, put, remove, replace, share, size_bytes, sweep
+from fedq.fs.writing import TEMP, delete, flush, is_shared, make_dir, new_dir, put, remove, replace, size_bytes, sweep
 
 __all__ = [
-    "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Lock", "append", "check_private", "clock",
-    "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder", "is_folder", "is_shared", "lock",
-    "make_dir", "map_private", "names", "put", "read", "remove", "replace", "share", "size_bytes", "step", "sweep",
-    "tail", "told",
+    "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Lock", "append", "check_folder", "check_free",
+    "check_home", "check_private", "clock", "closed_to", "database", "delete", "descriptor", "failpoint", "fingerprint",
+    "flush", "group", "holder", "is_folder", "is_shared", "lock", "make_dir", "map_private", "names", "new_dir",
+    "not_own", "owner", "put", "read", "remove", "replace", "share", "share_all", "size_bytes", "step", "sweep", "tail",
+    "told",
 ]  # fmt: skip
