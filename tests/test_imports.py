@@ -57,6 +57,8 @@ DISK_EXCEPTIONS = {
     ("fedq.cli.call", "open"): "/dev/null in the place of a closed standard output",
     ("fedq.cli.load", "is_file"): "the user's own source file, which Python's import then reads",
     ("fedq.device.home", "exists"): "whether the queue root is there; to become a call of queue.pair",
+    ("fedq.device.wire", "fcntl"): "seals of anonymous memory",
+    ("fedq.device.wire", "ftruncate"): "the size of anonymous memory",
     ("fedq.local", "shutil"): "the private temporary root of a VirtualWorker, and its end",
     ("fedq.local", "mkdtemp"): "as above",
 }

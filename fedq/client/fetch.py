@@ -44,6 +44,8 @@ HOLDS = {
 """What holds a device up, by the code that its heartbeat tells."""
 MOST_TEXT = 2000
 """Characters of a device's text that are shown."""
+GAP = "   "
+"""Stands in a text before a line, or a step."""
 ASK_AGAIN = ("missing_value",)
 """Failures that may be over when the value is asked for again."""
 
@@ -78,7 +80,7 @@ def _said(fact: Any) -> Any:
     """A fact whose texts are spelled."""
     match fact:
         case str():
-            return spelling.text(fact, most=MOST_TEXT)
+            return GAP.join(spelling.text(part, most=MOST_TEXT) for part in fact.split(GAP))
         case list() | tuple():
             return type(fact)(map(_said, fact))
     return fact
