@@ -250,6 +250,9 @@ def new_dir(path: AnyPath, *, mode: int, group: int | None = None) -> bool:
 
 
 def _new_dir(at: int, name: str, mode: int, group: int | None) -> bool:
+    for left in (n for n in os.listdir(at) if n.startswith(TEMP)):  # by one that was killed here
+        with suppress(OSError):
+            os.rmdir(left, dir_fd=at)
     temp = TEMP + os.urandom(8).hex()
     step("new_dir.mkdir", os.mkdir, temp, 0o700, dir_fd=at)
     try:
