@@ -236,8 +236,10 @@ class State:
         for name, data in self.files:
             (root / name).write_bytes(data)
             (root / name).chmod(0o600)
+            (root / name).chmod(0o600)
         for name, copy in self.databases:
             shutil.copy(copy, root / name)
+            (root / name).chmod(0o600)
 
 
 def states(disk: Disk, *, most: int, rng: random.Random) -> Iterator[State]:
