@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedq.spelling import mind_logs as _mind_logs
+
 if TYPE_CHECKING:
     from fedq.checking import check as check
     from fedq.client.device import Device as Device
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from fedq.plan.training import training_plan as training_plan
 
 __version__ = "0.1.0"
+
+_mind_logs()
 
 _FROM = {
     "Device": "client.device",

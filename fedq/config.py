@@ -2,11 +2,14 @@
 
 Roots are found upward from the working directory: the nearest ``fedq.toml`` says where queue
 and devices lie (relative to itself); without one they are ``./queue`` and ``./devices``.
+A file that others may have written says where the queue lies, which is theirs as well, and nothing else.
 """
 
 from __future__ import annotations
 
+import functools
 import getpass
+import logging
 import os
 import re
 import tomllib
@@ -14,11 +17,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedq.errors import UsageError
+from fedq import fs
+from fedq.errors import FedqError, UsageError
+
+log = logging.getLogger("fedq.config")
 
 FILE = "fedq.toml"
 KEYS = ("queue", "devices", "home", "user", "durability", "reply_bytes")
+OTHERS = ("queue",)
+"""What a file may say that others can write: nothing that picks keys, names or private folders."""
 REPLY_BYTES = 1 << 30
+MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +61,14 @@ def find(
     """The Config for this call: arguments, then FEDQ_* variables, then fedq.toml, then defaults."""
     cwd = (cwd or Path.cwd()).absolute()
     file = next((d / FILE for d in (cwd, *cwd.parents) if (d / FILE).is_file()), None)
-    written = _read(file) if file else {}
-    base = file.parent if file else cwd
+    written, believed = _written(file) if file else ({}, False)
 
     def pick(key: str, given: str | os.PathLike[str] | None, default: str) -> str:
         if given is not None:
             return str(cwd / given)
         if environ.get(f"FEDQ_{key.upper()}"):
             return str(cwd / environ[f"FEDQ_{key.upper()}"])
+        base = file.parent if file and (believed or key in OTHERS) else cwd
         return str(base / Path(written.get(key, default)).expanduser())
 
     home = pick("home", None, str(Path(environ.get("HOME", "~")).expanduser() / ".fedq"))
@@ -94,10 +103,30 @@ def user_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]", "_", text)[:40] or "user"
 
 
+def _written(file: Path) -> tuple[dict[str, str], bool]:
+    """What the file says, as far as it is to be believed; and whether all of it is."""
+    if not (why := fs.not_own(file)):
+        return _read(file), True
+    try:
+        written = _read(file)
+    except FedqError:  # no stranger's file stops anybody
+        written = {"it": ""}
+    if ignored := [key for key in written if key not in OTHERS]:
+        _tell(why, ", ".join(ignored), file)
+    return {key: written[key] for key in OTHERS if key in written}, False
+
+
+@functools.cache
+def _tell(why: str, ignored: str, file: Path) -> None:
+    """Say it once in a process."""
+    cure = f"chmod go-w {file}" if not fs.owner(file) else f"write a {FILE} of your own, or set FEDQ_HOME"
+    log.warning("%s, so it sets no home, and is not believed (%s); %s", why, ignored, cure)
+
+
 def _read(file: Path) -> dict[str, str]:
     try:
-        written = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        written = tomllib.loads(bytes(fs.read(file.resolve(), limit_bytes=MOST_BYTES)).decode("utf-8"))
+    except (FedqError, OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: {error}") from None
     unknown = sorted(written.keys() - set(KEYS))
     if unknown:

@@ -2,6 +2,7 @@
 
 Codes are promises: they travel in replies and stand in ``--json`` output. An error that travels
 carries only its code and the fields below, never text of torch (which echoes values).
+Texts are made visible as they are put in: parts of them may be others'.
 The table of exit codes is in docs/errors.md.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from fedq import spelling
 
 
 class FedqError(Exception):
@@ -25,9 +28,9 @@ class FedqError(Exception):
     hint: str | None = None
 
     def __init__(self, message: str, /, *, hint: str | None = None, **fields: Any) -> None:
-        super().__init__(message)
+        super().__init__(spelling.visible(message))
         if hint is not None:
-            self.hint = hint
+            self.hint = spelling.visible(hint)
         self.fields: Mapping[str, Any] = fields
 
 

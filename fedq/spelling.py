@@ -3,12 +3,16 @@ r"""How names and texts that others chose are shown, so that what is printed can
 A *name* is letters of one script, digits and ``_-.``; a *text* may also have spaces and punctuation.
 Everything else shows as ``\u{2800}``: what has no shape, turns the direction, combines with its
 neighbour, or looks like a letter of the script beside it.
+
+`visible` is the last door: whatever reaches a terminal, an error's text or a log went through it.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+from datetime import UTC, datetime
 from functools import lru_cache
 
 MOST = 80
@@ -87,5 +91,49 @@ def _is_visible(c: str, script: str) -> bool:
 _PUNCTUATION = ("Nd", "Po", "Pd", "Ps", "Pe", "Pi", "Pf", "Sc", "Sm", "No")
 
 
+def time(seconds: float) -> str:
+    """Seconds since 1970 as UTC, to the second; what no calendar has as the number that it is."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:g} s after 1970"
+
+
 def escaped(c: str) -> str:
     return f"\\u{{{ord(c):x}}}"
+
+
+def visible(text: str) -> str:
+    """A text of any kind with its lines: what a terminal would act on, and what nobody would see, is escaped."""
+    if text.isascii():
+        return _CONTROL.sub(lambda found: escaped(found[0]), text)
+    return "".join(c if c == "\n" or (c.isprintable() and not _BLANK.match(c)) else escaped(c) for c in text)
+
+
+_CONTROL = re.compile(r"[^\n -~]")
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U00013441\U00013442\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
+)
+"""What Python calls printable and no font draws: fillers, selectors of variants, blanks."""
+
+
+def line(text: str) -> str:
+    """The same on one line: nobody's text can begin another."""
+    return visible(text).replace("\n", escaped("\n"))
+
+
+class _Lines(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = line(record.getMessage()), ()
+        return True
+
+
+LOGGERS = ("fedq", "fedq.client", "fedq.device", "fedq.device.pool", "fedq.queue", "fedq.config")
+
+
+def mind_logs() -> None:
+    """Have each message to our loggers be one visible line, whoever wrote parts of it; again is a no-op."""
+    for log in map(logging.getLogger, LOGGERS):
+        if not any(isinstance(f, _Lines) for f in log.filters):
+            log.addFilter(_Lines())

@@ -86,6 +86,8 @@ LATER = frozenset(
     test_the_command_checks_on_what_the_plan_was_built_on
     test_another_requesters_calls_go_on_beside_a_worker_that_answers_at_random
     test_a_torch_that_is_changed_below_a_daemon_gets_no_call_and_when_it_is_back_all_goes_on
+    test_an_owner_sees_what_a_requester_wrote_as_it_is
+    test_every_logger_of_ours_makes_its_lines_visible
     """.split()
 )
 """Tests of processes and waiting that run in ``make test-more`` alone; others show the same part in ``make test``."""
@@ -121,6 +123,9 @@ THIRDS = frozenset(
     test_a_worker_that_is_killed_three_times_shows_only_after_an_approve
     test_a_random_function_replays_as_eager_or_is_refused
     test_a_step_of_each_model_is_eagers_at_other_batch_sizes_and_on_a_real_worker
+    test_no_command_lets_a_devices_text_act_on_the_terminal
+    test_another_users_home_is_not_served
+    test_whatever_stops_init_at_whichever_step_again_makes_it_whole
     """.split()
 )
 """Tests with many rows: of three, one runs in ``make test``, one in ``make test-more``, all in ``make test-all``."""

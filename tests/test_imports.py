@@ -53,8 +53,7 @@ PATH_CALLS_ALONE = {
 }  # fmt: skip
 """Of ``pathlib.Path``; the latter where they are called without arguments by position."""
 DISK_EXCEPTIONS = {
-    ("fedq.config", "read_text"): "finds and reads fedq.toml, before anything else is known",
-    ("fedq.config", "is_file"): "as above",
+    ("fedq.config", "is_file"): "finds fedq.toml, before anything else is known",
     ("fedq.cli.call", "open"): "/dev/null in the place of a closed standard output",
     ("fedq.cli.load", "is_file"): "the user's own source file, which Python's import then reads",
     ("fedq.device.home", "exists"): "whether the queue root is there; to become a call of queue.pair",

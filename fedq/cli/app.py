@@ -8,7 +8,7 @@ import typer
 
 from fedq import __version__
 from fedq.cli import data, device, plan, review, sent, value
-from fedq.cli.call import AsJson, DevicesRoot, QueueRoot
+from fedq.cli.call import AsJson, DevicesRoot, QueueRoot, Shown, finish
 
 app = typer.Typer(
     add_completion=False,
@@ -28,7 +28,7 @@ Examples:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fedq {__version__}")
+        finish(Shown(__version__, f"fedq {__version__}"), as_json=False)
         raise typer.Exit
 
 

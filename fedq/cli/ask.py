@@ -206,7 +206,7 @@ def fetch(call: Call, pointers: Sequence[PointerTensor], timeout: str | None, ou
     from fedq.plan import arrays
 
     if out:
-        arrays.check_suffix(out, len(pointers))
+        arrays.check_place(out, len(pointers))
     timeout_s = words.duration(timeout) if timeout else None
     came = call.client.outcomes(pointers, timeout_s, on_wait=call.say)
     named = [(f"{p.device.name}:{p.id}", value) for p, value in zip(pointers, came, strict=True)]

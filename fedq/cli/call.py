@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from fedq import spelling
 from fedq.errors import FedqError, Unreachable, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Call:
 
     def say(self, text: str) -> None:
         """A line of talk."""
-        print(text, file=sys.stderr, flush=True)
+        _print(text, sys.stderr)
 
     def show(self, text: str) -> None:
         """What a command found, before it asks something about it."""
@@ -97,7 +98,7 @@ class Call:
 
     def ask(self, question: str) -> str:
         """What a person answers, in lower case; "" at the end of input."""
-        print(question, end=" ", file=sys.stderr, flush=True)
+        _print(question, sys.stderr, end=" ")
         return sys.stdin.readline().strip()
 
     @cached_property
@@ -161,12 +162,19 @@ def finish(shown: Shown, *, as_json: bool) -> int:
     return shown.error.exit_code
 
 
-def _print(text: str) -> None:
-    """A reader that went away, such as ``head``, is no error: the rest goes nowhere."""
+def _print(text: str, to: TextIO | None = None, *, head: str = "", end: str = "\n") -> None:
+    """The one door to a terminal: nothing that acts on it, or that nobody sees, goes through.
+
+    Args:
+        to: standard output if not said. A reader that went away, such as ``head``, is no error: the rest goes nowhere.
+        head: of our own, which may have colours.
+    """
     try:
-        print(text, flush=True)
+        print(head + spelling.visible(text), end=end, file=to or sys.stdout, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (to or sys.stdout).fileno())
+    except UnicodeEncodeError:  # a terminal that cannot show the letters
+        _print(text.encode("ascii", "backslashreplace").decode(), to, head=head, end=end)
 
 
 def envelope(data: Any, error: FedqError | None) -> dict[str, Any]:
@@ -180,9 +188,9 @@ def envelope(data: Any, error: FedqError | None) -> dict[str, Any]:
 
 def complain(error: FedqError) -> None:
     """``error: ...``, a blank line, ``hint: ...``, on stderr."""
-    print(f"{_paint('error:', 31)} {error}", file=sys.stderr)
+    _print(str(error), sys.stderr, head=f"{_paint('error:', 31)} ")
     if error.hint:
-        print(f"\n{_paint('hint:', 36)} {error.hint}", file=sys.stderr)
+        _print(error.hint, sys.stderr, head=f"\n{_paint('hint:', 36)} ")
 
 
 def _paint(text: str, colour: int) -> str:
@@ -219,7 +227,7 @@ def _keep_traceback() -> str:
     import traceback
 
     if os.environ.get("FEDQ_DEBUG"):
-        traceback.print_exc()
+        _print(traceback.format_exc(), sys.stderr)
         return "this is a bug in fedq"
     from fedq import config, fs
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fedq import spelling
 from fedq.cli import show, words
 from fedq.cli.call import Call, Shown, command
 
@@ -41,7 +42,13 @@ def add(
 
     tensor = arrays.read_one(*words.tensor_file(file))
     id_ = call.home(device).add(
-        tensor, tag=tag.removeprefix("#"), release=release, replace=replace, note=note, allow=allow or None
+        tensor,
+        tag=tag.removeprefix("#"),
+        release=release,
+        replace=replace,
+        note=note,
+        allow=allow or None,
+        by=call.owner,
     )
     if release is None:
         call.say(f"release: review, so every result of {tag!r} waits for you: fedq approve")
@@ -53,7 +60,7 @@ def add(
 def ls(call: Call, device: Device) -> Shown:
     """List a device's own values."""
     rows = [{"id": v.id, "tag": v.tag, "type": str(v.type), "release": v.release} for v in call.home(device).values()]
-    return Shown(rows, show.table([list(row.values()) for row in rows]))
+    return Shown(rows, show.table([(r["id"], spelling.text(r["tag"] or ""), r["type"], r["release"]) for r in rows]))
 
 
 @command(app, examples=["fedq data rm device_1 input_data", "fedq data rm device_1 0197a3"])
@@ -63,5 +70,5 @@ def rm(
     ref: Annotated[str, typer.Argument(metavar="TAG|ID", help="A tag, an id, or 6 or more digits of one.")],
 ) -> Shown:
     """Forget a value; what was computed from it before stays."""
-    gone = call.home(device).remove(ref)
+    gone = call.home(device).remove(ref, by=call.owner)
     return Shown({"device": device, "removed": gone}, "\n".join(gone))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedq.cli.call import Call, Shown
-from fedq.errors import FedqError, TimedOut, UsageError
+from fedq.errors import FedqError, TimedOut, UnknownValue, UsageError
 
 if TYPE_CHECKING:
     from fedq.device.home import Home
@@ -25,9 +25,7 @@ def decide(
     timeout_s = words.duration(timeout) if timeout else None
     named = [r for r in refs or [] if ":" in r]
     if not named and not (requester or plan):
-        for ref in refs or []:
-            words.reference(ref)
-        raise UsageError("no question is named", hint="DEVICE:ID, or --requester NAME, or --plan ID")
+        raise _names_none(refs or [])
     if named:
         if plan or len(named) != len(refs or []):
             raise UsageError("name questions, or devices with --requester and --plan, not both")
@@ -45,6 +43,12 @@ def decide(
     for home, rows in chosen:
         until_done(call, home, rows, word, timeout_s)
     return _came(call, shown, chosen, word)
+
+
+def _names_none(refs: Sequence[str]) -> UsageError:
+    """A tag or a device alone names no question: several may wait on each."""
+    what = f"{refs[0]!r} names no question" if refs else "no question is named"
+    return UsageError(what, hint="DEVICE:ID, as 'fedq review' prints it; or --requester NAME, or --plan ID")
 
 
 def _named(call: Call, refs: Sequence[str], requester: str) -> Chosen:
@@ -93,8 +97,7 @@ def _unless_sure(call: Call, chosen: Chosen, word: str, yes: bool) -> Shown | No
 
     total = sum(len(rows) for _, rows in chosen)
     if not total:
-        call.say("no question fits")
-        return Shown([])
+        raise UnknownValue("no question fits", hint="'fedq review' shows what waits")
     senders = sorted({row.sender for _, rows in chosen for row in rows})
     where = ", ".join(f"{len(rows)} on {home.name}" for home, rows in chosen)
     call.say(f"{show.plural(total, 'question')} of {', '.join(senders)}: {where}")

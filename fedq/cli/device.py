@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedq import spelling
 from fedq.cli import show
 from fedq.cli.call import Call, Shown, command
 
@@ -52,8 +54,19 @@ def init(
         call.say(f"{asks.name} types: fedq device trust {name} {public}")
     else:
         trust_device(config, name, public)
+    if group:
+        _warn_of(call, config.queue / name / asks.name, group)
     row = {"device": name, "home": str(made.path), "pair": str(config.queue / name / asks.name), "key": public}
     return Shown(row, f"{name}  home {row['home']}\n{' ' * len(name)}  pair {row['pair']}")
+
+
+def _warn_of(call: Call, pair: Path, group: str) -> None:
+    """What the owner of a shared pair should know: who else may use it, and who can not come in."""
+    from fedq import fs
+
+    call.say(f"everybody in {group} can read what travels in this pair, and write in it: one group for each requester")
+    if closed := fs.closed_to(pair.parent, fs.group(group)):
+        call.say(f"{group} may not be able to enter {closed[0]}: chmod o+x {closed[0]}")
 
 
 @command(app, examples=["fedq device trust device_1 3f9a1c2e..."])
@@ -261,7 +274,10 @@ def log(
         call.home(name)
     if failed:
         rows = background.failed(call.config, homes(call.config) if name is None else [name])[-lines:]
-        told = [(show.when(r["time"]), f"{r['device']}:", r["requester"], r["reason"], r["file"]) for r in rows]
+        told = [
+            (show.when(r["time"]), f"{r['device']}:", r["requester"], spelling.text(r["reason"]), r["file"])
+            for r in rows
+        ]
         return Shown(rows, show.table(told))
     text = background.log_lines(call.config, name, lines)
     return Shown({"log": str(background.log_file(call.config)), "lines": text}, "\n".join(text))

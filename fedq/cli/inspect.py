@@ -58,6 +58,7 @@ def draw(graph: Graph, about: About, path: str) -> None:
     from fedq.plan.drawing import dot
 
     text, suffix = dot(graph, about).encode(), Path(path).suffix.removeprefix(".")
+    place = fs.check_free(path)
     if suffix not in ("dot", "svg", "png", "pdf"):
         raise UsageError(f"{path}: a picture ends in .svg, .png, .pdf or .dot", hint="--graph out.svg")
     if suffix != "dot":
@@ -69,7 +70,7 @@ def draw(graph: Graph, about: About, path: str) -> None:
         if done.returncode:
             raise UsageError(f"dot failed: {(done.stderr.decode(errors='replace').splitlines() or [''])[0]}")
         text = done.stdout
-    fs.replace(Path(path).absolute(), [text], durable=False)
+    fs.replace(place, [text], durable=False)
 
 
 def difference(a: PlanFile, b: PlanFile, names: tuple[str, str]) -> str:

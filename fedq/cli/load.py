@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedq.errors import CannotRecord, FedqError, FileMissing, UnknownPlan, UsageError
+from fedq.errors import CannotRecord, Conflict, FedqError, FileMissing, UnknownPlan, UsageError
 
 if TYPE_CHECKING:
     from fedq.plan.file import PlanFile
@@ -43,19 +43,28 @@ def plan_file(path: str | Path) -> PlanFile:
 
 
 def check_suffix(path: str) -> None:
-    """UsageError unless a plan file may be called so."""
+    """UsageError, FileMissing unless a plan file may be called so, and written there."""
+    from fedq import fs
+
     if not path.endswith(".safetensors"):
         raise UsageError(
             f"{path}: a plan file ends in .safetensors", hint=f"-o {Path(path).with_suffix('.safetensors')}"
         )
+    fs.check_free(path)
 
 
-def save(path: str, plan: PlanFile, key: Key) -> None:
-    """Write a plan file, whole or not at all."""
+def save(path: str, plan: PlanFile, key: Key, *, new: bool = False) -> None:
+    """Write a plan file, whole or not at all; ``new``: only if nothing stands there."""
     from fedq import fs
     from fedq.plan.file import encode_plan
 
-    fs.replace(Path(path).absolute(), encode_plan(plan, key))
+    place, chunks = fs.check_free(path), encode_plan(plan, key)
+    if not new:
+        return fs.replace(place, chunks)
+    try:
+        fs.put(place, chunks)
+    except FileExistsError:
+        raise Conflict(f"{path} is there already", hint="-o FILE says where, and replaces what is there") from None
 
 
 def plan_in(path: Path, name: str, shapes: Sequence[tuple[int, ...]] | None, *, check: bool = False) -> Plan:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedq import spelling
 from fedq.cli import show as draw
 from fedq.cli.call import Call, Shown, command
 from fedq.errors import UsageError
@@ -45,7 +46,7 @@ def build(
     load.save(out, file, call.key)
     count, label = len(file.graph.actions), file.about.name or name
     row = {"file": out, "name": label, "id": file.id, "actions": count}
-    return Shown(row, f"{out}  {label}  {draw.plural(count, 'action')}  {file.id[:12]}")
+    return Shown(row, f"{out}  {spelling.name(label)}  {draw.plural(count, 'action')}  {file.id[:12]}")
 
 
 @command(
@@ -140,8 +141,10 @@ def pull(
     id_ = pulling.find(device, ref)
     file = pulling.plan(device, id_, words.duration(timeout) if timeout else None, on_wait=call.say)
     path = out or f"{words.file_name(file.about.name or 'plan')}.safetensors"
-    load.save(path, file, call.key)
-    return Shown({"file": path, "name": file.about.name, "id": id_}, f"{path}  {file.about.name}  {id_[:12]}")
+    load.save(path, file, call.key, new=out is None)  # nobody else's name for a plan replaces a file here
+    return Shown(
+        {"file": path, "name": file.about.name, "id": id_}, f"{path}  {spelling.name(file.about.name)}  {id_[:12]}"
+    )
 
 
 @command(app, examples=["fedq ops", "fedq ops conv", "fedq ops --json"])

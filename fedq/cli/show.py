@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from fedq import spelling
 from fedq.errors import FedqError
 from fedq.plan.codec import RawTensor
 from fedq.plan.graph import Type
@@ -40,7 +40,7 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 def when(time: float | None) -> str:
     """A time as UTC, to the second."""
-    return "never" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return "never" if time is None else spelling.time(time)
 
 
 def ago(seconds: float) -> str:

@@ -11,10 +11,9 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fedq import errors
+from fedq import errors, spelling
 from fedq.client.rest import collector_rests
 from fedq.errors import BadFile, BadSignature, FedqError, Quota, TimedOut, UnknownPlan, WaitingForApproval
 from fedq.fs import Copy
@@ -48,6 +47,10 @@ _HELD = {
     pairs.ROOM: "its reply waits for room: replies of yours that were not acknowledged take it all; read some",
     pairs.BLOCKED: "something stands in out/ at its reply's name that the device may not remove; its owner's log says",
 }
+MOST_TEXT = 2000
+"""Characters of a device's text that are shown."""
+GAP = "   "
+"""Stands in a text before a line, or a step."""
 ASK_AGAIN = ("missing_value", "quota")
 """Failures that may be over when the value is asked for again."""
 
@@ -70,11 +73,22 @@ class Arrived:
 
 
 def as_error(failure: Failure, device: str) -> FedqError:
-    """What a device says went wrong, as the exception it names."""
-    error = errors.from_code(failure.code, f"{failure.text} (on {device})", **failure.fields)
-    if isinstance(hint := failure.fields.get("hint"), str):
+    """What a device says went wrong, as the exception it names; its texts cannot look like anybody else's."""
+    facts = {name: _said(fact) for name, fact in failure.fields.items()}
+    error = errors.from_code(failure.code, f"{_said(failure.text)} (on {device})", **facts)
+    if isinstance(hint := facts.get("hint"), str):
         error.hint = hint
     return error
+
+
+def _said(fact: Any) -> Any:
+    """A fact whose texts are spelled."""
+    match fact:
+        case str():
+            return GAP.join(spelling.text(part, most=MOST_TEXT) for part in fact.split(GAP))
+        case list() | tuple():
+            return type(fact)(map(_said, fact))
+    return fact
 
 
 def outcomes(
@@ -292,7 +306,7 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
     makers, coming = outbox.messages_of(number, value, reply), {value} | outbox.asked_in(number, reply)
     for message, code in beat.refused:
         if message in makers:
-            return f"{device.name} does not take the message ({code})", code, value
+            return f"{device.name} does not take the message ({spelling.name(code)})", code, value
     for id_, what in beat.held:
         if id_ in coming and what == pairs.STOPPED:
             return HELD, WaitingForApproval.code, id_
@@ -303,8 +317,8 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
     if there := device.tried.why(device.pair.reply_name(reply)):
         return there, late, value
     if beat.trouble and beat.state == "up":
-        return f"{device.name} holds: {HOLDS.get(beat.trouble, beat.trouble)}", late, value
-    seen = f"last seen {datetime.fromtimestamp(beat.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{device.name} holds: {HOLDS.get(beat.trouble) or spelling.name(beat.trouble)}", late, value
+    seen = f"last seen {spelling.time(beat.time)}"
     if beat.state == "down" or device.client.now() - beat.time > SILENT_S:
         return f"{device.name} is not running, {seen}", late, value
     if makers & set(beat.running):

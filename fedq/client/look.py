@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fedq import ids
+from fedq import ids, spelling
 from fedq.client.pointer_plans import PointerPlan
 from fedq.client.pointers import PointerTensor
 from fedq.errors import Ambiguous, UnknownPlan, UnknownValue
@@ -15,6 +15,9 @@ from fedq.queue.pair import Entry
 
 if TYPE_CHECKING:
     from fedq.client.device import Device
+
+MOST_TOLD = 20
+"""Names that a message lists at most."""
 
 
 def value(device: Device, ref: str) -> PointerTensor:
@@ -27,8 +30,8 @@ def value(device: Device, ref: str) -> PointerTensor:
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
-        raise Ambiguous(f"{ref!r} fits {len(found)} values on {device.name}: {', '.join(found)}", hint="use the id")
-    there = ", ".join(sorted({t for e in entries for t in tags(e)})) or "none"
+        raise Ambiguous(f"{ref!r} fits {len(found)} values on {device.name}: {some(found)}", hint="use the id")
+    there = some(t for e in entries for t in tags(e))
     never = "; this id was never promised to you" if ids.is_id(ref) else ""
     raise UnknownValue(f"no value {ref!r} on {device.name}{never} (tags there: {there})")
 
@@ -55,16 +58,22 @@ def plan(device: Device, ref: str) -> PointerPlan:
     """The one plan with this name or id that was sent there; UnknownPlan, Ambiguous."""
     rows = device.client.history.plans(device.number, ref)
     if len(rows) > 1:
-        some = ", ".join(r.id[:12] for r in rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         raise Ambiguous(
-            f"{ref!r} fits {len(rows)} plans on {device.name}: {some}",
+            f"{ref!r} fits {len(rows)} plans on {device.name}: {some(r.id[:12] for r in rows)}",
             hint="name it by 6 or more digits of its id, or send the plan: what is there is not sent again",
         )
     for row in rows:
         graph, about = graph_from_json(parse_json(row.graph)), about_from_json(parse_json(row.about))
         return PointerPlan(device, row.id, graph, about)
-    names = ", ".join(sorted({name for _, name in device.catalog().plans})) or "none"
+    names = some(name for _, name in device.catalog().plans)
     raise UnknownPlan(f"no plan {ref!r} was sent to {device.name} (plans there: {names})", hint="send its file")
+
+
+def some(names: Iterable[str]) -> str:
+    """Names that a device gave, as a message tells them: spelled, sorted, the first of many."""
+    told = sorted(map(spelling.text, set(names)))
+    more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    return ", ".join(told[:MOST_TOLD]) + more or "none"
 
 
 def tags(entry: Entry) -> list[str]:
@@ -74,4 +83,5 @@ def tags(entry: Entry) -> list[str]:
 
 
 def _pointer(device: Device, entry: Entry) -> PointerTensor:
-    return PointerTensor(device, entry.id, entry.type, entry.tag, owners=entry.owners, private=entry.private)
+    tag = entry.tag and spelling.line(entry.tag)
+    return PointerTensor(device, entry.id, entry.type, tag, owners=entry.owners, private=entry.private)

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fedq import spelling
 from fedq.client.pointers import PointerTensor, PointerTensors, raw_tensor
 from fedq.errors import SpecMismatch, UsageError
 from fedq.plan import fold, params, ranges, spec
@@ -51,7 +52,7 @@ class PointerPlan:
         return self.device
 
     def __repr__(self) -> str:
-        return f"PointerPlan({self.device.name}:{self.id[:12]}, {self.name})"
+        return f"PointerPlan({self.device.name}:{self.id[:12]}, {spelling.name(self.name)})"
 
     def get(self, timeout_s: float | None = None) -> Plan:
         """The plan, as the device holds it; it stays there, so that sending it again sends nothing.

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fedq import spelling
 from fedq.client import fetch
 from fedq.errors import CannotRecord, FedqError, UsageError
 from fedq.plan.codec import RawTensor
@@ -119,7 +120,7 @@ class PointerTensor:
         self.told = True
         more = [
             self.type,
-            self.tag and f"tag {self.tag!r}",
+            self.tag and f"tag '{spelling.text(self.tag)}'",
             self.address in self.device.pending.made and "not sent yet",
         ]
         return f"PointerTensor({self.device.name}:{self.address}{''.join(f', {m}' for m in more if m)})"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from fedq import ids
+from fedq import ids, spelling
 from fedq.client import fetch
 from fedq.client.pointer_plans import UNKNOWN, PointerPlan
 from fedq.client.pointers import PointerTensor, gather
@@ -61,7 +61,7 @@ class Protocol:
         return list(dict.fromkeys(role for role, _ in self.steps))
 
     def __repr__(self) -> str:
-        where = [f"{p.device.name}: {p.name}" for p in self.pointers]
+        where = [f"{p.device.name}: {spelling.name(p.name)}" for p in self.pointers]
         return f"Protocol({', '.join(where or [f'{role}: {_told(plan)}' for role, plan in self.steps])})"
 
     def deploy(self, *devices: Device) -> Protocol:

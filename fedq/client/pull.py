@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fedq.client import fetch
+from fedq.client import fetch, look
 from fedq.errors import Ambiguous, BadFile, FedqError, UnknownPlan, from_code
 from fedq.plan.codec import decode
 from fedq.plan.file import KIND, PlanFile, decode_plan
@@ -32,7 +32,7 @@ def find(device: Device, ref: str) -> str:
     if not fits:
         return device.plan(ref).id  # sent, and not in the catalog yet; or it says what is there
     if len(fits) > 1:
-        raise Ambiguous(f"{ref!r} fits {len(fits)} plans on {device.name}: {', '.join(fits)}", hint="use the id")
+        raise Ambiguous(f"{ref!r} fits {len(fits)} plans on {device.name}: {look.some(fits)}", hint="use the id")
     return fits[0]
 
 

@@ -31,6 +31,8 @@ from fedq.trust.keys import Key
 
 log = logging.getLogger("fedq.client")
 
+PRIVATE = ("key", "outbox.sqlite", "outbox.sqlite-wal", "outbox.sqlite-shm", "spool", "replies")
+"""What of a home nobody else may even read."""
 SWEEP_AGE_S = 24 * 3600.0
 """What a crash left in the home, and was not written to for so long, is swept at the next start."""
 
@@ -61,6 +63,7 @@ class Client:
         self.root = pairs.root_id(config.queue)
         self._mark: tuple[int, ...] | None = None
         fs.make_dir(config.home)
+        fs.check_home(config.home, private=PRIVATE, own=("trust", f"trust/{self.root}"))
         self.key = key or keys.load_or_create(config.home / "key")
         self.name = f"{config.user}-{self.key.fingerprint}"
         self.outbox = Outbox(config.home / "outbox.sqlite", durable=config.durability == "full")
@@ -203,6 +206,7 @@ def trust_device(config: Config, name: str, key_hex: str) -> None:
     folder = config.home / "trust" / pairs.root_id(config.queue)
     fs.make_dir(config.home)
     fs.make_dir(folder)
+    fs.check_home(config.home, own=("trust", f"trust/{folder.name}"))
     body = {"v": 1, "device": name, "root": folder.name, "key": key_hex}
     fs.replace(folder / f"{name}.json", [json.dumps(body, indent=1).encode() + b"\n"])
 

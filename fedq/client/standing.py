@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedq import spelling
 from fedq.client import fetch
 from fedq.client.history import Sent
 from fedq.errors import FedqError, UnknownDevice
@@ -62,7 +63,7 @@ class _Look:
         if s.state:
             return Standing(s, s.state)
         if s.kept:
-            return Standing(s, "failed" if s.code else "fetched", s.code or "")
+            return Standing(s, "failed" if s.code else "fetched", spelling.name(s.code or ""))
         if self._device is None:
             return Standing(s, "unknown", self._gone)
         if s.reply and f"{s.reply}.safetensors" in self._out:

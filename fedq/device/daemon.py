@@ -34,6 +34,7 @@ def pid(config: Config) -> int | None:
     """The process that serves this devices root, or None."""
     if "lock" not in fs.names(gate_dir(config)):
         return None
+    fs.check_folder(gate_dir(config))  # another's lock could name any process
     found = fs.holder(gate_dir(config) / "lock")
     return None if found is None else int(found) if found.isdecimal() else 0
 

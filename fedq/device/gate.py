@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedq import fs
+from fedq import fs, spelling
 from fedq.config import Config
 from fedq.device import engine
 from fedq.device.home import GATE, Home, homes
@@ -48,6 +48,7 @@ def hold(config: Config) -> fs.Lock:
     Raises:
         AlreadyRunning: another does. Who only looks whether one does is waited for.
     """
+    fs.check_folder(gate_dir(config))
     fs.make_dir(gate_dir(config))
     end = time.monotonic() + HOLD_S
     while True:
@@ -307,9 +308,16 @@ def _logged(config: Config) -> Iterator[None]:
                 root.removeHandler(one)
 
 
+class _Visible(logging.Formatter):
+    """Tracebacks echo what others sent, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return spelling.visible(super().format(record))
+
+
 def formatter() -> logging.Formatter:
     """How a line of the log looks."""
-    made = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    made = _Visible("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     made.converter = time.gmtime
     return made
 

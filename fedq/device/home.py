@@ -8,7 +8,7 @@ devices of one root: lock, log, and ``poke``, which wakes a running gate.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from fedq.queue.pair import OWN, Card, Catalog, Entry, Pair
 from fedq.trust import keys, policy
 
 GATE = ".gate"
+PRIVATE = ("key", "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "values", "spool", "failed")
+"""What of a home nobody else may even read."""
+OWN_FILES = ("device.json", "trust", "up")
+"""What of a home nobody else may write: it says whom the device trusts, and what it does."""
 DEVICE = "device.json"
 """The file that makes a folder the home of a device: what is deleted last."""
 DEADLINE_S = 3600.0
@@ -58,28 +62,45 @@ def init(
         deadline_s: how long one call may take from now on, > 0; a running call keeps the one it began with.
 
     Raises:
-        UsageError: the name can not name a directory.
+        UsageError: no directory can have this name, or there is no such group; nothing was made.
+        Unreachable: a folder that shall be private is another user's, or open to others.
     """
-    if not ids.is_name(name):
-        raise UsageError(f"{name!r} can not name a device", hint="use letters, digits, '_', '-', '.'; at most 64")
-    if deadline_s is not None and deadline_s <= 0:
-        raise UsageError("a deadline of 0 s lets no call run", hint="--deadline 10min, or leave it out for 1h")
-    if not pairs.is_root(config.queue):
-        pairs.create_root(config.queue, id=new_id())
+    _check_words(name, requester, deadline_s)
+    number = None if group is None else fs.group(group)
     path = config.devices / name
+    check_private(path)
+    if not pairs.is_root(config.queue):
+        pairs.create_root(config.queue, id=new_id(), exact=group is not None)
     fs.make_dir(path / "trust")
-    keys.load_or_create(path / "key")
-    said = _said(path) if (path / "device.json").exists() else {}
+    said = _said(path) if (path / DEVICE).exists() else {}
     said |= {"v": 1, "device": name, "queue": pairs.root_id(config.queue)}
     if deadline_s is not None:
         said["deadline_s"] = deadline_s
-    fs.replace(path / "device.json", [_line(said)])
-    home = Home(path, config)
-    home.trust(requester)
-    if group is not None:
-        pairs.share_pair(config.queue, name, requester.name, group)
+    home = Home(path, config, said=said)
+    home.trust(requester, group=number)
+    fs.replace(path / DEVICE, [_line(said)])  # last: until then no device is there, and `init` makes it again
     home.poke()
     return home
+
+
+def _check_words(name: str, requester: Requester, deadline_s: float | None) -> None:
+    if not ids.is_name(name):
+        raise UsageError(f"{name!r} can not name a device", hint="use letters, digits, '_', '-', '.'; at most 64")
+    if not (ids.is_name(requester.name) and pairs.is_requester(requester.name)):
+        raise UsageError(f"{requester.name!r} is no name of a requester", hint="'fedq whoami' prints it")
+    if deadline_s is not None and deadline_s <= 0:
+        raise UsageError("a deadline of 0 s lets no call run", hint="--deadline 10min, or leave it out for 1h")
+
+
+def check_private(path: Path) -> None:
+    """Unreachable if anything of a device's home that is there is another user's, or open to others.
+
+    What is told is mended by its owner: a key that was open for a day has been copied.
+    """
+    folder = path.parent / GATE
+    fs.check_home(path, private=PRIVATE, own=OWN_FILES)
+    fs.check_home(path / "trust", own=fs.names(path / "trust"))
+    fs.check_home(folder, private=("log",), own=("lock", "poke", "workers"))
 
 
 def _said(path: Path) -> dict[str, Any]:
@@ -95,6 +116,12 @@ def homes(config: Config) -> list[str]:
     )
 
 
+def _unknown(name: str, config: Config) -> UnknownDevice:
+    known = ", ".join(homes(config))
+    hint = f"devices here: {known}" if known else f"fedq device init {name}"
+    return UnknownDevice(f"no device {name!r} in {config.devices} (there: {known or 'none'})", hint=hint)
+
+
 def _line(body: object) -> bytes:
     return json.dumps(body, indent=1).encode() + b"\n"
 
@@ -102,19 +129,20 @@ def _line(body: object) -> bytes:
 class Home:
     """An existing device's home.
 
+    Args:
+        said: what ``device.json`` will say, of one that is being made.
+
     Raises:
         UnknownDevice: no device of this name lives here.
+        Unreachable: it is another user's, or others can write or read in it.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
-        if not (path / "device.json").exists():
-            known = ", ".join(homes(config)) or "none"
-            raise UnknownDevice(
-                f"no device {path.name!r} in {config.devices} (there: {known})",
-                hint=f"fedq device init {path.name}",
-            )
+    def __init__(self, path: Path, config: Config, *, said: dict[str, Any] | None = None) -> None:
+        if said is None and not (path / DEVICE).exists():
+            raise _unknown(path.name, config)
+        check_private(path)
         self.path, self.config, self.name = path, config, path.name
-        self.reread()
+        self._take_over(_said(path) if said is None else said)
         self.durable = config.durability == "full"
         self.key = keys.load_or_create(path / "key")
         self.journal = Journal(path / "journal.sqlite", durable=self.durable)
@@ -125,7 +153,9 @@ class Home:
 
     def reread(self) -> None:
         """Take over what ``device.json`` says now."""
-        said = _said(self.path)
+        self._take_over(_said(self.path))
+
+    def _take_over(self, said: Mapping[str, Any]) -> None:
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
         self.keep_days = float(said.get("review", {}).get("keep_days", KEEP_DAYS))
         self.limits = Limits.of(said)
@@ -150,13 +180,13 @@ class Home:
 
     # -- whom it trusts
 
-    def trust(self, requester: Requester) -> None:
-        """Let this requester ask: keep its key, make the pair."""
+    def trust(self, requester: Requester, *, group: int | None = None) -> None:
+        """Let this requester ask: keep its key, make the pair; ``group``: as in `pairs.create_pair`."""
         fs.replace(
             self.path / "trust" / f"{requester.name}.json",
             [_line({"v": 1, "name": requester.name, "key": requester.key})],
         )
-        pair = pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable)
+        pair = pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable, group=group)
         card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,), self.keep_days)
         pair.write_card(card, self.key)
         self.write_catalogs()
@@ -234,6 +264,7 @@ class Home:
         id: str = "",
         note: str = "",
         allow: Sequence[str] | None = None,
+        by: str = "",
     ) -> str:
         """Store an owner's tensor under a tag; returns its id.
 
@@ -241,6 +272,7 @@ class Home:
             replace: take the place of the values that carry the tag now.
             note: for requesters to search in; words with ``#`` are further tags.
             allow: the requesters (``alice-3f9a1c2e``) who alone may know of it; None: all who are trusted.
+            by: who adds it, for the record.
 
         Raises:
             Conflict: the tag is taken and ``replace`` is not said.
@@ -260,6 +292,8 @@ class Home:
             self.journal.add([value], message=None, now=fs.clock())
             if note or allow is not None:
                 self.journal.annotate(OWNER, value.id, note, allow)
+            instead = f", instead of {', '.join(v.id for v in there)}" if there else ""
+            self._record("data replaced" if there else "data added", value, f"{value.type} {rule}{instead}", by)
         self.store.forget(OWNER, tuple(gone))
         self._changed()
         return value.id
@@ -275,7 +309,10 @@ class Home:
                     hint=f"trusted here: {like or 'nobody'}",
                 )
 
-    def remove(self, ref: str) -> list[str]:
+    def _record(self, what: str, value: Value, text: str, by: str) -> None:
+        self.journal.record(what, OWNER, value.id, json.dumps([value.tag, text]), now=fs.clock(), by=by)
+
+    def remove(self, ref: str, *, by: str = "") -> list[str]:
         """Forget the owner's values with this tag, or the one with this id."""
         ref = ref.removeprefix("#")
         found = self.journal.tagged(OWNER, ref) or [v for v in self.journal.find(ref) if v.scope == OWNER]
@@ -283,6 +320,8 @@ class Home:
             raise UnknownValue(f"{self.name} has no value {ref!r}{self._tags()}")
         with self.journal.transaction():
             gone = self.journal.remove([v.id for v in found], now=fs.clock())
+            for value in found:
+                self._record("data removed", value, str(value.type), by)
         for scope, id_ in gone:
             self.store.forget(scope, (id_,))
         self._changed()

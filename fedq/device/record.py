@@ -6,6 +6,7 @@ of open values is told as long as the device keeps the replies. Only reads.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,6 +95,9 @@ def _happened(
         if e.kind == "left":
             id_, _, kind = e.text.partition(" ")
             yield _left(e.time, e.sender, e.ref, id_, kind, _tags(row))
+        elif e.kind.startswith("data "):
+            tag, text = json.loads(e.text)
+            yield Entry(e.time, e.kind, e.sender, e.ref, e.by, (tag,), text)
         else:
             yield Entry(e.time, e.kind, e.sender, e.ref, e.by, _tags(row), e.text)
 

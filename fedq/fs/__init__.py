@@ -7,11 +7,22 @@ callers decide about.
 
 from fedq.fs.database import database
 from fedq.fs.locks import Lock, holder, lock
+from fedq.fs.owners import (
+    check_folder,
+    check_free,
+    check_home,
+    check_private,
+    closed_to,
+    group,
+    not_own,
+    owner,
+    share,
+    share_all,
+)
 from fedq.fs.reading import (
     IN_MEMORY_BYTES,
     Copy,
     append,
-    check_private,
     descriptor,
     fingerprint,
     is_folder,
@@ -30,17 +41,18 @@ from fedq.fs.writing import (
     flush,
     is_shared,
     make_dir,
+    new_dir,
     put,
     remove,
     replace,
-    share,
     size_bytes,
     sweep,
 )
 
 __all__ = [
-    "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Copy", "Lock", "append", "aside",
-    "check_private", "clock", "database", "delete", "descriptor", "failpoint", "fingerprint", "flush", "holder",
-    "is_folder", "is_shared", "lock", "make_dir", "map_private", "names", "put", "read", "read_hashed",
-    "remove", "replace", "share", "size_bytes", "step", "still", "sweep", "tail", "told",
+    "FAILPOINTS", "IN_MEMORY_BYTES", "TEMP", "AnyPath", "Buffer", "Copy", "Lock", "append", "aside", "check_folder",
+    "check_free", "check_home", "check_private", "clock", "closed_to", "database", "delete", "descriptor",
+    "failpoint", "fingerprint", "flush", "group", "holder", "is_folder", "is_shared", "lock", "make_dir",
+    "map_private", "names", "new_dir", "not_own", "owner", "put", "read", "read_hashed", "remove", "replace",
+    "share", "share_all", "size_bytes", "step", "still", "sweep", "tail", "told",
 ]  # fmt: skip

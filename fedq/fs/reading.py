@@ -7,10 +7,9 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-from fedq.errors import BadFile, BadSignature, Unreachable
+from fedq.errors import BadFile, BadSignature
 from fedq.fs.steps import KEPT, OLD, AnyPath, Buffer, Folder, disk_clock, step, told, write_all
 
 IN_MEMORY_BYTES = 8 << 20
@@ -215,18 +214,6 @@ def tail(path: AnyPath, lines: int, *, most_bytes: int = 1 << 16) -> str:
     with os.fdopen(file, "rb") as log:
         log.seek(max(0, size - most_bytes))
         return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-lines:])
-
-
-def check_private(path: AnyPath) -> None:
-    """Unreachable unless a private file is closed to all others, and its directory to their writing."""
-    path = Path(path).absolute()
-    for each, forbidden, right in ((path, 0o077, "600"), (path.parent, 0o022, "700")):
-        try:
-            mode = step("private.stat", os.stat, each).st_mode & 0o777
-        except OSError as error:
-            raise told(error, each) from error
-        if mode & forbidden:
-            raise Unreachable(f"{each} is open to others (mode {mode:03o})", hint=f"chmod {right} {each}")
 
 
 def append(path: AnyPath) -> BinaryIO:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fedq.errors import FedqError, UsageError
+from fedq.errors import FedqError
 from fedq.fs.reading import fingerprint, names
 from fedq.fs.steps import LACKS, OLD, AnyPath, Buffer, Folder, step, sync, told, write_all
 
@@ -258,23 +258,50 @@ def make_dir(path: AnyPath, *, mode: int = 0o700) -> None:
         step("make_dir.sync_folder", sync, at)  # also if it is there: who made it may have died before this
 
 
-def share(path: AnyPath, group: str, *, mode: int) -> None:
-    """Give a file or directory to a group, with exactly these rights.
+def new_dir(path: AnyPath, *, mode: int, group: int | None = None) -> bool:
+    """A new directory with exactly these rights, whatever the umask, or none.
 
-    Raises:
-        UsageError: there is no such group. Unreachable: this user is not in it.
+    Args:
+        group: whose it is, if not this process's.
+
+    Returns:
+        False if one stands there, which stays as it is.
     """
-    import grp
+    with Folder(path, None) as (at, name):
+        made = not os.path.isdir(path) and _new_dir(at, name, mode, group)
+        step("new_dir.sync_folder", sync, at)
+    return made
 
+
+def _new_dir(at: int, name: str, mode: int, group: int | None) -> bool:
+    for left in (n for n in os.listdir(at) if n.startswith(TEMP)):  # by one that was killed here
+        with suppress(OSError):
+            os.rmdir(left, dir_fd=at)
+    temp = TEMP + os.urandom(8).hex()
+    step("new_dir.mkdir", os.mkdir, temp, 0o700, dir_fd=at)
     try:
-        number = grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise UsageError(f"no group {group!r} on this machine", hint="'id -Gn' lists yours") from None
-    try:
-        step("share.group", os.chown, path, -1, number)
-        step("share.rights", os.chmod, path, mode)
+        if group is not None:
+            step("new_dir.group", os.chown, temp, -1, group, dir_fd=at, follow_symlinks=False)
+        step("new_dir.rights", os.chmod, temp, mode, dir_fd=at)
+        step("new_dir.name", _name_dir, at, temp, name)
     except OSError as error:
-        raise told(error, path) from error
+        with suppress(OSError):
+            os.rmdir(temp, dir_fd=at)
+        if not isinstance(error, FileExistsError):
+            raise
+        return False  # another process was first, or a file stands there: who uses it will say so
+    return True
+
+
+def _name_dir(at: int, temp: str, name: str) -> None:
+    try:
+        _rename_new(at, temp, name)
+    except OSError as error:
+        if error.errno not in LACKS:
+            raise
+        if _exists(at, name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+        os.rename(temp, name, src_dir_fd=at, dst_dir_fd=at)
 
 
 def is_shared(path: AnyPath) -> bool:
@@ -310,5 +337,15 @@ def sweep(path: AnyPath, *, before: float, also: Callable[[str], bool] | None = 
             with suppress(FedqError):
                 mark = fingerprint(os.path.join(path, name))
                 if mark is not None and mark[3] < before * 1e9:
-                    swept += delete(os.path.join(path, name))
+                    swept += _sweep(os.path.join(path, name))
     return swept
+
+
+def _sweep(path: str) -> bool:
+    """Of folders only empty ones: nothing that somebody put there goes."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        return delete(path)
+    with suppress(OSError):
+        os.rmdir(path)
+        return True
+    return False

@@ -206,7 +206,7 @@ _READERS: dict[str, Callable[[Buffer], dict[str, RawTensor]]] = {
 def write(path: str | Path, tensors: Mapping[str, RawTensor]) -> None:
     """Write tensors as the suffix says, whole or not at all; .npy and .csv hold exactly one."""
     suffix = check_suffix(path, len(tensors))
-    fs.replace(Path(path).absolute(), encode(suffix, tensors), durable=False)
+    fs.replace(fs.check_free(path), encode(suffix, tensors), durable=False)
 
 
 def check_suffix(path: str | Path, count: int) -> str:
@@ -219,12 +219,10 @@ def check_suffix(path: str | Path, count: int) -> str:
     return suffix
 
 
-def check_place(path: str | Path) -> None:
+def check_place(path: str | Path, count: int = 1) -> None:
     """UsageError, FileMissing if nothing can be written there, whatever it is."""
-    check_suffix(path, 1)
-    folder = Path(path).absolute().parent
-    if not fs.is_folder(folder):
-        raise FileMissing(f"no folder {folder}", hint=f"mkdir -p {folder}, or write elsewhere")
+    check_suffix(path, count)
+    fs.check_free(path)
 
 
 def encode(suffix: str, tensors: Mapping[str, RawTensor]) -> Sequence[Buffer]:

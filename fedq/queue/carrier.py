@@ -54,10 +54,10 @@ class Directory:
 
     @property
     def _rights(self) -> dict[str, Any]:
-        """A pair whose folder belongs to a group is for that group; else the umask says who may read."""
+        """A pair whose folder belongs to a group is for that group; else for this user alone, whatever the umask."""
         if self._shared is None:
             self._shared = fs.is_shared(self._root)
-        return {"mode": 0o660, "exact": True} if self._shared else {"mode": 0o666}
+        return {"mode": 0o660, "exact": True} if self._shared else {"mode": 0o600, "exact": True}
 
     def path(self, name: str) -> Path:
         """Where a folder or file lies, for those who watch it or name it to a user."""

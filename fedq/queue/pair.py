@@ -35,9 +35,9 @@ OWN = "own"
 """In the place of a release rule: the value is the requester's own."""
 MOST_DAYS = 365_000
 """Of a question; before that many days there is still a calendar."""
-MAX_ITEMS = 10_000_000
-MAX_BYTES = 64 << 20
-"""Largest card, catalog or heartbeat that is read."""
+MAX_ITEMS = 4_000_000
+MAX_BYTES = {"card": 1 << 16, "catalog": 32 << 20, "heartbeat": 16 << 20}
+"""The largest that are read: 400,000 values, 400,000 waiting messages; seconds to parse, whatever is in them."""
 
 Verify = Callable[[str, bytes, bytes], bytes]
 """`fedq.trust.keys.verify`: kind, SHA-256, public key and signature -> public key, or BadSignature."""
@@ -52,11 +52,13 @@ _TAIL_BYTES = 8 + 192 + 3
 # -- roots and pairs -------------------------------------------------------------------------
 
 
-def create_root(queue: Path, *, id: str) -> None:
-    """Make a queue root and mark it; Conflict if it carries another id already."""
-    fs.make_dir(queue, mode=0o777)
+def create_root(queue: Path, *, id: str, exact: bool = False) -> None:
+    """Make a queue root and mark it; Conflict if it carries another id already. ``exact``: see `make_open`."""
+    if not fs.is_folder(queue.parent):
+        fs.make_dir(queue.parent, mode=0o755)
+    make_open(queue, exact=exact)
     try:
-        fs.put(queue / MARK, [canonical({"v": VERSION, "id": id}) + b"\n"], mode=0o666)
+        fs.put(queue / MARK, [canonical({"v": VERSION, "id": id}) + b"\n"], mode=0o644, exact=True)
     except FileExistsError:
         if root_id(queue) != id:
             raise Conflict(f"{queue.absolute()} is a queue root already") from None
@@ -136,32 +138,44 @@ class Pair:
         Raises:
             FileNotFoundError: there is none (yet).
         """
-        return self.carrier.get(f"{kind}.json", MAX_BYTES)
+        return self.carrier.get(f"{kind}.json", MAX_BYTES[kind])
 
 
-def create_pair(queue: Path, device: str, requester: str, *, durable: bool = True) -> Pair:
-    """Make a pair's folders, with the rights the umask leaves; again is a no-op.
+def make_open(folder: Path, *, exact: bool) -> None:
+    """A folder above pairs, which all may list and only its owner writes in; one that is there stays as it is.
+
+    Args:
+        exact: whatever the umask.
+    """
+    if exact:
+        fs.new_dir(folder, mode=0o755)
+    else:
+        fs.make_dir(folder, mode=0o755)
+
+
+def create_pair(queue: Path, device: str, requester: str, *, durable: bool = True, group: int | None = None) -> Pair:
+    """Make a pair's folders, whatever the umask; again is a no-op, and gives an older pair to the group.
+
+    Args:
+        group: may use the pair, too; else it is this user's alone.
 
     Raises:
-        Unreachable: the root is not there.
+        Unreachable: the root is not there, or another user made the device's folder.
     """
     root_id(queue)
-    root = queue / _name(device) / _name(requester)
-    for folder in (IN, OUT, BLOBS):
-        fs.make_dir(root / folder, mode=0o777)
+    above = queue / _name(device)
+    root = above / _name(requester)
+    make_open(above, exact=group is not None)
+    if other := fs.owner(above):
+        raise Unreachable(f"{above.absolute()} belongs to {other}", hint="give the device another name")
+    folders = (root, root / IN, root / OUT, root / BLOBS)
+    for folder in folders:
+        fs.new_dir(folder, mode=0o700 if group is None else 0o2770, group=group)
+    if group is not None:
+        for folder in folders:
+            fs.share(folder, group, mode=0o2770, follow=folder is root)
+            fs.share_all(folder, group, mode=0o660)
     return Pair(device, requester, Directory(root, durable=durable))
-
-
-def share_pair(queue: Path, device: str, requester: str, group: str) -> None:
-    """Let a group use a pair: its folders hand their group on. What stands above it may be read."""
-    root = queue / _name(device) / _name(requester)
-    for folder in (root, root / IN, root / OUT, root / BLOBS):
-        fs.share(folder, group, mode=0o2770)
-    for name in Directory(root).list(""):
-        fs.share(root / name, group, mode=0o660)
-    for folder in (queue / device, queue):
-        fs.share(folder, group, mode=0o2750)
-    fs.share(queue / MARK, group, mode=0o640)
 
 
 def open_pair(queue: Path, device: str, requester: str, *, durable: bool = True) -> Pair:
@@ -307,7 +321,7 @@ class Catalog:
     def from_json(cls, body: Mapping[str, Any]) -> Catalog:
         match body:
             case {"device": str(device), "values": list(values), "plans": list(plans), **rest} if not rest:
-                return cls(device, tuple(map(Entry.from_json, values)), tuple(_two_texts(p) for p in plans))
+                return cls(device, tuple(map(Entry.from_json, values)), tuple(map(_plan, plans)))
         raise BadFile("malformed catalog")
 
 
@@ -379,6 +393,13 @@ def _progress(progress: Any) -> tuple[tuple[str, int, int], ...]:
                 continue
         raise BadFile("malformed heartbeat: progress")
     return tuple(map(tuple, rows))
+
+
+def _plan(row: Any) -> tuple[str, str]:
+    id_, name = _two_texts(row)
+    if ids.is_plan_id(id_):
+        return id_, name
+    raise BadFile("malformed catalog: a plan")
 
 
 def _two_texts(row: Any) -> tuple[str, str]:

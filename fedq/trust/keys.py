@@ -69,6 +69,7 @@ def load_or_create(path: Path) -> Key:
     try:
         text = bytes(fs.read(path, limit_bytes=1000))
     except FileNotFoundError:
+        fs.check_folder(path.parent)
         fs.make_dir(path.parent)
         try:
             fs.put(path, [os.urandom(32).hex().encode() + b"\n"])

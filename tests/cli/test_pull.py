@@ -12,6 +12,8 @@ def test_a_plan_comes_back_as_a_file_of_ones_own(town):
             f"back{n}.safetensors"
         )
         assert town.json("show", f"back{n}.safetensors") == town.json("show", "scaled.safetensors")
+    assert "there already" in town("pull", "device_1:scaled", code=2).stderr
+    town.root.joinpath("scaled.safetensors").unlink()
     assert town.json("pull", "device_1:scaled")["file"] == "scaled.safetensors"
     assert (town.root / "scaled.safetensors").read_bytes() == (town.root / "back0.safetensors").read_bytes()
 

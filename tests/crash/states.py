@@ -166,13 +166,17 @@ class Recorder:
     def _on_make_dir_mkdir(self, _: Any, name: str, *__: Any, dir_fd: int) -> None:
         self._change(self._at(dir_fd), (), (self._at(dir_fd, name), FOLDER))
 
+    _on_new_dir_mkdir, _on_new_dir_name = _on_make_dir_mkdir, _on_put_rename_new
+
     def _on_put_sync_folder(self, _: Any, dir_fd: int) -> None:
         folder = self._at(dir_fd)
         for op in [op for op in self.disk.pending if op.folder == folder]:
             _apply(self.disk.durable, op)
         self.disk.pending = [op for op in self.disk.pending if op.folder != folder]
 
-    _on_replace_sync_folder = _on_make_dir_sync_folder = _on_flush_sync_folder = _on_put_sync_folder
+    _on_replace_sync_folder = _on_make_dir_sync_folder = _on_flush_sync_folder = _on_new_dir_sync_folder = (
+        _on_put_sync_folder
+    )
 
     # -- databases
 
@@ -232,8 +236,10 @@ class State:
         for name, data in self.files:
             (root / name).write_bytes(data)
             (root / name).chmod(0o600)
+            (root / name).chmod(0o600)
         for name, copy in self.databases:
             shutil.copy(copy, root / name)
+            (root / name).chmod(0o600)
 
 
 def states(disk: Disk, *, most: int, rng: random.Random) -> Iterator[State]:
