@@ -16,7 +16,7 @@ from fedq.client.session import Client
 from fedq.config import Config
 from fedq.device import daemon, gate, review
 from fedq.device.daemon import log_file as log_file
-from fedq.device.home import Home, homes
+from fedq.device.home import Home, Requester, homes
 from fedq.errors import AlreadyRunning, FedqError, UnknownDevice, Unreachable, UsageError
 from fedq.queue import pair as pairs
 from fedq.queue.pair import Heartbeat
@@ -142,7 +142,7 @@ def _beats(home: Home) -> list[Heartbeat]:
     found = []
     for requester in home.trusted():
         with contextlib.suppress(FedqError, FileNotFoundError):
-            found.append(_beat(home, requester.name))
+            found.append(_beat(home, requester))
     home.close()
     return found
 
@@ -157,8 +157,9 @@ def not_taken(home: Home) -> int:
     return new
 
 
-def _beat(home: Home, requester: str) -> Heartbeat:
-    return keys.unseal(Heartbeat, home.pair(requester).read_bytes(Heartbeat.KIND), home.key.public)
+def _beat(home: Home, requester: Requester) -> Heartbeat:
+    raw = home.pair(requester.name).read_bytes(Heartbeat.KIND)
+    return keys.unseal(Heartbeat, raw, home.key.public, home.name, home.to(requester))
 
 
 def state(config: Config, name: str) -> dict[str, Any]:

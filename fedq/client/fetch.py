@@ -226,7 +226,7 @@ def _checked(device: Device, reply: str, value: str, data: Buffer, *, where: str
     except BadFile as error:
         log.warning("%s is not taken for a reply: %s", where, error)
         return None
-    if (found.id, found.device, found.to) != (reply, device.name, device.client.name) or value not in found.values:
+    if (found.id, found.device, found.to) != (reply, device.name, device.client.address) or value not in found.values:
         log.warning("%s is not taken for a reply: it is another one", where)
         return None
     return Arrived(found, dict(file.tensors))
@@ -289,6 +289,9 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
 def heartbeat(device: Device) -> Heartbeat | None:
     """The device's own word on what it was doing, if there is one."""
     try:
-        return keys.unseal(Heartbeat, device.pair.read_bytes("heartbeat"), device.key)
-    except (FileNotFoundError, BadFile):
+        return device.sealed(Heartbeat)
+    except FileNotFoundError:
+        return None
+    except BadFile as error:
+        log.warning("%s is not believed: %s", device.pair.carrier.path("heartbeat.json"), error)
         return None

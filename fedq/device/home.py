@@ -7,6 +7,7 @@ devices of one root: lock, log, and ``poke``, which wakes a running gate.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from typing import Any
 import fedq
 from fedq import fs, ids
 from fedq.config import Config
+from fedq.device import boots
 from fedq.device.journal import OWNER, Journal, Value
 from fedq.device.store import Store
 from fedq.errors import Ambiguous, Conflict, UnknownDevice, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.queue import pair as pairs
-from fedq.queue.pair import OWN, Card, Catalog, Entry, Pair
+from fedq.queue.message import Address
+from fedq.queue.pair import MOST_BYTES, OWN, Card, Catalog, Entry, Pair
 from fedq.trust import keys, policy
 
 GATE = ".gate"
@@ -118,9 +121,13 @@ class Home:
         self.reread()
         self.durable = config.durability == "full"
         self.key = keys.load_or_create(path / "key")
+        self.address = Address(self.name, self.key.public.hex(), _said(path)["queue"])
+        """What is sent to this device is sent there."""
         self.journal = Journal(path / "journal.sqlite", durable=self.durable)
         self.store = Store(path, self.journal, self.key, durable=self.durable)
         self._written: dict[str, tuple[Catalog, tuple[int, ...] | None]] = {}
+        self.is_latest = False
+        """Whether it was looked whether a later copy of this device was seen."""
         self.changed = False
         """Whether this very process changed something that its gate, if it has one, did not look at."""
 
@@ -130,6 +137,11 @@ class Home:
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
         self.keep_days = float(said.get("review", {}).get("keep_days", KEEP_DAYS))
         self.most_waiting = int(said.get("most_waiting", MOST_WAITING))
+        self.most_bytes = int(said.get("limits", {}).get("message_bytes", MOST_BYTES))
+
+    def to(self, requester: Requester) -> Address:
+        """Where what is written for a requester goes."""
+        return Address(requester.name, requester.key, self.address.root)
 
     @property
     def keep_s(self) -> float:
@@ -152,24 +164,47 @@ class Home:
     # -- whom it trusts
 
     def trust(self, requester: Requester) -> None:
-        """Let this requester ask: keep its key, make the pair."""
-        fs.replace(
-            self.path / "trust" / f"{requester.name}.json",
-            [_line({"v": 1, "name": requester.name, "key": requester.key})],
-        )
+        """Let this requester ask: keep its key, make the pair.
+
+        Raises:
+            Conflict: another key was trusted under this name, whose digits are the same: what is stored here is its.
+        """
+        for known in self._ever_trusted():
+            if known.name == requester.name and known.key != requester.key:
+                raise Conflict(
+                    f"{requester.name} is, or was, somebody else here: its key is {known.key}, not {requester.key}",
+                    hint="a key that begins with other digits has a name of its own: that requester makes a new one",
+                )
+        self._check_latest()
+        self._say_trusted(requester, trusted=True)
         pair = pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable)
-        card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,), self.keep_days)
-        pair.write_card(card, self.key)
+        key, to = self.key.public.hex(), self.to(requester)
+        count = self.journal.next_count()
+        pair.write(Card(self.name, to, count, key, fedq.__version__, (1,), self.keep_days, self.most_bytes), self.key)
         self.write_catalogs()
+
+    def _say_trusted(self, requester: Requester, *, trusted: bool) -> None:
+        body = {"v": 1, "name": requester.name, "key": requester.key} | ({} if trusted else {"trusted": False})
+        fs.replace(self.path / "trust" / f"{requester.name}.json", [_line(body)])
 
     def trusted(self) -> list[Requester]:
         """Requesters by name, as their files in ``trust/`` say."""
-        found = []
+        return [requester for requester, trusted in self._ever_trusted().items() if trusted]
+
+    def _ever_trusted(self) -> dict[Requester, bool]:
+        """All that are or were trusted, and whether they are."""
+        found = {}
         for name in sorted(fs.names(self.path / "trust")):
             if name.endswith(".json"):
                 body = json.loads(bytes(fs.read(self.path / "trust" / name, limit_bytes=1 << 16)))
-                found.append(Requester(body["name"], body["key"]))
+                found[Requester(body["name"], body["key"])] = bool(body.get("trusted", True))
         return found
+
+    def _check_latest(self) -> None:
+        """That no later copy of this device was seen, before anything is written over what it wrote."""
+        if not self.is_latest:
+            boots.check(self)
+            self.is_latest = True
 
     def untrust(self, who: str, *, by: str = "") -> str:
         """Let this requester ask no more: a name, or the beginning of it before the key's digits. Its whole name.
@@ -179,13 +214,13 @@ class Home:
         Raises:
             UnknownValue: nobody of this name is trusted. Ambiguous: two are.
         """
-        known = [r.name for r in self.trusted()]
+        known = {r.name: r for r in self.trusted()}
         fits = [name for name in known if who in (name, name.rpartition("-")[0])]
         if not fits:
             raise UnknownValue(f"{self.name} trusts no {who[:80]!r}", hint=f"trusted: {', '.join(known) or 'nobody'}")
         if len(fits) > 1:
             raise Ambiguous(f"{who!r} fits {', '.join(fits)}", hint="give the digits of the key, too")
-        fs.delete(self.path / "trust" / f"{fits[0]}.json")
+        self._say_trusted(known[fits[0]], trusted=False)
         with self.journal.transaction():
             now = fs.clock()
             for question in [q for q in self.journal.questions() if q.sender == fits[0]]:
@@ -201,6 +236,7 @@ class Home:
             What of the pairs could not be deleted: other users' files.
         """
         self.close()
+        boots.forget(self)
         left = []
         try:
             fs.remove(self.config.queue / self.name)
@@ -335,18 +371,22 @@ class Home:
 
         One that stands as it was written last is left alone: when it was written tells what its owner does.
         """
-        for requester in only if only is not None else [r.name for r in self.trusted()]:
-            pair, catalog = self.pair(requester), self.catalog(requester)
+        self._check_latest()
+        only = None if only is None else set(only)
+        for requester in (r for r in self.trusted() if only is None or r.name in only):
+            pair, catalog = self.pair(requester.name), self.catalog(requester)
             path = pair.carrier.path(f"{catalog.KIND}.json")
-            if self._written.get(requester) != (catalog, fs.fingerprint(path)):
-                pair.write_catalog(catalog, self.key)
-                self._written[requester] = catalog, fs.fingerprint(path)
+            if self._written.get(requester.name) != (catalog, fs.fingerprint(path)):
+                pair.write(dataclasses.replace(catalog, count=self.journal.next_count()), self.key)
+                self._written[requester.name] = catalog, fs.fingerprint(path)
 
-    def catalog(self, requester: str) -> Catalog:
+    def catalog(self, asks: Requester) -> Catalog:
+        """What a requester may find, under no count yet."""
+        requester = asks.name
         seen = (v for v in self.journal.tagged(OWNER) if self.journal.may_see(requester, v.id))
         values: Sequence[Value] = [*seen, *self.journal.tagged(requester)]
         entries = tuple(Entry(v.id, v.tag, v.type, v.release or OWN, self.journal.note(v.scope, v.id)) for v in values)
-        return Catalog(self.name, entries, tuple(self.journal.plans(requester)))
+        return Catalog(self.name, self.to(asks), (0, 0), entries, tuple(self.journal.plans(requester)))
 
     def sweep(self, *, before: float) -> int:
         """Delete temporary files of crashes, last written before a time: here, and in the pairs; how many."""

@@ -74,7 +74,7 @@ class Inbox:
             if mark is None or self._skip.get(name) == mark:
                 return None
             raw = peer.pair.carrier.get(f"in/{name}")
-            message, file = check(raw, name=name, requester=peer.name, key=peer.key, device=self._device)
+            message, file = check(raw, name=name, requester=peer.name, key=peer.key, to=peer.home.address)
             digest = hashlib.sha256(raw).hexdigest()
             arrival = Arrival(message, file, raw, digest, self._came_before(message.id, digest))
         except FileNotFoundError:

@@ -19,7 +19,7 @@ from fedq import fs, ids
 from fedq.device import batch as batches
 from fedq.device.calls import PATIENCE_S, Call, Ends, Waiting
 from fedq.device.drops import DropRow, Drops
-from fedq.device.home import Home
+from fedq.device.home import Home, Requester
 from fedq.device.inbox import Inbox
 from fedq.device.journal import OWNER, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
@@ -39,6 +39,10 @@ MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
 MAX_FILES = 1000
 """Messages whose tensors are kept in memory, per requester; of the others they are read again."""
+LATE = Failure("expired", "the message expired before it could be done")
+FENCED = Failure(
+    "expired", "it was sent before this device was restored from a backup, and may have been done: send it anew"
+)
 STOPPED = "held: the device's daemon ended five times while it ran"
 
 
@@ -63,7 +67,7 @@ class Peer:
 
     def __init__(self, home: Home, name: str, key: str, poison: set[str]) -> None:
         self.home, self.journal, self.store = home, home.journal, home.store
-        self.name, self.key, self.pair = name, key, home.pair(name)
+        self.name, self.key, self.pair, self.address = name, key, home.pair(name), home.to(Requester(name, key))
         self.inbox = Inbox(self, home.name, poison)
         self.queue: deque[Call] = deque()
         self.waiting = Waiting()
@@ -109,7 +113,10 @@ class Peer:
         calls: list[Call] = []
         self._keep_time(now)
         if taken.received > message.expires or not (again or message.expires > self.journal.forgotten(self.name)):
-            self._enter_expired(message, taken, now)
+            self._enter_expired(message, taken, now, LATE)
+            return
+        if not again and self.journal.fenced(self.name, message.id, message.created):
+            self._enter_expired(message, taken, now, FENCED)
             return
         for number, verb in enumerate(message.actions):
             match verb:
@@ -134,9 +141,8 @@ class Peer:
         self._enter_calls(message, file, calls, now)
         self.drops.passed(message.id)
 
-    def _enter_expired(self, message: Message, taken: Taken, now: float) -> None:
+    def _enter_expired(self, message: Message, taken: Taken, now: float, late: Failure) -> None:
         """It comes too late, or perhaps a second time after it was forgotten: nothing is done but to say so."""
-        late = Failure("expired", "the message expired before it could be done")
         for verb in message.actions:
             made = (verb.id,) if isinstance(verb, Put) else verb.results if isinstance(verb, (Run, Fold)) else ()
             self.add([failed(self.name, id_, late) for id_ in made if not self._is_promised(id_)], message.id, now)
