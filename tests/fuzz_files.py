@@ -48,8 +48,7 @@ from fedq.plan.tensors import from_raw
 from fedq.plan.verify import verify
 from fedq.queue.message import Fold, Inline, Message, Run, SendPlan
 from fedq.queue.pair import Card
-from fedq.trust import keys
-from tests.golden.contents import ALICE, DEVICE
+from tests.golden.contents import ALICE, DEVICE, ROOT, TO_DEVICE
 from tests.hostile_files import Hostile, golden, hostile, said
 from tests.rig import config_of
 
@@ -89,7 +88,7 @@ class Readers:
         config = config_of(root)
         fs.make_dir(config.home)
         fs.put(config.home / "key", [bytes(range(32)).hex().encode()], mode=0o600)
-        introduce(config, "device_1")
+        introduce(config, "device_1", new_id=lambda: ROOT)
         self.device = Device("device_1", Client(config))
         self.device.key = DEVICE.public
         self.plans = [decode_plan(decode(_whole(good.body, good.header, good.data))) for good in golden()["plan"]]
@@ -183,7 +182,7 @@ class Readers:
         return plan
 
     def catalog(self, file: Hostile) -> object:
-        self.device.pair.carrier.path("catalog.json").write_bytes(file.raw)
+        self.stands(file)
         catalog = self.device.catalog()
         for entry in catalog.values:
             self.each(lambda entry=entry: look.value(self.device, entry.id))
@@ -194,18 +193,23 @@ class Readers:
         return catalog
 
     def card(self, file: Hostile) -> object:
-        self.device.pair.carrier.path("card.json").write_bytes(file.raw)
-        card = keys.unseal(Card, file.raw, DEVICE.public)
+        self.stands(file)
+        card = self.device.sealed(Card)
         tables.when(self.device.client.now() - 86_400.0 * self.device._keep_days())
         return card
 
     def heartbeat(self, file: Hostile) -> object:
-        self.device.pair.carrier.path("heartbeat.json").write_bytes(file.raw)
-        beat = keys.unseal(fetch.Heartbeat, file.raw, DEVICE.public)
+        self.stands(file)
+        beat = self.device.sealed(fetch.Heartbeat)
         fetch.reason(self.device, "0" * 32, "1" * 32)
         self.each(lambda: tables.devices([background._elsewhere(self.device)]))
         self.each(lambda: tables.status([background._elsewhere(self.device)]))
         return beat
+
+    def stands(self, file: Hostile) -> None:
+        """A sealed file lies in the pair, and none was read before: else most would be older than another."""
+        self.device.pair.carrier.path(f"{file.kind}.json").write_bytes(file.raw)
+        self.device.client.outbox._db.execute("DELETE FROM latest")
 
     def each(self, do: Callable[[], object]) -> None:
         """What may be refused by itself, the rest being read all the same."""
@@ -217,7 +221,7 @@ def check(file: Hostile) -> tuple[Message, File]:
     """A device's own check, with what it would know of this file's place and sender."""
     known: dict[str, Any] = {
         "name": f"{file.id}.safetensors", "requester": said("message")["from"], "key": ALICE.public.hex(),
-        "device": said("message")["to"], "root": said("message").get("root"), "me": DEVICE.public.hex(),
+        "to": TO_DEVICE,
     }  # fmt: skip
     wanted = [p for p in inspect.signature(intake.check).parameters if p not in ("raw", "signed")]
     return intake.check(file.raw, **{name: known[name] for name in wanted})

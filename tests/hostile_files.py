@@ -21,10 +21,10 @@ from fedq.plan.file import PlanFile, encode_plan
 from fedq.plan.graph import About, Action, Dtype, Format, Graph, Param, Subgraph, Type, Var
 from fedq.plan.types import FORMATS, ITEMSIZE, NUMBERS
 from fedq.queue import message as messages
-from fedq.queue.message import Message, Reply
+from fedq.queue.message import Address, Message, Reply
 from fedq.queue.pair import Card, Catalog, Heartbeat, seal_json
 from fedq.trust.keys import Key
-from tests.golden.contents import ALICE, DEVICE
+from tests.golden.contents import ALICE, DEVICE, TO_ALICE, TO_DEVICE
 
 GOLDEN = Path(__file__).parent / "golden"
 STRANGER = Key.from_seed(b"s" * 32)
@@ -118,8 +118,7 @@ WORDS = {
     "name": "tensor",
     "refused": "word", "trouble": "word", "code": "word", "held": "id", "progress": "id", "release": "release",
     "state": "state", "metrics": "metrics",
-    "nonfinite": "nonfinite", "sender": "from", "to": "to", "device": "device", "requester": "requester",
-    "key": "key", "root": "root",
+    "nonfinite": "nonfinite", "sender": "from", "device": "device", "key": "key", "run": "run",
 }  # fmt: skip
 """What a text is by its field's name; of other fields any text."""
 
@@ -139,14 +138,13 @@ class Grammar:
     def word(self, name: str) -> str:
         r, kind = self.r, WORDS.get(name, "")
         known = {**said("card"), **said("message")}.get(kind)
-        known = said("reply")["to"] if kind == "to" and self.made is Reply else known
         if isinstance(known, str) and r.random() < 0.95:
             return known
         choices = {
             "id": lambda: self.hex(32) if r.random() < 0.9 else r.choice(self.ids),
             "plan": lambda: r.choice(self.plans),
             "tensor": lambda: f"t{r.randrange(4)}", "state": lambda: r.choice(("up", "down")),
-            "word": lambda: r.choice(("x", "failed")),
+            "word": lambda: r.choice(("x", "failed")), "run": lambda: self.hex(16),
             "release": lambda: r.choice(("open", "review", "own", "aggregate")),
             "metrics": lambda: r.choice(("steps", "mean", "last")),
             "nonfinite": lambda: r.choice(("keep", "stop", "error")),
@@ -171,6 +169,8 @@ class Grammar:
             return self.graph()
         if hint is Type:
             return self.type()
+        if hint is Address and r.random() < 0.95:
+            return TO_DEVICE if self.made is Message else TO_ALICE
         if dataclasses.is_dataclass(hint):
             return self.dataclass(hint)
         if hint is str:

@@ -19,7 +19,6 @@ from fedq.device.home import Home
 from fedq.local import introduce
 from fedq.plan.tensors import to_raw
 from fedq.queue.pair import Heartbeat
-from fedq.trust import keys
 
 
 def config_of(root: Path | str) -> Config:
@@ -82,7 +81,7 @@ class Rig:
 
     def heartbeat(self) -> Heartbeat:
         try:
-            return keys.unseal(Heartbeat, self.device.pair.read_bytes("heartbeat"), self.device.key)
+            return self.device.sealed(Heartbeat)
         except FileNotFoundError:
             return Heartbeat(self.name, 0.0, "down")
 

@@ -17,6 +17,7 @@ from fedq.plan.graph import ITEMSIZE, NUMBERS, About, Action, Dtype, Format, Gra
 from fedq.plan.types import FORMATS
 from fedq.queue.message import (
     Ack,
+    Address,
     Cancel,
     Drop,
     Failure,
@@ -175,6 +176,7 @@ verbs = st.one_of(
     st.builds(Cancel, id_lists),
     st.builds(Ack, id_lists),
 )
+addresses = st.builds(Address, names, plan_ids, ids)
 times = st.floats(0, 1e11)
 
 
@@ -187,10 +189,10 @@ def _once(actions):
 
 
 messages = st.builds(
-    Message, ids, names, names, times, times, st.integers(0, (1 << 63) - 1),
+    Message, ids, names, addresses, times, times, st.integers(0, (1 << 63) - 1),
     st.lists(verbs, max_size=4).map(tuple).filter(_once), st.none() | texts,
 )  # fmt: skip
 facts = st.none() | numbers | texts
 failures = st.builds(Failure, words, texts, st.dictionaries(words, facts, max_size=3))
 values = tensor_names | numbers.map(Number) | failures
-replies = st.builds(Reply, ids, names, names, ids, st.dictionaries(ids, values, max_size=3))
+replies = st.builds(Reply, ids, names, addresses, ids, st.dictionaries(ids, values, max_size=3))

@@ -86,16 +86,19 @@ def test_what_was_read_is_written_again_byte_for_byte(name):
 def test_sealed_files_are_read_as_they_were_written():
     for kind, value in (("card", contents.CARD), ("catalog", contents.CATALOG), ("heartbeat", contents.HEARTBEAT)):
         what, raw = SEALED[kind]
-        assert unseal(what, raw, DEVICE.public) == value
+        assert unseal(what, raw, DEVICE.public, "device_1", contents.TO_ALICE) == value
 
 
 def test_a_heartbeat_of_a_device_that_is_held_up_is_read_as_it_was_written():
     raw = (FOLDER / "heartbeat-held-up-v1.json").read_bytes()
-    assert unseal(Heartbeat, raw, DEVICE.public) == contents.HELD_UP
+    assert unseal(Heartbeat, raw, DEVICE.public, "device_1", contents.TO_ALICE) == contents.HELD_UP
 
 
 def test_the_progress_of_a_fold_is_read_as_it_was_written():
-    assert unseal(Heartbeat, (FOLDER / "folding-v1.json").read_bytes(), DEVICE.public) == contents.FOLDING
+    assert (
+        unseal(Heartbeat, (FOLDER / "folding-v1.json").read_bytes(), DEVICE.public, "device_1", contents.TO_ALICE)
+        == contents.FOLDING
+    )
 
 
 def test_the_printed_form_is_as_it_was():
@@ -126,7 +129,7 @@ def test_every_flipped_bit_of_a_sealed_file_is_refused(kind):
         mutant = bytearray(raw)
         mutant[at] ^= 1 << at % 8
         with pytest.raises(BadFile):
-            unseal(what, bytes(mutant), DEVICE.public)
+            unseal(what, bytes(mutant), DEVICE.public, "device_1", contents.TO_ALICE)
 
 
 def test_one_kind_is_never_taken_for_another():
@@ -216,7 +219,7 @@ def test_a_reader_made_from_the_page_reads_sealed_files():
         public, body = second_reader.read_sealed(kind, raw)
         assert public == DEVICE.public.hex()
         del body["v"], body["kind"]
-        assert what.from_json(body) == unseal(what, raw, DEVICE.public)
+        assert what.from_json(body) == unseal(what, raw, DEVICE.public, "device_1", contents.TO_ALICE)
 
 
 def test_a_reader_made_from_the_page_derives_the_same_seeds():

@@ -16,7 +16,7 @@ from fedq.client.session import Client
 from fedq.config import Config
 from fedq.device import daemon, engine, gate, review
 from fedq.device.daemon import log_file as log_file
-from fedq.device.home import Home, homes
+from fedq.device.home import Home, Requester, homes
 from fedq.errors import AlreadyRunning, FedqError, UnknownDevice, Unreachable, UsageError
 from fedq.queue import pair as pairs
 from fedq.queue.pair import Heartbeat
@@ -107,7 +107,7 @@ def is_served(config: Config, name: str) -> bool:
     return daemon.pid(config) is not None and name in gate.marked_up(config)
 
 
-def await_parted(config: Config, name: str, requester: str) -> None:
+def await_parted(config: Config, name: str, requester: Requester) -> None:
     """Until the process that serves the device, if one does, is done with a requester who is not trusted any more."""
     home = Home(config.devices / name, config)
 
@@ -144,7 +144,7 @@ def _beats(home: Home) -> list[Heartbeat]:
     found = []
     for requester in home.trusted():
         with contextlib.suppress(FedqError, FileNotFoundError):
-            found.append(_beat(home, requester.name))
+            found.append(_beat(home, requester))
     home.close()
     return found
 
@@ -165,13 +165,14 @@ def refused(home: Home) -> list[tuple[str, str, str]]:
     for requester in home.trusted():
         with contextlib.suppress(FedqError, FileNotFoundError):
             there = set(home.pair(requester.name).carrier.list("in"))
-            said = _beat(home, requester.name).refused
+            said = _beat(home, requester).refused
             found += [(requester.name, id_, code) for id_, code in said if f"{id_}.safetensors" in there]
     return found
 
 
-def _beat(home: Home, requester: str) -> Heartbeat:
-    return keys.unseal(Heartbeat, home.pair(requester).read_bytes(Heartbeat.KIND), home.key.public)
+def _beat(home: Home, requester: Requester) -> Heartbeat:
+    raw = home.pair(requester.name).read_bytes(Heartbeat.KIND)
+    return keys.unseal(Heartbeat, raw, home.key.public, home.name, home.to(requester))
 
 
 def state(config: Config, name: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def init(
     if requester:
         call.say(f"{asks.name} types: fedq device trust {name} {public}")
     else:
-        trust_device(config, name, public)
+        trust_device(config, name, public, replace=True)
     if group:
         _warn_of(call, config.queue / name / asks.name, group)
     row = {"device": name, "home": str(made.path), "pair": str(config.queue / name / asks.name), "key": public}
@@ -74,12 +74,15 @@ def trust(
     call: Call,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A device that another user runs.")],
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its public key, as 'fedq device init' printed it.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Although another key is known. What the other signed is not read.")
+    ] = False,
 ) -> Shown:
     """Believe a device that someone else runs. Compare the key with its owner, not with the share."""
     from fedq.cli import words
     from fedq.client.session import trust_device
 
-    trust_device(call.config, name, words.key(key))
+    trust_device(call.config, name, words.key(key), replace=replace)
     return Shown({"device": name, "key": key}, f"{name}  {key}")
 
 
@@ -170,15 +173,36 @@ def status(
     return Shown(rows, show.status(rows))
 
 
-@command(app, examples=["fedq device resume device_1", "fedq device resume device_1 0197a3c4"])
+@command(
+    app,
+    examples=[
+        "fedq device resume device_1",
+        "fedq device resume device_1 0197a3c4",
+        "fedq device resume device_1 --after-restore",
+    ],
+)
 def resume(
     call: Call,
     name: Name,
     message: Annotated[
         str, typer.Argument(metavar="MESSAGE", help="Only this one; 6 or more digits of its id will do.")
     ] = "",
+    after_restore: Annotated[
+        bool, typer.Option("--after-restore", help="Go on from this home, a backup or copy, though it was seen later.")
+    ] = False,
 ) -> Shown:
-    """Let calls go on that are held. The process that serves devices ended five times while they ran."""
+    """Let go on what is held. Calls that ran when the process ended five times; or a device that was restored."""
+    from fedq.device import boots
+    from fedq.errors import UsageError
+
+    if after_restore:
+        if message:
+            raise UsageError(
+                "--after-restore is for the whole device", hint=f"fedq device resume {name} --after-restore"
+            )
+        boots.after_restore(call.home(name), by=call.owner)
+        text = f"{name}  goes on from this home; what was sent to it since the backup may have to be sent again"
+        return Shown({"device": name, "restored": True}, text)
     rows = [{"device": name, "requester": who, "message": id_} for who, id_ in call.home(name).resume(message)]
     return Shown(rows, "\n".join(f"{name}  message {r['message']} of {r['requester']} goes on" for r in rows))
 
@@ -212,7 +236,7 @@ def untrust(
 
     who = call.home(name).untrust(requester, by=call.owner)
     background.await_parted(call.config, name, who)
-    return Shown({"device": name, "requester": who}, f"{name}  {who} may ask no more")
+    return Shown({"device": name, "requester": who.name}, f"{name}  {who.name} may ask no more")
 
 
 @command(app, examples=["fedq device rm device_1", "fedq device rm device_1 --yes"])

@@ -18,6 +18,7 @@ from fedq.plan.codec import RawTensor, sha256
 from fedq.plan.graph import About, canonical, graph_to_json
 from fedq.plan.spec import argument
 from fedq.queue.message import (
+    Address,
     Fold,
     Get,
     Inline,
@@ -61,10 +62,13 @@ class Content:
         return Content(digest, tuple(tuple(step.split(" ")) for step in steps))
 
 
+_NOBODY = Address("", "", "")
+
+
 def content(verbs: Iterable[Verb], tensors: Mapping[str, RawTensor], operations: Sequence[Step]) -> Content:
     """What these actions and operations ask for; ``tensors``: those that the actions name."""
     asked = [_by_content(verb, tensors) for verb in verbs if not isinstance(verb, SendPlan)]
-    rows = message_to_json(Message("", "", "", 0.0, 0.0, 0, tuple(asked)))["actions"]
+    rows = message_to_json(Message("", "", _NOBODY, 0.0, 0.0, 0, tuple(asked)))["actions"]
     made = [_operation(step) for step in operations]
     digest = ids.digest(b"content", canonical(rows), *(part for parts in made for part in parts))
     told = [_told(verb, row) for verb, row in zip(asked[:MOST_STEPS], rows, strict=False)]

@@ -29,8 +29,8 @@ from fedq.plan.file import PlanFile
 from fedq.plan.graph import Type
 from fedq.plan.verify import verify
 from fedq.queue.carrier import MOST_BYTES
-from fedq.queue.message import Message, Put, SendPlan, Verb
-from fedq.queue.pair import Card, Catalog, open_pair
+from fedq.queue.message import Address, Message, Put, SendPlan, Verb
+from fedq.queue.pair import Card, Catalog, Sealed, open_pair
 from fedq.trust.keys import unseal
 
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ class Device:
         self.tried = Tried(self.pair.carrier.path)
         self._most: tuple[tuple[int, ...] | None, int] = (None, MOST_BYTES)
         self._draft: Draft | None = None
-        self._catalog_bytes: bytes = b""
-        self._catalog: Catalog | None = None
+        self.address = Address(name, self.key.hex(), client.root)
+        self._sealed: dict[str, tuple[bytes, Any]] = {}
+        """Of each kind: the file as it was read last, and what it holds."""
         self._plans: dict[str, PointerPlan] = {}
         self._sent: set[str] = set()
         self.pending = Pending()
@@ -114,13 +115,33 @@ class Device:
     def catalog(self) -> Catalog:
         """What this requester may find there, signed by the device; read anew each time."""
         try:
-            raw = bytes(self.pair.read_bytes("catalog"))
+            return self.sealed(Catalog)
         except FileNotFoundError:
             path = self.pair.carrier.path("catalog.json")
             raise Unreachable(f"{self.name} has written no catalog: {path} is not there") from None
-        if self._catalog is None or raw != self._catalog_bytes:
-            self._catalog, self._catalog_bytes = unseal(Catalog, raw, self.key), raw
-        return self._catalog
+
+    def sealed(self, what: type[Sealed]) -> Sealed:
+        """The device's card, catalog or heartbeat as it stands.
+
+        Raises:
+            FileNotFoundError: there is none. BadFile: it is not the device's, not for this requester, or older
+            than one that was read before, in whatever process.
+        """
+        raw = bytes(self.pair.read_bytes(what.KIND))
+        last, found = self._sealed.get(what.KIND, (b"", None))
+        if raw != last:
+            found = unseal(what, raw, self.key, self.name, self.client.address)
+            latest = self.client.outbox.latest(self.number, what.KIND)
+            if found.count < latest:
+                raise BadFile(
+                    f"a {what.KIND} of {self.name} that is older than one read before: an old file was put back, or "
+                    "the device was restored from a backup",
+                    hint="ask its owner; until the device writes a new one, this one is ignored",
+                )
+            if found.count > latest:
+                self.client.outbox.saw(self.number, what.KIND, found.count)
+            self._sealed[what.KIND] = raw, found
+        return found  # type: ignore[no-any-return]
 
     def find(self, ref: str) -> PointerTensor:
         """The one value with this tag or id.
@@ -404,7 +425,7 @@ class Device:
 
     def _keep_days(self) -> float:
         try:
-            return unseal(Card, self.pair.read_bytes(Card.KIND), self.key).keep_days
+            return self.sealed(Card).keep_days
         except (FileNotFoundError, BadFile):
             return KEEP_DAYS
 
@@ -413,8 +434,7 @@ class Device:
         mark = self.pair.carrier.mark("card.json")
         if mark is None or mark != self._most[0]:
             try:
-                card = unseal(Card, self.pair.read_bytes(Card.KIND), self.key)
-                self._most = mark, getattr(card, "most_bytes", MOST_BYTES)
+                self._most = mark, self.sealed(Card).most_bytes
             except (FileNotFoundError, BadFile):
                 return MOST_BYTES
         return self._most[1]

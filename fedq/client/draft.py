@@ -14,7 +14,21 @@ from fedq.client.pending import Step
 from fedq.errors import BadFile
 from fedq.plan.codec import MAX_TENSORS, Buffer, RawTensor, Signer, encode
 from fedq.plan.graph import Type, about_to_json, canonical, graph_to_json
-from fedq.queue.message import Ack, Drop, Fold, Get, Inline, Message, Put, Ref, Run, SendPlan, Verb, message_to_json
+from fedq.queue.message import (
+    Ack,
+    Address,
+    Drop,
+    Fold,
+    Get,
+    Inline,
+    Message,
+    Put,
+    Ref,
+    Run,
+    SendPlan,
+    Verb,
+    message_to_json,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +172,7 @@ class Envelope:
     """What all messages of one sending share."""
 
     sender: str
-    to: str
+    to: Address
     created: float
     expires: float
     key: Signer

@@ -267,7 +267,7 @@ def _checked(device: Device, reply: str, value: str, data: Buffer, signed: bytes
         raise BadSignature("signed by a key that is not the device's")
     file = decode(raw)
     found = decode_reply(file)
-    if (found.id, found.device, found.to) != (reply, device.name, device.client.name) or value not in found.values:
+    if (found.id, found.device, found.to) != (reply, device.name, device.client.address) or value not in found.values:
         raise BadFile("it is another one")
     return Arrived(found, dict(file.tensors))
 
@@ -332,6 +332,9 @@ def reason(device: Device, reply: str, value: str) -> tuple[str, str, str]:
 def heartbeat(device: Device) -> Heartbeat | None:
     """The device's own word on what it was doing, if there is one."""
     try:
-        return keys.unseal(Heartbeat, device.pair.read_bytes("heartbeat"), device.key)
-    except (FileNotFoundError, BadFile):
+        return device.sealed(Heartbeat)
+    except FileNotFoundError:
+        return None
+    except BadFile as error:
+        log.warning("%s is not believed: %s", device.pair.carrier.path("heartbeat.json"), error)
         return None

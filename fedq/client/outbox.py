@@ -60,6 +60,8 @@ CREATE TABLE IF NOT EXISTS tokens(
   pair INTEGER, token TEXT, content TEXT NOT NULL, message TEXT NOT NULL, PRIMARY KEY(pair, token));
 CREATE TABLE IF NOT EXISTS repeats(pair INTEGER, message TEXT, PRIMARY KEY(pair, message)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept(pair INTEGER, reply TEXT, file BLOB, code TEXT, PRIMARY KEY(pair, reply)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS latest(
+  pair INTEGER, kind TEXT, boot INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(pair, kind)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS collected(time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS runs(
   run TEXT, pair INTEGER, value TEXT, n INTEGER, PRIMARY KEY(run, n)) WITHOUT ROWID;
@@ -177,6 +179,22 @@ class Outbox:
                 db.execute("INSERT OR IGNORE INTO pairs(root, device, key) VALUES(?,?,?)", row)
             found = self.first(where, row)
         return int(found[0])
+
+    def latest(self, pair: int, kind: str) -> tuple[int, int]:
+        """Which card, catalog or heartbeat of a device was the latest that was read here: its count."""
+        found = self.first("SELECT boot, n FROM latest WHERE pair=? AND kind=?", (pair, kind))
+        return tuple(found) if found else (0, 0)
+
+    def saw(self, pair: int, kind: str, count: tuple[int, int]) -> None:
+        """A later one was read. Not fsynced: what a power cut takes of it was hardly acted on."""
+        sql = "INSERT INTO latest VALUES(?,?,?,?) ON CONFLICT DO UPDATE SET boot=excluded.boot, n=excluded.n "
+        sql += "WHERE (excluded.boot, excluded.n) > (boot, n)"
+        with self._lock, _explained():
+            self._synchronous("NORMAL")
+            try:
+                self._db.execute(sql, (pair, kind, *count))
+            finally:
+                self._synchronous("FULL")
 
     def commit(
         self, pair: int, parts: Sequence[Sent], *, token: tuple[str, str, str] | None = None, lasting: bool = False

@@ -78,7 +78,10 @@ def _read(device: Device, reply: str, id_: str) -> PlanFile | None:
                 return found
         elif _is_signed("reply", raw, device.key):
             said = decode_reply(decode(raw))
-            if isinstance(why := said.values.get(reply), Failure) and (said.id, said.to) == (reply, device.client.name):
+            if isinstance(why := said.values.get(reply), Failure) and (said.id, said.to) == (
+                reply,
+                device.client.address,
+            ):
                 outbox.ask_again(device.number, [id_])
                 if why.code == UnknownPlan.code:
                     device.forget_plan(id_)

@@ -50,7 +50,7 @@ def send(device: Device, draft: Draft, expires_s: float = EXPIRES_S) -> Message:
     c = device.client
     c.check_root()
     now = c.now()
-    envelope = Envelope(c.name, device.name, now, now + expires_s, c.key)
+    envelope = Envelope(c.name, device.address, now, now + expires_s, c.key)
     if draft.asks and draft.token is not None:
         return _send_once(device, draft, envelope)
     if draft.token is not None:

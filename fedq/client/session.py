@@ -13,6 +13,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from fedq import config as configs
 from fedq import fs, ids
@@ -22,9 +24,11 @@ from fedq.client.history import History
 from fedq.client.outbox import Outbox
 from fedq.client.pointers import PointerTensor
 from fedq.config import Config
-from fedq.errors import Ambiguous, BadFile, FedqError, UnknownDevice, UnknownValue, Unreachable
+from fedq.errors import Ambiguous, BadFile, Conflict, FedqError, UnknownDevice, UnknownValue, Unreachable
 from fedq.plan.codec import parse_json
 from fedq.queue import pair as pairs
+from fedq.queue.message import Address
+from fedq.queue.pair import Card
 from fedq.queue.watch import Watch
 from fedq.trust import keys
 from fedq.trust.keys import Key
@@ -66,6 +70,7 @@ class Client:
         fs.check_home(config.home, private=PRIVATE, own=("trust", f"trust/{self.root}"))
         self.key = key or keys.load_or_create(config.home / "key")
         self.name = f"{config.user}-{self.key.fingerprint}"
+        self.address = Address(self.name, self.key.public.hex(), self.root)
         self.outbox = Outbox(config.home / "outbox.sqlite", durable=config.durability == "full")
         self.history = History(self.outbox)
         self._devices: dict[str, Device] = {}
@@ -201,14 +206,39 @@ def _key(raw: bytes) -> bytes:
     raise BadFile("no key")
 
 
-def trust_device(config: Config, name: str, key_hex: str) -> None:
-    """Note a device's key in the requester's home: its signed files are believed from now on."""
+def trust_device(config: Config, name: str, key_hex: str, *, replace: bool = False) -> None:
+    """Note a device's key in the requester's home: its signed files are believed from now on.
+
+    Args:
+        replace: although another key was trusted before, or the device's card in the queue holds another.
+
+    Raises:
+        Conflict: so it is, and ``replace`` was not said.
+    """
     folder = config.home / "trust" / pairs.root_id(config.queue)
     fs.make_dir(config.home)
     fs.make_dir(folder)
     fs.check_home(config.home, own=("trust", f"trust/{folder.name}"))
+    if not replace:
+        _check_key(config, folder / f"{name}.json", name, key_hex)
     body = {"v": 1, "device": name, "root": folder.name, "key": key_hex}
     fs.replace(folder / f"{name}.json", [json.dumps(body, indent=1).encode() + b"\n"])
+
+
+def _check_key(config: Config, path: Path, name: str, key_hex: str) -> None:
+    """Conflict if another key is known for this device: it may be another device, or an impostor."""
+    hint = f"ask its owner which is right; fedq device trust {name} {key_hex} --replace"
+    with suppress(FileNotFoundError, BadFile):
+        before = _key(bytes(fs.read(path, limit_bytes=1 << 16))).hex()
+        if before != key_hex:
+            raise Conflict(f"{name} was trusted with another key: {before}, not {key_hex}", hint=hint)
+    key = keys.load_or_create(config.home / "key")
+    requester = f"{config.user}-{key.fingerprint}"
+    with suppress(FileNotFoundError, BadFile, UnknownDevice):
+        raw = pairs.open_pair(config.queue, name, requester).read_bytes(Card.KIND)
+        signer = pairs.open_json(Card.KIND, raw, keys.verify)[1].hex()
+        if signer != key_hex:
+            raise Conflict(f"the card of {name} in {config.queue} is signed by {signer}, not by {key_hex}", hint=hint)
 
 
 def own_key() -> Key:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any
 
-from fedq.device.home import Home
+from fedq import fs
+from fedq.device import boots
+from fedq.device.home import Home, Requester
 from fedq.device.peer import Peer, running
 from fedq.queue.pair import ASKED, BLOCKED, ROOM, STOPPED, Heartbeat
 
@@ -13,6 +16,7 @@ BEAT_S = 5.0
 PROGRESS_S = 1.0
 """How often it is told how far a fold is."""
 SOON_S = 0.2
+_FILE = f"{Heartbeat.KIND}.json"
 TOLD = 100
 """Ids a heartbeat names at most, of each kind."""
 
@@ -24,13 +28,18 @@ class Beats:
         unsaid: whether something changed that is to be said soon.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, home: Home, boot: int) -> None:
+        self._home, self._boot, self._run, self._count = home, boot, os.urandom(8).hex(), 0
+        self._stands: dict[str, tuple[int, ...] | None] = {}
         self._told: dict[str, tuple[float, Any]] = {}
         self.unsaid = False
 
     def beat(self, peer: Peer, now: float, state: str, trouble: str) -> None:
-        """Write one, if it is due."""
+        """Write one, if it is due.
+
+        Raises:
+            Conflict: another copy of this device wrote the one that stands.
+        """
         when, told = self._told.get(peer.name, (0.0, None))
         if when <= now < when + SOON_S and state == "up":
             self.unsaid = True
@@ -38,8 +47,19 @@ class Beats:
         tell = (state, *_standing(peer), _progress(peer), trouble)
         wait_s = 0.0 if _but_progress(tell) != _but_progress(told) else PROGRESS_S if tell != told else BEAT_S
         if not when <= now < when + wait_s:
-            peer.pair.write_heartbeat(Heartbeat(self._home.name, now, *tell), self._home.key)
+            self._look_for_twin(peer)
+            self._count += 1
+            beat = Heartbeat(self._home.name, peer.address, (self._boot, self._count), self._run, now, *tell)
+            peer.pair.write(beat, self._home.key)
+            self._stands[peer.name] = fs.fingerprint(peer.pair.carrier.path(_FILE))
             self._told[peer.name] = (now, tell)
+
+    def _look_for_twin(self, peer: Peer) -> None:
+        """Whether the heartbeat that stands is the one that was written last."""
+        if fs.fingerprint(peer.pair.carrier.path(_FILE)) != self._stands.get(peer.name):
+            twin = boots.twin(self._home, Requester(peer.name, peer.key), self._boot, self._run)
+            if twin is not None:
+                raise twin
 
 
 def _progress(peer: Peer) -> tuple[tuple[str, int, int], ...]:

@@ -112,7 +112,7 @@ class Gate:
     def refresh(self, now: float) -> None:
         """Serve the devices that shall be served, and no others; one that cannot be harms no other."""
         wanted = marked_up(self.config) if self._names is None else self._names
-        for name in [n for n in self.served if n not in wanted]:
+        for name in [n for n, served in self.served.items() if n not in wanted or served.twin is not None]:
             self._leave(name, now)
         for name in wanted:
             if name not in self.served:

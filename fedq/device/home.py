@@ -7,23 +7,28 @@ devices of one root: lock, log, and ``poke``, which wakes a running gate.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fedq
 from fedq import fs, ids
 from fedq.config import Config
+from fedq.device import boots
 from fedq.device.journal import OWNER, Journal, Value
 from fedq.device.limits import Limits
 from fedq.device.store import Store
 from fedq.errors import Ambiguous, Conflict, UnknownDevice, UnknownValue, Unreachable, UsageError
 from fedq.plan.codec import RawTensor
 from fedq.queue import pair as pairs
+from fedq.queue.message import Address
 from fedq.queue.pair import OWN, Card, Catalog, Entry, Pair
 from fedq.trust import keys, policy
+
+Told = TypeVar("Told", Card, Catalog)
 
 GATE = ".gate"
 PRIVATE = ("key", "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "values", "spool", "failed")
@@ -142,12 +147,14 @@ class Home:
             raise _unknown(path.name, config)
         check_private(path)
         self.path, self.config, self.name = path, config, path.name
-        self._take_over(_said(path) if said is None else said)
         self.durable = config.durability == "full"
         self.key = keys.load_or_create(path / "key")
+        self._take_over(_said(path) if said is None else said)
         self.journal = Journal(path / "journal.sqlite", durable=self.durable)
         self.store = Store(path, self.journal, self.key, durable=self.durable)
-        self._written: dict[str, tuple[Catalog, tuple[int, ...] | None]] = {}
+        self._written: dict[tuple[str, str], tuple[Card | Catalog, tuple[int, ...] | None]] = {}
+        self.is_latest = False
+        """Whether it was looked whether a later copy of this device was seen."""
         self.changed = False
         """Whether this very process changed something that its gate, if it has one, did not look at."""
 
@@ -156,9 +163,15 @@ class Home:
         self._take_over(_said(self.path))
 
     def _take_over(self, said: Mapping[str, Any]) -> None:
+        self.address = Address(self.name, self.key.public.hex(), said["queue"])
+        """Where what is sent to this device goes."""
         self.deadline_s = float(said.get("deadline_s", DEADLINE_S))
         self.keep_days = float(said.get("review", {}).get("keep_days", KEEP_DAYS))
         self.limits = Limits.of(said)
+
+    def to(self, requester: Requester) -> Address:
+        """Where what is written for a requester goes."""
+        return Address(requester.name, requester.key, self.address.root)
 
     @property
     def keep_s(self) -> float:
@@ -170,9 +183,7 @@ class Home:
 
     def check_root(self) -> None:
         """That the queue root is there, and the one this device was made for."""
-        mine = _said(self.path)["queue"]
-        found = pairs.root_id(self.config.queue)
-        if found != mine:
+        if pairs.root_id(self.config.queue) != self.address.root:
             raise Unreachable(
                 f"{self.config.queue} is another queue root than the one {self.name!r} was made for",
                 hint=f"fedq device init {self.name}",
@@ -181,47 +192,68 @@ class Home:
     # -- whom it trusts
 
     def trust(self, requester: Requester, *, group: int | None = None) -> None:
-        """Let this requester ask: keep its key, make the pair; ``group``: as in `pairs.create_pair`."""
-        fs.replace(
-            self.path / "trust" / f"{requester.name}.json",
-            [_line({"v": 1, "name": requester.name, "key": requester.key})],
-        )
-        pair = pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable, group=group)
-        card = Card(self.name, self.key.public.hex(), requester.name, fedq.__version__, (1,), self.keep_days)
-        pair.write_card(card, self.key)
-        self.write_catalogs()
+        """Let this requester ask: keep its key, make the pair; ``group``: as in `pairs.create_pair`.
+
+        Raises:
+            Conflict: another key was trusted under this name, whose digits are the same: what is stored here is its.
+        """
+        for known in self._ever_trusted():
+            if known.name == requester.name and known.key != requester.key:
+                raise Conflict(
+                    f"{requester.name} is, or was, somebody else here: its key is {known.key}, not {requester.key}",
+                    hint="a key that begins with other digits has a name of its own: that requester makes a new one",
+                )
+        self._check_latest()
+        self._say_trusted(requester, trusted=True)
+        pairs.create_pair(self.config.queue, self.name, requester.name, durable=self.durable, group=group)
+        self.tell()
+
+    def _say_trusted(self, requester: Requester, *, trusted: bool) -> None:
+        body = {"v": 1, "name": requester.name, "key": requester.key} | ({} if trusted else {"trusted": False})
+        fs.replace(self.path / "trust" / f"{requester.name}.json", [_line(body)])
 
     def trusted(self) -> list[Requester]:
         """Requesters by name, as their files in ``trust/`` say."""
-        found = []
+        return [requester for requester, trusted in self._ever_trusted().items() if trusted]
+
+    def _ever_trusted(self) -> dict[Requester, bool]:
+        """All that are or were trusted, and whether they are."""
+        found = {}
         for name in sorted(fs.names(self.path / "trust")):
             if name.endswith(".json"):
                 body = json.loads(bytes(fs.read(self.path / "trust" / name, limit_bytes=1 << 16)))
-                found.append(Requester(body["name"], body["key"]))
+                found[Requester(body["name"], body["key"])] = bool(body.get("trusted", True))
         return found
 
-    def untrust(self, who: str, *, by: str = "") -> str:
-        """Let this requester ask no more: a name, or the beginning of it before the key's digits. Its whole name.
+    def _check_latest(self) -> None:
+        """That no later copy of this device was seen, before anything is written over what it wrote."""
+        if not self.is_latest:
+            boots.check(self)
+            self.is_latest = True
+
+    def untrust(self, who: str, *, by: str = "") -> Requester:
+        """Let this requester ask no more: a name, or the beginning of it before the key's digits.
 
         At once, also where a gate serves the device: what it asked is denied, its workers end.
 
         Raises:
             UnknownValue: nobody of this name is trusted. Ambiguous: two are.
         """
-        known = [r.name for r in self.trusted()]
-        fits = [name for name in known if who in (name, name.rpartition("-")[0])]
+        known = {r.name: r for r in self.trusted()}
+        fits = [r for r in known.values() if who in (r.name, r.name.rpartition("-")[0])]
         if not fits:
             raise UnknownValue(f"{self.name} trusts no {who[:80]!r}", hint=f"trusted: {', '.join(known) or 'nobody'}")
         if len(fits) > 1:
-            raise Ambiguous(f"{who!r} fits {', '.join(fits)}", hint="give the digits of the key, too")
-        fs.delete(self.path / "trust" / f"{fits[0]}.json")
+            raise Ambiguous(f"{who!r} fits {', '.join(r.name for r in fits)}", hint="give the digits of the key, too")
+        (gone,) = fits
+        self._say_trusted(gone, trusted=False)
         with self.journal.transaction():
             now = fs.clock()
-            for question in [q for q in self.journal.questions() if q.sender == fits[0]]:
+            for question in [q for q in self.journal.questions() if q.sender == gone.name]:
                 self.journal.say(question, "deny", "its requester is not trusted any more", now=now)
-            self.journal.record("untrusted", fits[0], "", now=now, by=by)
+            self.journal.record("untrusted", gone.name, "", now=now, by=by)
         self.poke()
-        return fits[0]
+        return gone
 
     def erase(self) -> list[str]:
         """Delete the device: its values, its record, its key, and its pairs with what lies in them.
@@ -230,6 +262,7 @@ class Home:
             What of the pairs could not be deleted: other users' files.
         """
         self.close()
+        boots.forget(self)
         left = []
         try:
             fs.remove(self.config.queue / self.name)
@@ -368,23 +401,37 @@ class Home:
 
     # -- what others may see
 
-    def write_catalogs(self, only: Iterable[str] | None = None) -> None:
-        """Write each requester's catalog: the owner's tagged values, its own, its plans.
+    def tell(self, only: Iterable[str] | None = None) -> None:
+        """Write each requester's card and catalog.
 
         One that stands as it was written last is left alone: when it was written tells what its owner does.
         """
-        for requester in only if only is not None else [r.name for r in self.trusted()]:
-            pair, catalog = self.pair(requester), self.catalog(requester)
-            path = pair.carrier.path(f"{catalog.KIND}.json")
-            if self._written.get(requester) != (catalog, fs.fingerprint(path)):
-                pair.write_catalog(catalog, self.key)
-                self._written[requester] = catalog, fs.fingerprint(path)
+        self._check_latest()
+        only = None if only is None else set(only)
+        for requester in (r for r in self.trusted() if only is None or r.name in only):
+            self._write(requester.name, self.card(requester))
+            self._write(requester.name, self.catalog(requester))
 
-    def catalog(self, requester: str) -> Catalog:
+    def _write(self, requester: str, told: Told) -> None:
+        pair, key = self.pair(requester), (requester, told.KIND)
+        path = pair.carrier.path(f"{told.KIND}.json")
+        if self._written.get(key) != (told, fs.fingerprint(path)):
+            with self.journal.transaction():  # of two processes, the one with the greater count writes last
+                pair.write(dataclasses.replace(told, count=self.journal.next_count()), self.key)
+            self._written[key] = told, fs.fingerprint(path)
+
+    def card(self, asks: Requester) -> Card:
+        """Who the device is, under no count yet."""
+        key, most = self.key.public.hex(), self.limits.message_bytes
+        return Card(self.name, self.to(asks), (0, 0), key, fedq.__version__, (1,), self.keep_days, most)
+
+    def catalog(self, asks: Requester) -> Catalog:
+        """What a requester may find, under no count yet: the owner's tagged values, its own, its plans."""
+        requester = asks.name
         seen = (v for v in self.journal.tagged(OWNER) if self.journal.may_see(requester, v.id))
         values: Sequence[Value] = [*seen, *self.journal.tagged(requester)]
         entries = tuple(Entry(v.id, v.tag, v.type, v.release or OWN, self.journal.note(v.scope, v.id)) for v in values)
-        return Catalog(self.name, entries, tuple(self.journal.plans(requester)))
+        return Catalog(self.name, self.to(asks), (0, 0), entries, tuple(self.journal.plans(requester)))
 
     def sweep(self, *, before: float) -> int:
         """Delete temporary files of crashes, last written before a time: here, and in the pairs; how many."""
@@ -402,7 +449,7 @@ class Home:
         return bool(suffix) and ids.is_id(id_) and self.journal.kept(id_) is None
 
     def _changed(self) -> None:
-        self.write_catalogs()
+        self.tell()
         self.poke()
 
     def poke(self) -> None:

@@ -153,11 +153,12 @@ class Inbox:
                 raise FileNotFoundError
             if self._is_known(name, mark) or self._is_put_off(name, mark):
                 return None
-            limit, key = peer.home.limits.message_bytes, bytes.fromhex(peer.key)
-            copy = peer.pair.carrier.get_hashed(f"in/{name}", limit, key=key)
-            who = {"requester": peer.name, "key": peer.key, "device": self._device}
+            limit, to = peer.home.limits.message_bytes, peer.home.address
+            copy = peer.pair.carrier.get_hashed(f"in/{name}", limit, key=bytes.fromhex(peer.key))
             try:
-                message, file = check(copy.data, name=name, signed=copy.signed, **who)
+                message, file = check(
+                    copy.data, name=name, requester=peer.name, key=peer.key, to=to, signed=copy.signed
+                )
             except BadFile as error:
                 signed = not isinstance(error, BadSignature)
                 self._large_at = max(self._large_at, self._now) + len(copy.data) / REFUSED_BYTES_PER_S

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from fedq.errors import BadFile, BadSignature
 from fedq.plan.codec import Buffer, File, decode
-from fedq.queue.message import Message, decode_message
-from fedq.trust.keys import signer_of
+from fedq.queue.message import Address, Message, decode_message
+from fedq.trust.keys import signer_of, told
 
 SUFFIX = ".safetensors"
 
@@ -28,13 +28,14 @@ class Arrival:
 
 
 def check(
-    raw: Buffer, *, name: str, requester: str, key: str, device: str, signed: bytes = b""
+    raw: Buffer, *, name: str, requester: str, key: str, to: Address, signed: bytes = b""
 ) -> tuple[Message, File]:
     """The message in these bytes, if it is one from this requester to this device.
 
     Args:
         name: the file's name, ``<id>.safetensors``.
         key: the requester's public key, hex, from this device's trust.
+        to: this device.
         signed: SHA-256 of all but the last 64 bytes, if it was taken while they were read.
 
     Raises:
@@ -47,6 +48,6 @@ def check(
     message = decode_message(file)
     if f"{message.id}{SUFFIX}" != name:
         raise BadFile(f"holds message {message.id}, which is not its name")
-    if (message.sender, message.to) != (requester, device):
-        raise BadFile(f"is from {message.sender} to {message.to}, not from {requester} to {device}")
+    if (message.sender, message.to) != (requester, to):
+        raise BadFile(f"is from {message.sender} to {told(message.to, to)}, not from {requester} to {to.name}")
     return message, file

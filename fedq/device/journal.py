@@ -81,6 +81,9 @@ CREATE TABLE IF NOT EXISTS failed(
   sender TEXT, id TEXT, time REAL NOT NULL, reason TEXT NOT NULL, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgotten(sender TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS time(high REAL NOT NULL, leapt REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS counts(one INTEGER PRIMARY KEY CHECK(one = 1), boot INTEGER NOT NULL, n INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS fence(time REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS spared(sender TEXT, id TEXT, PRIMARY KEY(sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS notes(
   scope TEXT, id TEXT, note TEXT NOT NULL, allowed TEXT, PRIMARY KEY(scope, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS made(
@@ -246,6 +249,7 @@ class Journal:
         self._until: dict[str, float] = {}
         self._uses: dict[tuple[str, str], float] = {}
         self._cancels: dict[str, bool] = {}
+        self._fence: float | None = None
         self._version = self._data_version()
 
     def close(self) -> None:
@@ -277,6 +281,7 @@ class Journal:
         self._until.clear()
         self._uses.clear()
         self._cancels.clear()
+        self._fence = None
 
     def _data_version(self) -> int:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
@@ -614,6 +619,42 @@ class Journal:
     def set_time(self, high: float, leapt: float) -> None:
         self._db.execute("DELETE FROM time")
         self._db.execute("INSERT INTO time VALUES(?,?)", (high, leapt))
+
+    # -- starts, and what is written to pairs
+
+    def count(self) -> tuple[int, int]:
+        """The number of the last start, and of the card or catalog that was written last."""
+        found = self._db.execute("SELECT boot, n FROM counts").fetchone()
+        return tuple(found) if found else (0, 0)
+
+    def begin_boot(self) -> int:
+        """One more start: its number."""
+        return self.set_boot(self.count()[0] + 1)
+
+    def set_boot(self, boot: int) -> int:
+        """The number of the last start is this, or greater."""
+        sql = "INSERT INTO counts VALUES(1,?,0) ON CONFLICT DO UPDATE SET boot=max(boot, excluded.boot)"
+        self._db.execute(sql, (boot,))
+        return self.count()[0]
+
+    def next_count(self) -> tuple[int, int]:
+        """The count of a card or catalog that is to be written."""
+        sql = "INSERT INTO counts VALUES(1,0,1) ON CONFLICT DO UPDATE SET n=n+1 RETURNING boot, n"
+        return tuple(self._db.execute(sql).fetchone())
+
+    def set_fence(self, time: float, spared: Iterable[tuple[str, str]]) -> None:
+        """Messages of before this time may have been done before a restore, but for these."""
+        self._db.execute("INSERT INTO fence VALUES(?)", (time,))
+        self._db.executemany("INSERT OR IGNORE INTO spared VALUES(?,?)", spared)
+        self._fence = None
+
+    def fenced(self, sender: str, id_: str, created: float) -> bool:
+        """Whether a message may have been done before this device was restored."""
+        if self._fence is None:
+            self._fence = float(self._db.execute("SELECT coalesce(max(time), -1) FROM fence").fetchone()[0])
+        if created > self._fence:
+            return False
+        return not self._db.execute("SELECT 1 FROM spared WHERE sender=? AND id=?", (sender, id_)).fetchone()
 
     def forgotten(self, sender: str) -> float:
         """Messages of this sender that expire till then and are not known may have been: they have no effect."""

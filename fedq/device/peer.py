@@ -20,7 +20,7 @@ from fedq.device import batch as batches
 from fedq.device.calls import PATIENCE_S, Call, Ends, Waiting
 from fedq.device.drops import DropRow, Drops
 from fedq.device.expected import Expected
-from fedq.device.home import Home
+from fedq.device.home import Home, Requester
 from fedq.device.inbox import Inbox
 from fedq.device.journal import OWNER, VALUE_BYTES, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
@@ -41,7 +41,10 @@ MAX_PLANS = 200
 """Verified plans kept in memory, per requester."""
 MAX_FILES = 1000
 """Messages whose tensors are kept in memory, per requester; of the others they are read again."""
-EXPIRED = Failure("expired", "the message expired before it could be done")
+LATE = Failure("expired", "the message expired before it could be done")
+FENCED = Failure(
+    "expired", "it was sent before this device was restored from a backup, and may have been done: send it anew"
+)
 STOPPED = "held: the device's daemon ended five times while it ran"
 
 
@@ -68,7 +71,7 @@ class Peer:
 
     def __init__(self, home: Home, name: str, key: str, poison: set[str]) -> None:
         self.home, self.journal, self.store = home, home.journal, home.store
-        self.name, self.key, self.pair = name, key, home.pair(name)
+        self.name, self.key, self.pair, self.address = name, key, home.pair(name), home.to(Requester(name, key))
         self.inbox = Inbox(self, home.name, poison)
         self.queue: deque[Call] = deque()
         self.waiting = Waiting()
@@ -131,7 +134,10 @@ class Peer:
         calls: list[Call] = []
         self._keep_time(now)
         if taken.received > message.expires or not (again or message.expires > self.journal.forgotten(self.name)):
-            self.refuse(message, taken, EXPIRED, now)
+            self.refuse(message, taken, LATE, now)
+            return
+        if not again and self.journal.fenced(self.name, message.id, message.created):
+            self.refuse(message, taken, FENCED, now)
             return
         for number, verb in enumerate(message.actions):
             match verb:
@@ -169,9 +175,9 @@ class Peer:
             self.add([failed(self.name, id_, why) for id_ in made if not self._is_promised(id_)], message.id, now)
             if isinstance(verb, Get):
                 self.want(_wanted(message, verb), taken)
-            if isinstance(verb, Drop | Cancel | Ack) and why is not EXPIRED:
+            if isinstance(verb, Drop | Cancel | Ack) and why not in (LATE, FENCED):
                 self._let_go_of(verb, message, now)
-            if isinstance(verb, SendPlan) and why is not EXPIRED:
+            if isinstance(verb, SendPlan) and why not in (LATE, FENCED):
                 self._refuse_plan(verb, why)
         self._finished(message.id)
 

@@ -93,7 +93,7 @@ class Publisher:
             values = {want.wanted.id: why or unknown}
         else:
             values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
-        reply = Reply(want.wanted.id, self._home.name, peer.name, want.wanted.message, values)
+        reply = Reply(want.wanted.id, self._home.name, peer.address, want.wanted.message, values)
         return encode_reply(reply, tensors, self._home.key)
 
     def _is_ours(self, peer: Peer, name: str, id_: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from fedq import fs
 from fedq.device import batch as batches
-from fedq.device import kinds, restart
+from fedq.device import boots, kinds, restart
 from fedq.device.beat import SOON_S, Beats
 from fedq.device.calls import Call
 from fedq.device.home import Home
@@ -29,7 +29,7 @@ from fedq.device.pool import Answer, Died
 from fedq.device.publish import Blocked, Publisher
 from fedq.device.tidy import Tidier
 from fedq.device.times import Time
-from fedq.errors import FedqError, Unreachable
+from fedq.errors import Conflict, FedqError, Unreachable
 from fedq.queue.message import Fold, Get, Run
 from fedq.queue.watch import Heard
 
@@ -74,10 +74,11 @@ class Served:
     def __init__(self, home: Home, crew: Crew, *, now: float) -> None:
         self.home, self.journal, self.name = home, home.journal, home.name
         home.check_root()
+        boot, home.is_latest = boots.begin(home), True
         self._crew = crew
         self.peers: dict[str, Peer] = {}
         self._answers: list[Answered] = []
-        self._publisher, self._beats = Publisher(home), Beats(home)
+        self._publisher, self._beats = Publisher(home), Beats(home, boot)
         self._first = 0
         self._looked_at = self._swept_at = 0.0
         self._held_up = False
@@ -94,6 +95,8 @@ class Served:
         self._private: tuple[float, int] = (0.0, 0)
         self.full = False
         """Whether calls that their owner approved wait, because private calls made as much as there may be."""
+        self.twin: Conflict | None = None
+        """Another copy of this device that was seen: nothing more is done here."""
         self.refresh()
         self._recover(self.time.read(now))
 
@@ -212,7 +215,10 @@ class Served:
         Raises:
             DiskFull, Unreachable: something could not be done, and is done by a later step.
             OtherTorch: calls wait; all else is done.
+            Conflict: another copy of this device is at work; nothing is done.
         """
+        if self.twin is not None:
+            raise self.twin
         self._held_up, self._trouble, self._pair_trouble, self._untold = True, None, None, []
         try:
             busy = self._step(self.time.read(now), scan=scan, heard=heard, due=due)
@@ -537,7 +543,7 @@ class Served:
     def _catalog(self, peer: Peer) -> None:
         """Before the replies: who got one finds by its tag what came to be with it."""
         if peer.catalog_due:
-            self.home.write_catalogs([peer.name])
+            self.home.tell([peer.name])
             peer.catalog_due = False
 
     def _act_for(self, peer: Peer) -> None:
@@ -597,6 +603,10 @@ class Served:
         self._trouble, self._beats.unsaid = None, False
         for peer in self.peers.values():
             with self._apart():
-                self._beats.beat(peer, now, state, self.trouble or peer.trouble)
+                try:
+                    self._beats.beat(peer, now, state, self.trouble or peer.trouble)
+                except Conflict as error:
+                    self.twin = error
+                    raise
         if self._trouble is not None:
             raise self._trouble

@@ -26,6 +26,7 @@ from fedq.plan.graph import about_from_json, about_to_json, graph_from_json, gra
 from fedq.plan.graphjson import MAX_ACTIONS, need, number_from_json, number_to_json, pairs
 from fedq.queue.verbs import (
     Ack,
+    Address,
     Cancel,
     Drop,
     Failure,
@@ -45,10 +46,10 @@ from fedq.queue.verbs import (
 )
 
 __all__ = [
-    "MAX_ACTIONS", "Ack", "Cancel", "Drop", "Failure", "Fold", "Get", "Inline", "Message", "Number", "OwnerRef",
-    "Put", "Ref", "Reply", "Run", "RunArg", "SendPlan", "Verb", "check_kind", "decode_message", "decode_reply",
-    "encode_message", "encode_reply", "is_time", "message_from_json", "message_tensors", "message_to_json",
-    "reply_from_json", "reply_tensors", "reply_to_json",
+    "MAX_ACTIONS", "Ack", "Address", "Cancel", "Drop", "Failure", "Fold", "Get", "Inline", "Message", "Number",
+    "OwnerRef", "Put", "Ref", "Reply", "Run", "RunArg", "SendPlan", "Verb", "address_from_json", "address_to_json",
+    "check_kind", "decode_message", "decode_reply", "encode_message", "encode_reply", "is_time", "message_from_json",
+    "message_tensors", "message_to_json", "reply_from_json", "reply_tensors", "reply_to_json",
 ]  # fmt: skip
 
 _CALLS = (Run, Fold)
@@ -110,7 +111,7 @@ def _check_names(named: set[str], tensors: Mapping[str, RawTensor]) -> None:
 
 def message_to_json(m: Message) -> dict[str, Any]:
     return {
-        "v": VERSION, "kind": "message", "id": m.id, "from": m.sender, "to": m.to,
+        "v": VERSION, "kind": "message", "id": m.id, "from": m.sender, "to": address_to_json(m.to),
         "created": float(m.created), "expires": float(m.expires), "seed": m.seed, "token": m.token,
         "actions": [_verb_to_json(a) for a in m.actions],
     }  # fmt: skip
@@ -173,14 +174,15 @@ def message_from_json(body: Mapping[str, Any]) -> Message:
     need(body.keys() == keys, "a message has other keys")
     created, expires, seed, token, actions = (body[k] for k in ("created", "expires", "seed", "token", "actions"))
     need(ids.is_id(body["id"]), "a message's id")
-    need(ids.is_name(body["from"]) and ids.is_name(body["to"]), "a message's from or to")
+    need(ids.is_name(body["from"]), "a message's from")
     need(is_time(created) and is_time(expires), "a message's times")
     need(type(seed) is int and 0 <= seed < 1 << 63, "a message's seed")
     need(token is None or ids.is_text(token), "a message's token")
     need(isinstance(actions, list) and len(actions) <= MAX_ACTIONS, f"actions: a list of at most {MAX_ACTIONS}")
     verbs = tuple(_verb_from_json(a) for a in actions)
     _check_promises(verbs)
-    return Message(body["id"], body["from"], body["to"], float(created), float(expires), seed, verbs, token)
+    to = address_from_json(body["to"])
+    return Message(body["id"], body["from"], to, float(created), float(expires), seed, verbs, token)
 
 
 def _check_promises(verbs: Sequence[Verb]) -> None:
@@ -201,6 +203,18 @@ def check_kind(body: Mapping[str, Any], kind: str) -> None:
 def is_time(value: Any) -> bool:
     """Seconds since 1970 that a calendar has: up to the year 9999."""
     return type(value) in (int, float) and 0 <= value < 253_402_214_400
+
+
+def address_to_json(to: Address) -> list[str]:
+    return [to.name, to.key, to.root]
+
+
+def address_from_json(row: Any) -> Address:
+    """To whom a file goes; BadFile."""
+    match row:
+        case [str(name), str(key), str(root)] if ids.is_name(name) and ids.is_plan_id(key) and ids.is_id(root):
+            return Address(name, key, root)
+    raise BadFile("malformed file: to whom it goes")
 
 
 def _id(value: str) -> str:
@@ -307,7 +321,7 @@ def _arg_from_json(value: Any) -> RunArg:
 
 def reply_to_json(r: Reply) -> dict[str, Any]:
     return {
-        "v": VERSION, "kind": "reply", "id": r.id, "from": r.device, "to": r.to, "message": r.message,
+        "v": VERSION, "kind": "reply", "id": r.id, "from": r.device, "to": address_to_json(r.to), "message": r.message,
         "values": [[id_, _value_to_json(v)] for id_, v in r.values.items()],
     }  # fmt: skip
 
@@ -330,11 +344,11 @@ def reply_from_json(body: Mapping[str, Any]) -> Reply:
     check_kind(body, "reply")
     need(body.keys() == {"v", "kind", "id", "from", "to", "message", "values"}, "a reply has other keys")
     need(ids.is_id(body["id"]) and ids.is_id(body["message"]), "a reply's id")
-    need(ids.is_name(body["from"]) and ids.is_name(body["to"]), "a reply's from or to")
+    need(ids.is_name(body["from"]), "a reply's from")
     rows = pairs(body["values"])
     names = _ids([row[0] for row in rows])
     values = {id_: _value_from_json(row[1]) for id_, row in zip(names, rows, strict=True)}
-    return Reply(body["id"], body["from"], body["to"], body["message"], values)
+    return Reply(body["id"], body["from"], address_from_json(body["to"]), body["message"], values)
 
 
 def _value_from_json(value: Any) -> str | Number | Failure:

@@ -19,8 +19,8 @@ from fedq.fs import Buffer
 from fedq.plan.codec import VERSION, Signer, parse_json, sha256
 from fedq.plan.graph import Type, canonical
 from fedq.plan.types import is_int
-from fedq.queue.carrier import Directory
-from fedq.queue.message import check_kind, is_time
+from fedq.queue.carrier import MOST_BYTES, Directory
+from fedq.queue.message import Address, address_from_json, address_to_json, check_kind, is_time
 
 MARK = ".fedq"
 IN, OUT, BLOBS = "in", "out", "blobs"
@@ -39,11 +39,16 @@ MAX_ITEMS = 4_000_000
 MAX_BYTES = {"card": 1 << 16, "catalog": 32 << 20, "heartbeat": 16 << 20}
 """The largest that are read: 400,000 values, 400,000 waiting messages; seconds to parse, whatever is in them."""
 
+Count = tuple[int, int]
+"""Which file of its kind a card, catalog or heartbeat is: the device's boot that wrote it, and a number that rises
+with each. Of two files the one with the greater count is the later."""
+
 Verify = Callable[[str, bytes, bytes], bytes]
 """`fedq.trust.keys.verify`: kind, SHA-256, public key and signature -> public key, or BadSignature."""
 
 Sealed = TypeVar("Sealed", "Card", "Catalog", "Heartbeat")
 
+_RUN = re.compile(r"[0-9a-f]{16}")
 _REQUESTER = re.compile(r".+-[0-9a-f]{8}")
 _TAIL = re.compile(rb',"sig":"([0-9a-f]{192})"}\n')
 _TAIL_BYTES = 8 + 192 + 3
@@ -125,8 +130,6 @@ class Pair:
     def write(self, what: Sealed, signer: Signer) -> None:
         """Put card, catalog or heartbeat in the place of its last version."""
         self.carrier.replace(f"{what.KIND}.json", [seal_json(what.KIND, what.to_json(), signer)])
-
-    write_card = write_catalog = write_heartbeat = write
 
     def sweep(self, *, before: float) -> int:
         """Delete temporary files that were last written before a time; how many."""
@@ -235,37 +238,58 @@ def open_json(kind: str, raw: Buffer, verify: Verify) -> tuple[dict[str, Any], b
 # -- card, catalog, heartbeat ----------------------------------------------------------------
 
 
+def _head_to_json(sealed: Card | Catalog | Heartbeat) -> dict[str, Any]:
+    return {"device": sealed.device, "to": address_to_json(sealed.to), "count": list(sealed.count)}
+
+
+def _head(kind: str, body: Mapping[str, Any]) -> tuple[str, Address, Count, dict[str, Any]]:
+    """Who wrote it, to whom, which one it is; and the other members."""
+    match body:
+        case {"device": str(device), "to": to, "count": [int(boot), int(n)], **rest} if (
+            type(boot) is type(n) is int and min(boot, n) >= 0
+        ):
+            return device, address_from_json(to), (boot, n), rest
+    raise BadFile(f"malformed {kind}: from whom, to whom, or which")
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """Who the device is, for this requester.
 
     Attributes:
-        key: its public key, 64 hex digits.
+        to: the requester. count: which card it is.
+        key: the device's public key, 64 hex digits.
         keep_days: how long a question waits for its owner before it is answered as expired.
+        most_bytes: the largest message that it takes.
     """
 
     KIND: ClassVar[str] = "card"
 
     device: str
+    to: Address
+    count: Count
     key: str
-    requester: str
     fedq: str
     formats: tuple[int, ...]
     keep_days: float = 30
+    most_bytes: int = MOST_BYTES
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "device": self.device, "key": self.key, "requester": self.requester, "fedq": self.fedq,
-            "formats": list(self.formats), "keep_days": self.keep_days,
+        return _head_to_json(self) | {
+            "key": self.key, "fedq": self.fedq, "formats": list(self.formats), "keep_days": self.keep_days,
+            "most_bytes": self.most_bytes,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Card:
-        match body:
-            case {"device": str(device), "key": str(key), "requester": str(requester), "fedq": str(fedq),
-                  "formats": list(formats), "keep_days": int() | float() as days, **rest
-            } if not rest and all(type(f) is int for f in formats) and _is_days(days):  # fmt: skip
-                return cls(device, key, requester, fedq, tuple(formats), days)
+        device, to, count, rest = _head(cls.KIND, body)
+        match rest:
+            case {"key": str(key), "fedq": str(fedq), "formats": list(formats), "keep_days": int() | float() as days,
+                  "most_bytes": int(most), **more,
+            } if not more and ids.is_plan_id(key) and all(type(f) is int for f in formats) and (
+                _is_days(days) and is_int(most) and most > 0
+            ):  # fmt: skip
+                return cls(device, to, count, key, fedq, tuple(formats), days, most)
         raise BadFile("malformed card")
 
 
@@ -311,17 +335,21 @@ class Catalog:
     KIND: ClassVar[str] = "catalog"
 
     device: str
+    to: Address
+    count: Count
     values: tuple[Entry, ...] = ()
     plans: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"device": self.device, "values": [e.to_json() for e in self.values], "plans": list(self.plans)}
+        return _head_to_json(self) | {"values": [e.to_json() for e in self.values], "plans": list(self.plans)}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Catalog:
-        match body:
-            case {"device": str(device), "values": list(values), "plans": list(plans), **rest} if not rest:
-                return cls(device, tuple(map(Entry.from_json, values)), tuple(map(_plan, plans)))
+        device, to, count, rest = _head(cls.KIND, body)
+        match rest:
+            case {"values": list(values), "plans": list(plans), **more} if not more:
+                entries, known = tuple(map(Entry.from_json, values)), tuple(map(_plan, plans))
+                return cls(device, to, count, entries, known)
         raise BadFile("malformed catalog")
 
 
@@ -330,6 +358,7 @@ class Heartbeat:
     """What a device was doing at ``time`` (seconds since 1970, its clock).
 
     Attributes:
+        run: tells one start of the device from another, also where both had the same number; 16 hex digits.
         state: ``up``, or ``down`` when it ended as it should.
         waiting, running: ids of this requester's messages.
         held: (reply id, `ASKED`) of what waits for the owner; (value id, `STOPPED`) of results whose call is held.
@@ -341,6 +370,9 @@ class Heartbeat:
     KIND: ClassVar[str] = "heartbeat"
 
     device: str
+    to: Address
+    count: Count
+    run: str
     time: float
     state: str
     waiting: tuple[str, ...] = ()
@@ -351,8 +383,8 @@ class Heartbeat:
     trouble: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        body = {
-            "device": self.device, "time": self.time, "state": self.state, "waiting": list(self.waiting),
+        body = _head_to_json(self) | {
+            "run": self.run, "time": self.time, "state": self.state, "waiting": list(self.waiting),
             "running": list(self.running), "held": list(self.held), "refused": list(self.refused),
         }  # fmt: skip
         more = {"progress": list(self.progress), "trouble": self.trouble}
@@ -360,9 +392,10 @@ class Heartbeat:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Heartbeat:
-        match body:  # fmt: skip
+        device, to, count, rest = _head(cls.KIND, body)
+        match rest:  # fmt: skip
             case {
-                "device": str(device),
+                "run": str(run),
                 "time": int() | float() as time,
                 "state": "up" | "down" as state,
                 "waiting": list(waiting),
@@ -370,9 +403,14 @@ class Heartbeat:
                 "held": list(held),
                 "refused": list(refused),
                 **more,
-            } if more.keys() <= {"progress", "trouble"} and all(map(ids.is_id, [*waiting, *running])) and is_time(time):
+            } if (
+                more.keys() <= {"progress", "trouble"}
+                and all(map(ids.is_id, [*waiting, *running]))
+                and is_time(time)
+                and _RUN.fullmatch(run)
+            ):
                 return cls(
-                    device, float(time), state, tuple(waiting), tuple(running),
+                    device, to, count, run, float(time), state, tuple(waiting), tuple(running),
                     tuple(map(_two_texts, held)), tuple(map(_two_texts, refused)),
                     _progress(more.get("progress", [])), _code(more.get("trouble", "")),
                 )  # fmt: skip

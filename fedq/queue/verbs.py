@@ -136,13 +136,25 @@ Verb = Put | SendPlan | Run | Fold | Get | Drop | Cancel | Ack
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """To whom a file goes: a name, the whole public key behind it (hex), and the queue root (its id) it lies in.
+
+    A copy of the file is for nobody else: not for another of the same name, nor in another root.
+    """
+
+    name: str
+    key: str
+    root: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One file from a requester to a device.
 
     Attributes:
         id: names the file; the same id always has the same content.
         sender: the requester's name and key, ``alice-3f9a1c2e``.
-        to: the device.
+        to: the device, its key, and the queue root.
         created, expires: seconds since 1970, by the sender's clock.
         seed: where the seeds of its actions come from.
         actions: in order.
@@ -151,7 +163,7 @@ class Message:
 
     id: str
     sender: str
-    to: str
+    to: Address
     created: float
     expires: float
     seed: int
@@ -191,6 +203,6 @@ class Reply:
 
     id: str
     device: str
-    to: str
+    to: Address
     message: str
     values: Mapping[str, str | Number | Failure]

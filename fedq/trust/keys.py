@@ -16,7 +16,8 @@ from nacl import bindings
 from nacl.exceptions import BadSignatureError
 
 from fedq import fs
-from fedq.errors import BadSignature, Unreachable
+from fedq.errors import BadFile, BadSignature, Unreachable
+from fedq.queue.message import Address
 from fedq.queue.pair import Sealed, open_json
 
 SIGNATURE_BYTES = 96
@@ -111,9 +112,23 @@ def signer_of(kind: str, raw: fs.Buffer, signed: bytes = b"") -> bytes:
     return verify(kind, signed or hashlib.sha256(view[:-64]).digest(), bytes(view[-96:]))
 
 
-def unseal(what: type[Sealed], raw: fs.Buffer, key: bytes) -> Sealed:
-    """A card, catalog or heartbeat that this public key signed; BadSignature if another did."""
+def unseal(what: type[Sealed], raw: fs.Buffer, key: bytes, device: str, to: Address) -> Sealed:
+    """The card, catalog or heartbeat of a device with this public key, for this requester in this queue root.
+
+    Raises:
+        BadSignature: another key signed it. BadFile: it is another device's, or for somebody else.
+    """
     body, public = open_json(what.KIND, raw, verify)
     if public != key:
         raise BadSignature(f"a {what.KIND} signed by another key ({public.hex()[:8]}, not {key.hex()[:8]})")
-    return what.from_json(body)
+    found = what.from_json(body)
+    if (found.device, found.to) != (device, to):
+        raise BadFile(f"a {what.KIND} of {found.device} for {told(found.to, to)}, not of {device} for {to.name}")
+    return found
+
+
+def told(found: Address, meant: Address) -> str:
+    """An address that is not the one that was meant, for people: what is another in it."""
+    if found.root != meant.root:
+        return f"{found.name} in another queue root"
+    return found.name if found.name != meant.name else f"{found.name} with another key"

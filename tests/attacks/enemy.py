@@ -27,6 +27,7 @@ from fedq.plan.fold import Batches
 from fedq.plan.graph import About, Action, Graph, Type, Var
 from fedq.queue.message import (
     Ack,
+    Address,
     Cancel,
     Drop,
     Fold,
@@ -106,6 +107,7 @@ class Town:
             self.names[name] = f"{name}-{key.fingerprint}"
             who = home.Requester(self.names[name], key.public.hex())
             home.init(self.config, NAME, requester=who, new_id=lambda: ids.derive("root", 0)).close()
+        self.to = Address(NAME, Key.from_seed(b"\xab" * 32).public.hex(), ids.derive("root", 0))
         self.looks = True
         """Whether its owner looks before they decide."""
         self._count, self._gate = 0, None
@@ -143,7 +145,7 @@ class Town:
     ) -> None:
         """A message, put where this requester may put files."""
         key = ENEMY if who == "enemy" else OTHER
-        made = Message(id_, self.names[who], NAME, self.now, self.now + expires_s, 7, tuple(actions))
+        made = Message(id_, self.names[who], self.to, self.now, self.now + expires_s, 7, tuple(actions))
         folder = self.config.queue / NAME / self.names[who] / "in"
         (folder / f"{id_}.safetensors").write_bytes(b"".join(encode_message(made, tensors, key)))
 

@@ -75,7 +75,7 @@ class Real:
     def slip(self, *actions: Verb, **tensors: RawTensor) -> None:
         """A message of another program with the same key, that asks no outbox."""
         now, client = fs.clock(), self.rig.client
-        message = Message(client.new_id(), client.name, self.rig.name, now, now + 1000, 1, actions)
+        message = Message(client.new_id(), client.name, self.rig.device.address, now, now + 1000, 1, actions)
         chunks = encode_message(message, tensors, client.key)
         self.rig.device.pair.carrier.put(f"in/{message.id}.safetensors", chunks)
 

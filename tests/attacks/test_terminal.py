@@ -66,16 +66,16 @@ def rig(tmp_path_factory):
     with Rig(tmp_path_factory.mktemp("terminal"), data={"x": torch.ones(3)}) as rig:
         rig.step()
         home, who = rig.home(), rig.client.name
-        pair, seen = home.pair(who), home.catalog(who)
+        pair, seen = home.pair(who), rig.device.catalog()
         more = (Entry(ids.new_id(), EVIL, Type("f32", (3,)), "open", f"{EVIL} #{EVIL}"),)
         catalog = dataclasses.replace(seen, values=(*seen.values, *more), plans=(("a" * 64, EVIL), ("b" * 64, EVIL)))
-        pair.write_catalog(catalog, home.key)
+        pair.write(catalog, home.key)
         ptr = rig.device.send(torch.ones(2))
         rig.device.ask([ptr])
         sent = [name.partition(".")[0] for name in pair.carrier.list("in")]
         refused = tuple((message, EVIL) for message in sent)
         beat = dataclasses.replace(rig.heartbeat(), state="up", time=1e300, refused=refused)
-        pair.write_heartbeat(beat, home.key)
+        pair.write(beat, home.key)
         home.close()
         rig.sent = ptr.id
         yield rig
@@ -162,7 +162,7 @@ def test_a_line_of_a_log_is_one_line(name, caplog):
 def test_an_owner_sees_what_a_requester_wrote_as_it_is(rig, type_in, monkeypatch):
     monkeypatch.setenv("FEDQ_DEVICES", str(rig.config.devices))
     home = rig.home()
-    home.write_catalogs()
+    home.tell()
     secret = home.add(RawTensor("f32", (1,), b"\0\0\0\0"), tag="secret")
     home.close()
     rows = Type("f32", (1,))

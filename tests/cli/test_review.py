@@ -339,7 +339,7 @@ def post(shell, result, plan, tag, *args):
         Run(plan.id, (OwnerRef(device.find(tag).id), *args), {}, (result,)),
         Get(result, (result,)),
     )
-    message = Message(client.new_id(), client.name, "ward", now, now + 1e6, 1, actions)
+    message = Message(client.new_id(), client.name, device.address, now, now + 1e6, 1, actions)
     device.pair.carrier.put(device.pair.message_name(message.id), encode_message(message, {}, client.key))
     client.close()
     return message.sender

@@ -14,13 +14,14 @@ from fedq.plan.codec import RawTensor, decode
 from fedq.plan.file import PlanFile
 from fedq.plan.graph import About, Action, Graph, Type, Var
 from fedq.queue import pair as pairs
-from fedq.queue.message import Failure, Message, Number, Reply, decode_message, encode_reply
+from fedq.queue.message import Address, Failure, Message, Number, Reply, decode_message, encode_reply
 from fedq.queue.pair import Card, Catalog, Entry, Heartbeat, Pair
 from fedq.trust.keys import Key, signer_of
 
 ROOT = "0" * 31 + "7"
 ALICE = Key.from_seed(b"a" * 32)
 NAME = f"alice-{ALICE.fingerprint}"
+TO = Address(NAME, ALICE.public.hex(), ROOT)
 
 
 def f32(*values: float) -> RawTensor:
@@ -46,12 +47,21 @@ class Side:
     name: str
     key: Key
     pair: Pair
+    written: int = 0
+
+    def count(self) -> tuple[int, int]:
+        self.written += 1
+        return 1, self.written
+
+    @property
+    def address(self) -> Address:
+        return Address(self.name, self.key.public.hex(), ROOT)
 
     def catalog(self, *entries: Entry, plans: Sequence[tuple[str, str]] = ()) -> None:
-        self.pair.write(Catalog(self.name, entries, tuple(plans)), self.key)
+        self.pair.write(Catalog(self.name, TO, self.count(), entries, tuple(plans)), self.key)
 
     def beat(self, time: float, state: str = "up", **what: tuple) -> None:
-        self.pair.write(Heartbeat(self.name, time, state, **what), self.key)
+        self.pair.write(Heartbeat(self.name, TO, self.count(), "0" * 16, time, state, **what), self.key)
 
     def messages(self) -> dict[str, tuple[Message, dict[str, RawTensor]]]:
         """What lies in ``in/``, checked as a gate would."""
@@ -61,7 +71,7 @@ class Side:
             assert signer_of("message", raw) == ALICE.public
             file = decode(raw)
             message = decode_message(file)
-            assert (name, message.sender, message.to) == (f"{message.id}.safetensors", NAME, self.name)
+            assert (name, message.sender, message.to) == (f"{message.id}.safetensors", NAME, self.address)
             found[message.id] = message, dict(file.tensors)
         return found
 
@@ -77,7 +87,12 @@ class Side:
         return found[0]
 
     def reply(
-        self, id_: str, values: dict[str, RawTensor | Number | Failure], *, key: Key | None = None, to: str = NAME
+        self,
+        id_: str,
+        values: dict[str, RawTensor | Number | Failure],
+        *,
+        key: Key | None = None,
+        to: Address | None = None,
     ) -> None:
         tensors = {f"t{n}": v for n, v in enumerate(values.values()) if isinstance(v, RawTensor)}
         named = {i: f"t{n}" if isinstance(v, RawTensor) else v for n, (i, v) in enumerate(values.items())}
@@ -105,7 +120,7 @@ class World:
     def device(self, name: str) -> Side:
         key = Key.from_seed(name.encode().ljust(32, b"."))
         pair = pairs.create_pair(self.config.queue, name, NAME)
-        pair.write(Card(name, key.public.hex(), NAME, "0", (1,)), key)
+        pair.write(Card(name, TO, (1, 0), key.public.hex(), "0", (1,)), key)
         trust_device(self.config, name, key.public.hex())
         side = Side(name, key, pair)
         side.catalog()

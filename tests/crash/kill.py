@@ -25,7 +25,7 @@ PHASES = {
         "_start": "do", "_answered": "do", "settle": "do", "give_up": "do", "_record": "record",
         "publish": "publish", "note": "publish", "_act_for": "publish", "drop": "collect", "delete_files": "collect",
         "decide": "word", "add": "data", "remove": "data",
-        "_sweep": "collect", "beat": "heartbeat", "write_catalogs": "catalog", "close": "end", "step": "take",
+        "_sweep": "collect", "beat": "heartbeat", "tell": "catalog", "close": "end", "step": "take",
     },
 }  # fmt: skip
 """The room and function that a step is part of -> the phase; the innermost one counts."""

@@ -236,12 +236,13 @@ def _promised(config: Config) -> list[tuple[str, str]]:
 
 def _look(root: Path, facts: Facts, *, torn: bool = False) -> set[str]:
     home = Home(root / "devices" / NAME, config_of(root, "none"))
-    pair = home.pair(home.trusted()[0].name)
+    who = home.trusted()[0]
+    pair = home.pair(who.name)
     home.close()
     replies = set()
     for what in (Card, Catalog, Heartbeat):
         try:
-            unseal(what, pair.read_bytes(what.KIND), home.key.public)
+            unseal(what, pair.read_bytes(what.KIND), home.key.public, NAME, home.to(who))
         except FileNotFoundError:
             pass
         except FedqError as error:

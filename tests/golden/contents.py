@@ -9,6 +9,7 @@ from fedq.plan.fold import Batches
 from fedq.plan.graph import About, Action, Dtype, Format, Graph, Param, Subgraph, Type, Var, show
 from fedq.queue.message import (
     Ack,
+    Address,
     Cancel,
     Drop,
     Failure,
@@ -38,6 +39,12 @@ REQUESTER = f"alice-{ALICE.fingerprint}"
 
 def id_of(number: int) -> str:
     return f"0197{number:028x}"
+
+
+ROOT = id_of(0)
+TO_ALICE = Address(REQUESTER, ALICE.public.hex(), ROOT)
+TO_DEVICE = Address("device_1", DEVICE.public.hex(), ROOT)
+RUN = "00112233445566ff"
 
 
 DOUBLE_ABS = Graph(
@@ -170,7 +177,7 @@ ONE_MINUS_TWO = RawTensor("f32", (2,), b"\x00\x00\x80\x3f\x00\x00\x00\xc0")
 FLAGS = RawTensor("bool", (3,), b"\x01\x00\x01")
 
 WORKED = Message(
-    id=id_of(1), sender=REQUESTER, to="device_1", created=1795300000.125, expires=1796509600.125, seed=81207,
+    id=id_of(1), sender=REQUESTER, to=TO_DEVICE, created=1795300000.125, expires=1796509600.125, seed=81207,
     actions=(
         Put(id_of(2), "t0", "mine"),
         Run(DOUBLE.id, (Ref(id_of(2)),), {}, (id_of(3),)),
@@ -180,7 +187,7 @@ WORKED = Message(
 WORKED_TENSORS = {"t0": ONE_MINUS_TWO}
 
 FOLDED = Message(
-    id=id_of(60), sender=REQUESTER, to="device_1", created=1795300002.0, expires=1796509602.0, seed=81207,
+    id=id_of(60), sender=REQUESTER, to=TO_DEVICE, created=1795300002.0, expires=1796509602.0, seed=81207,
     actions=(
         Fold(PLAN.id, (Inline("t0"),), (Ref(id_of(40)), Ref(id_of(61))), Batches(32, 2, True), (id_of(62), id_of(63)),
              (0.5, Ref(id_of(17)))),
@@ -191,7 +198,7 @@ FOLDED = Message(
 FOLDED_TENSORS = {"t0": ONE_MINUS_TWO, "t1": FLAGS}
 
 FOLD_OPTIONS = Message(
-    id=id_of(80), sender=REQUESTER, to="device_1", created=1795300005.0, expires=1796509605.0, seed=81207,
+    id=id_of(80), sender=REQUESTER, to=TO_DEVICE, created=1795300005.0, expires=1796509605.0, seed=81207,
     actions=tuple(
         Fold(DOUBLE.id, (Ref(id_of(40)),), (Ref(id_of(41)),), Batches(32), (id_of(81 + i),), args, metrics, nonfinite)
         for i, (args, metrics, nonfinite) in enumerate((
@@ -203,7 +210,7 @@ FOLD_OPTIONS = Message(
 """What is given of the metrics, and what is done about values that are not finite."""
 
 NOTED = Message(
-    id=id_of(70), sender=REQUESTER, to="device_1", created=1795300004.0, expires=1796509604.0, seed=0,
+    id=id_of(70), sender=REQUESTER, to=TO_DEVICE, created=1795300004.0, expires=1796509604.0, seed=0,
     actions=(
         Put(id_of(71), "t0", "mine", "größe #ward #2026"),
         Put(id_of(72), "t1", None, "no tag"),
@@ -214,7 +221,7 @@ NOTED_TENSORS = {"t0": ONE_MINUS_TWO, "t1": FLAGS}
 """Notes to values, and a get of a plan: its reply is the plan's file, signed by the device."""
 
 MESSAGE = Message(
-    id=id_of(16), sender=REQUESTER, to="device_1", created=1795300000.0, expires=1796509600.5, seed=(1 << 63) - 1,
+    id=id_of(16), sender=REQUESTER, to=TO_DEVICE, created=1795300000.0, expires=1796509600.5, seed=(1 << 63) - 1,
     token="nightly-2026-11-22",
     actions=(
         Ack((id_of(9),)),
@@ -232,7 +239,7 @@ MESSAGE = Message(
 MESSAGE_TENSORS = {"t0": FLAGS, "t1": STATE["fc.weight"], "t2": STATE["fc.bias"], "t3": RawTensor("i64", (0, 4), b"")}
 
 ASKED = Message(
-    id=id_of(90), sender=REQUESTER, to="device_1", created=1795300006.0, expires=1796509606.0, seed=81207,
+    id=id_of(90), sender=REQUESTER, to=TO_DEVICE, created=1795300006.0, expires=1796509606.0, seed=81207,
     actions=(
         Run(DOUBLE.id, (OwnerRef(id_of(41)),), {}, (id_of(91),)),
         Fold(DOUBLE.id, (Ref(id_of(17)),), (OwnerRef(id_of(41)),), Batches(32), (id_of(92),), (OwnerRef(id_of(40)),)),
@@ -243,7 +250,7 @@ ASKED = Message(
 """The owner's values and the requester's own, spelt apart."""
 
 REPLY = Reply(
-    id=id_of(22), device="device_1", to=REQUESTER, message=id_of(16),
+    id=id_of(22), device="device_1", to=TO_ALICE, message=id_of(16),
     values={
         id_of(18): "v0",
         id_of(19): Failure("failed", "action 2 failed", {"action": 2, "line": "net.py:5", "op": "aten.full"}),
@@ -253,9 +260,11 @@ REPLY = Reply(
 )  # fmt: skip
 REPLY_TENSORS = {"v0": RawTensor("bf16", (3,), b"\x80\x3f\x00\x40\x40\x40")}
 
-CARD = Card("device_1", DEVICE.public.hex(), REQUESTER, "0.1.0", (1,))
+CARD = Card("device_1", TO_ALICE, (1, 1), DEVICE.public.hex(), "0.1.0", (1,), 30.5, 1 << 20)
 CATALOG = Catalog(
     "device_1",
+    TO_ALICE,
+    (1, 2),
     (
         Entry(id_of(40), "input_data", Type("f32", (1797, 64)), "open"),
         Entry(id_of(41), None, Type("i64", ()), "review", "größe"),
@@ -265,6 +274,9 @@ CATALOG = Catalog(
 )
 HEARTBEAT = Heartbeat(
     "device_1",
+    TO_ALICE,
+    (1, 1),
+    RUN,
     1795300001.5,
     "up",
     (id_of(16),),
@@ -272,10 +284,14 @@ HEARTBEAT = Heartbeat(
     ((id_of(22), "asked"), (id_of(19), "stopped")),
     ((id_of(50), "bad_version"),),
 )
-HELD_UP = Heartbeat("device_1", 1795300002.5, "up", (id_of(16),), progress=((id_of(17), 3, 90),), trouble="disk_full")
+HELD_UP = Heartbeat(
+    "device_1", TO_ALICE, (1, 2), RUN, 1795300002.5, "up", (id_of(16),),
+    progress=((id_of(17), 3, 90),), trouble="disk_full",
+)  # fmt: skip
 
-
-FOLDING = Heartbeat("device_1", 1795300003.0, "up", (), (id_of(60),), progress=((id_of(60), 7, 114),))
+FOLDING = Heartbeat(
+    "device_1", TO_ALICE, (2, 1), RUN, 1795300003.0, "up", (), (id_of(60),), progress=((id_of(60), 7, 114),)
+)
 
 
 def golden() -> dict[str, bytes]:

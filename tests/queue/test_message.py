@@ -8,6 +8,7 @@ from fedq.errors import BadFile, BadVersion
 from fedq.plan.codec import RawTensor, canonical, decode, parse_json
 from fedq.queue.message import (
     MAX_ACTIONS,
+    Address,
     Failure,
     Get,
     Inline,
@@ -33,8 +34,10 @@ from tests.strategies import messages, replies
 KEY = Key.from_seed(bytes(32))
 A, B, C = "a" * 32, "b" * 32, "c" * 32
 PLAN = "0" * 64
+DEVICE = Address("device_1", "d" * 64, "e" * 32)
+TO = Address("alice-3f9a1c2e", "3f9a1c2e" * 8, "e" * 32)
 TENSOR = RawTensor("u8", (1,), b"\7")
-RUN = Message(C, "alice-3f9a1c2e", "device_1", 1.0, 2.0, 7, (Run(PLAN, (Inline("t0"), 3), {}, (A,)), Get(A, (A,))))
+RUN = Message(C, "alice-3f9a1c2e", DEVICE, 1.0, 2.0, 7, (Run(PLAN, (Inline("t0"), 3), {}, (A,)), Get(A, (A,))))
 
 
 @given(messages)
@@ -55,11 +58,11 @@ def test_a_reply_reads_back_as_it_was_written(reply):
 
 def test_numbers_that_are_not_finite_travel():
     for number in (math.nan, math.inf, -math.inf):
-        value = reply_from_json(
-            parse_json(canonical(reply_to_json(Reply(A, "d", "a", B, {A: Number(number)}))))
-        ).values[A]
+        value = reply_from_json(parse_json(canonical(reply_to_json(Reply(A, "d", TO, B, {A: Number(number)}))))).values[
+            A
+        ]
         assert repr(value) == repr(Number(number))
-        run = Message(A, "a", "d", 0, 1, 0, (Run(PLAN, (number,), {}, (B,)),))
+        run = Message(A, "a", DEVICE, 0, 1, 0, (Run(PLAN, (number,), {}, (B,)),))
         assert repr(message_from_json(parse_json(canonical(message_to_json(run)))).actions) == repr(run.actions)
 
 
@@ -91,7 +94,14 @@ BAD = {
     "from empty": message(**{"from": ""}),
     "from long": message(**{"from": "a" * 65}),
     "to null": message(to=None),
-    "to a name of other letters": message(to="é"),
+    "to a name alone": message(to="device_1"),
+    "to a name of other letters": message(to=["é", "d" * 64, "e" * 32]),
+    "to a short key": message(to=["device_1", "d" * 8, "e" * 32]),
+    "to a key of capitals": message(to=["device_1", "D" * 64, "e" * 32]),
+    "to no root": message(to=["device_1", "d" * 64]),
+    "to a root that is no id": message(to=["device_1", "d" * 64, "e" * 64]),
+    "to a root that is null": message(to=["device_1", "d" * 64, None]),
+    "to more": message(to=["device_1", "d" * 64, "e" * 32, "x"]),
     "created true": message(created=True),
     "created negative": message(created=-1.0),
     "created far": message(created=1e12),
@@ -168,7 +178,7 @@ def test_a_malformed_message_is_refused(reason):
 
 
 def reply(**changes):
-    return reply_to_json(Reply(A, "device_1", "alice-3f9a1c2e", B, {A: Number(1)})) | changes
+    return reply_to_json(Reply(A, "device_1", TO, B, {A: Number(1)})) | changes
 
 
 BAD_REPLIES = {
@@ -217,13 +227,13 @@ def test_tensors_and_their_names_go_together():
         with pytest.raises(BadFile, match="named"):
             encode_message(RUN, tensors, KEY)
     with pytest.raises(BadFile, match="named"):
-        encode_reply(Reply(A, "d", "a", B, {A: "x"}), {}, KEY)
+        encode_reply(Reply(A, "d", TO, B, {A: "x"}), {}, KEY)
 
 
 def test_a_message_of_the_most_actions_fits_one_file():
     results = [f"{i:032x}" for i in range(MAX_ACTIONS // 2)]
     verbs = tuple(v for id_ in results for v in (Run(PLAN, (Inline("t0"),), {}, (id_,)), Get(id_, (id_,))))
-    big = Message(A, "alice", "device_1", 1.0, 2.0, 0, verbs)
+    big = Message(A, "alice", DEVICE, 1.0, 2.0, 0, verbs)
     raw = b"".join(encode_message(big, {"t0": TENSOR}, KEY))
     assert decode_message(decode(raw)) == big
 
@@ -273,18 +283,18 @@ def test_any_json_in_place_of_a_part_gives_a_reply_or_a_bad_file(value, key):
 def test_failures_carry_facts_only():
     failure = Failure("failed", "action 3 failed", {"action": 3, "op": "aten.abs", "line": "a.py:1", "id": None})
     assert (
-        reply_from_json(parse_json(canonical(reply_to_json(Reply(A, "d", "a", B, {A: failure}))))).values[A] == failure
+        reply_from_json(parse_json(canonical(reply_to_json(Reply(A, "d", TO, B, {A: failure}))))).values[A] == failure
     )
 
 
 def test_a_put_keeps_its_tag():
-    put = Message(A, "a", "d", 0.0, 1.0, 0, (Put(B, "t0", "#input_data"),))
+    put = Message(A, "a", DEVICE, 0.0, 1.0, 0, (Put(B, "t0", "#input_data"),))
     assert decode_message(decode(b"".join(encode_message(put, {"t0": TENSOR}, KEY)))) == put
 
 
 def test_an_error_of_odd_text_is_written_so_that_it_can_be_read():
     failure = Failure("failed", "line one\nline two " + "x" * 2000, {"line": "\x1b[2J" + "y" * 400, "action": 3})
-    read = reply_from_json(parse_json(canonical(reply_to_json(Reply(A, "d", "a", B, {A: failure}))))).values[A]
+    read = reply_from_json(parse_json(canonical(reply_to_json(Reply(A, "d", TO, B, {A: failure}))))).values[A]
     assert read.text.startswith("line one?line two xxx")
     assert read.fields["line"].startswith("?[2Jyyy")
 
@@ -292,4 +302,4 @@ def test_an_error_of_odd_text_is_written_so_that_it_can_be_read():
 def test_a_tag_that_could_not_be_read_is_not_written():
     for tag in ("", "a\nb", "x" * 301):
         with pytest.raises(BadFile, match="tag"):
-            message_to_json(Message(A, "a", "d", 0.0, 1.0, 0, (Put(B, "t0", tag),)))
+            message_to_json(Message(A, "a", DEVICE, 0.0, 1.0, 0, (Put(B, "t0", tag),)))

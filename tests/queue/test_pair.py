@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedq.errors import BadFile, BadSignature, BadVersion, Conflict, FedqError, UnknownDevice, Unreachable
 from fedq.plan.graph import Type
+from fedq.queue.message import Address
 from fedq.queue.pair import (
     MARK,
     Card,
@@ -30,6 +31,7 @@ from fedq.trust.keys import Key, unseal, verify
 KEY, OTHER = Key.from_seed(bytes(32)), Key.from_seed(b"o" * 32)
 ROOT = "00" * 16
 ALICE = "alice-01234567"
+TO = Address(ALICE, "01234567" * 8, ROOT)
 
 
 @pytest.fixture
@@ -149,7 +151,7 @@ def test_any_changed_bit_any_cut_and_any_addition_is_refused(body, data):
 
 
 def test_every_bit_of_a_real_file_counts():
-    raw = bytearray(seal_json("heartbeat", Heartbeat("ward", 1.5, "up").to_json(), KEY))
+    raw = bytearray(seal_json("heartbeat", Heartbeat("ward", TO, (1, 1), "0" * 16, 1.5, "up").to_json(), KEY))
     for bit in range(len(raw) * 8):
         raw[bit // 8] ^= 1 << bit % 8
         with pytest.raises(BadSignature):
@@ -174,11 +176,21 @@ TWO = st.tuples(HEX, st.text(max_size=20)).map(tuple)
 PLANS = st.tuples(HEX.map(lambda digits: 2 * digits), st.text(max_size=20)).map(tuple)
 TYPES = st.sampled_from(["f32[n,3]", "i64[]", "int", "int=3", "bool[2]"]).map(Type.parse)
 ENTRIES = st.builds(Entry, HEX, st.none() | st.text(), TYPES, st.text(), st.text())
+KEYS = HEX.map(lambda digits: 2 * digits)
+ADDRESSES = st.builds(Address, st.sampled_from([ALICE, "bob-76543210"]), KEYS, HEX)
+COUNTS = st.tuples(st.integers(0), st.integers(0))
 FILES = st.one_of(
-    st.builds(Card, st.text(), st.text(), st.text(), st.text(), st.lists(st.integers(1, 9)).map(tuple)),
-    st.builds(Catalog, st.text(), st.lists(ENTRIES, max_size=4).map(tuple), st.lists(PLANS, max_size=4).map(tuple)),
     st.builds(
-        Heartbeat, st.text(), st.floats(0, 1e11), st.sampled_from(["up", "down"]),
+        Card, st.text(), ADDRESSES, COUNTS, KEYS, st.text(), st.lists(st.integers(1, 9)).map(tuple),
+        st.integers(1, 365), st.integers(1, 1 << 62),
+    ),
+    st.builds(
+        Catalog, st.text(), ADDRESSES, COUNTS,
+        st.lists(ENTRIES, max_size=4).map(tuple), st.lists(PLANS, max_size=4).map(tuple),
+    ),
+    st.builds(
+        Heartbeat, st.text(), ADDRESSES, COUNTS, HEX.map(lambda digits: digits[:16]),
+        st.floats(0, 1e11), st.sampled_from(["up", "down"]),
         *[st.lists(HEX, max_size=4).map(tuple)] * 2, *[st.lists(TWO, max_size=4).map(tuple)] * 2,
     ),
 )  # fmt: skip
@@ -187,9 +199,9 @@ FILES = st.one_of(
 @given(FILES)
 def test_what_a_device_writes_reads_back(file):
     raw = seal_json(file.KIND, file.to_json(), KEY)
-    assert unseal(type(file), raw, KEY.public) == file
+    assert unseal(type(file), raw, KEY.public, file.device, file.to) == file
     with pytest.raises(BadSignature, match="another key"):
-        unseal(type(file), raw, OTHER.public)
+        unseal(type(file), raw, OTHER.public, file.device, file.to)
 
 
 @given(st.sampled_from([Card, Catalog, Heartbeat]), FILES, st.data())
@@ -198,16 +210,16 @@ def test_signed_but_malformed_files_are_refused(what, file, data):
     changed = data.draw(st.sampled_from(sorted(body)))
     body[changed] = data.draw(JSON)
     try:
-        read = unseal(what, seal_json(what.KIND, body, KEY), KEY.public)
+        read = what.from_json(open_json(what.KIND, seal_json(what.KIND, body, KEY), verify)[0])
     except FedqError:
         return
-    assert unseal(what, seal_json(what.KIND, read.to_json(), KEY), KEY.public) == read
+    assert unseal(what, seal_json(what.KIND, read.to_json(), KEY), KEY.public, read.device, read.to) == read
 
 
 MALFORMED = {
-    "a member too many": {**Card("w", "k", "a", "1", (1,)).to_json(), "x": 1},
+    "a member too many": {**Card("w", TO, (0, 0), "a" * 64, "1", (1,)).to_json(), "x": 1},
     "a member missing": {"device": "w"},
-    "a format that is no number": {**Card("w", "k", "a", "1", (1,)).to_json(), "formats": [True]},
+    "a format that is no number": {**Card("w", TO, (0, 0), "a" * 64, "1", (1,)).to_json(), "formats": [True]},
 }
 
 
@@ -222,6 +234,6 @@ def test_a_device_writes_and_a_requester_reads(queue):
     with pytest.raises(FileNotFoundError):
         theirs.read_bytes("catalog")
     for tag in ("old", "new"):
-        catalog = Catalog("ward", (Entry("a" * 32, tag, Type("f32", ("n", 3)), "open"),))
+        catalog = Catalog("ward", TO, (1, 1), (Entry("a" * 32, tag, Type("f32", ("n", 3)), "open"),))
         mine.write(catalog, KEY)
-        assert unseal(Catalog, theirs.read_bytes("catalog"), KEY.public) == catalog
+        assert unseal(Catalog, theirs.read_bytes("catalog"), KEY.public, "ward", TO) == catalog
