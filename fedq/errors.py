@@ -124,6 +124,13 @@ class OtherTorch(Refused):
     hint = "install the torch that it names, or run 'make ops' in a checkout of fedq and start the device again"
 
 
+class OldCopy(Refused):
+    """A device's home is an old copy of it: a later start of it was seen."""
+
+    code = "old_copy"
+    hint = "see that no other copy runs, then: fedq device resume NAME --after-restore"
+
+
 class BadFile(Refused):
     """Bytes that are not a fedq file: truncated, malformed, too large."""
 

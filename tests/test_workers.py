@@ -76,7 +76,8 @@ def test_a_worker_that_wants_too_much_memory_answers_with_an_error_and_others_go
     resource.prlimit(worker, resource.RLIMIT_AS, (used + limit, used + limit))
     whole = Type("f32", (600, 600))
     greedy = Action("aten.repeat", (Var(0), [100, 100]), {}, (Type("f32", (60000, 60000)),))
-    plan = PlanFile(Graph((whole,), (greedy,), Var(1)), {}, About("greedy", ("greedy.py:1",)))
+    total = Action("aten.sum", (Var(1),), {}, (Type("f32", ()),))  # what is asked for is small: no quota says no
+    plan = PlanFile(Graph((whole,), (greedy, total), Var(2)), {}, About("greedy", ("greedy.py:1", "greedy.py:2")))
     out = rig.device.send_plan(plan)(rig.device.find("x"))
     with pytest.raises(FedqError) as caught:
         out.get(timeout_s=120)

@@ -14,10 +14,10 @@ from fedq.client import fetch
 from fedq.client.device import Device
 from fedq.client.session import Client
 from fedq.config import Config
-from fedq.device import daemon, engine, gate, review
+from fedq.device import boots, daemon, engine, gate, review
 from fedq.device.daemon import log_file as log_file
 from fedq.device.home import Home, Requester, homes
-from fedq.errors import AlreadyRunning, FedqError, UnknownDevice, Unreachable, UsageError
+from fedq.errors import AlreadyRunning, FedqError, OldCopy, UnknownDevice, Unreachable, UsageError
 from fedq.queue import pair as pairs
 from fedq.queue.pair import Heartbeat
 from fedq.trust import keys
@@ -38,6 +38,7 @@ def mark(config: Config, names: Sequence[str] | None, *, up: bool) -> list[str]:
         home = Home(config.devices / name, config)
         if up:
             home.check_root()
+            boots.check(home)
         home.close()
     for name in wanted:
         gate.mark(config, name, up=up)
@@ -181,6 +182,7 @@ def state(config: Config, name: str) -> dict[str, Any]:
     values, waiting = len(home.values()), home.journal.count_open() + not_taken(home)
     held = len(review.questions(home)) + len(home.stopped())
     failed = len(home.journal.failed())
+    old = _old_copy(home)
     beats = _beats(home)
     last = max((b.time for b in beats), default=None)
     up = any(map(_alive, beats)) and daemon.pid(config) is not None
@@ -194,10 +196,18 @@ def state(config: Config, name: str) -> dict[str, Any]:
         "running": running,
         "failed": failed,
         "refused": sum(len(b.refused) for b in beats),
-        "trouble": next((b.trouble for b in beats if b.trouble and up), ""),
+        "trouble": old or next((b.trouble for b in beats if b.trouble and up), ""),
         "progress": [list(p) for b in beats for p in b.progress],
         "held": held,
     }
+
+
+def _old_copy(home: Home) -> str:
+    try:
+        boots.check(home)
+    except OldCopy as error:
+        return error.code
+    return ""
 
 
 def states(config: Config) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Beats:
         """Write one, if it is due.
 
         Raises:
-            Conflict: another copy of this device wrote the one that stands.
+            OldCopy: another copy of this device wrote the one that stands.
         """
         when, told = self._told.get(peer.name, (0.0, None))
         if when <= now < when + SOON_S and state == "up":

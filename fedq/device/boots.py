@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedq import fs
-from fedq.errors import Conflict, FedqError
+from fedq.errors import FedqError, OldCopy
 from fedq.queue.pair import IN, Card, Catalog, Heartbeat, Sealed
 from fedq.trust.keys import unseal
 
@@ -25,7 +25,7 @@ def begin(home: Home) -> int:
     """A new start of the device, written down before anything is done; its number.
 
     Raises:
-        Conflict: a later one was seen.
+        OldCopy: a later one was seen.
     """
     check(home)
     with home.journal.transaction():
@@ -39,16 +39,16 @@ def check(home: Home) -> None:
     """That no start of the device was seen that its home does not know.
 
     Raises:
-        Conflict: one was.
+        OldCopy: one was.
     """
     seen, mine = _seen(home), home.journal.count()[0]
     if seen > mine:
         raise conflict(home, f"start {seen}, and this home knows of {mine}")
 
 
-def conflict(home: Home, why: str) -> Conflict:
+def conflict(home: Home, why: str) -> OldCopy:
     """Why nothing is done: another copy of the device is ahead of this one, or beside it."""
-    return Conflict(
+    return OldCopy(
         f"{home.name} was seen elsewhere, or later ({why}): this home was copied, or restored from a backup",
         hint=f"see that no other copy runs, then: fedq device resume {home.name} --after-restore",
     )
@@ -70,7 +70,7 @@ def after_restore(home: Home, *, by: str = "") -> None:
     home.poke()
 
 
-def twin(home: Home, requester: Requester, boot: int, run: str) -> Conflict | None:
+def twin(home: Home, requester: Requester, boot: int, run: str) -> OldCopy | None:
     """The other copy that wrote the heartbeat that stands, if one did that runs now or started later."""
     beat = _read(home, requester, Heartbeat)
     if beat is None or beat.run == run or beat.count[0] < boot:

@@ -311,6 +311,7 @@ class Home:
             Conflict: the tag is taken and ``replace`` is not said.
             UsageError: a name without its key is allowed.
         """
+        self._check_latest()
         self._check_names(allow or ())
         rule, there = policy.check_rule(release or policy.DEFAULT), self.journal.tagged(OWNER, tag)
         if there and not replace:
@@ -347,6 +348,7 @@ class Home:
 
     def remove(self, ref: str, *, by: str = "") -> list[str]:
         """Forget the owner's values with this tag, or the one with this id."""
+        self._check_latest()
         ref = ref.removeprefix("#")
         found = self.journal.tagged(OWNER, ref) or [v for v in self.journal.find(ref) if v.scope == OWNER]
         if not found:

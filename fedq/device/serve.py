@@ -29,7 +29,7 @@ from fedq.device.pool import Answer, Died
 from fedq.device.publish import Blocked, Publisher
 from fedq.device.tidy import Tidier
 from fedq.device.times import Time
-from fedq.errors import Conflict, FedqError, Unreachable
+from fedq.errors import FedqError, OldCopy, Unreachable
 from fedq.queue.message import Fold, Get, Run
 from fedq.queue.watch import Heard
 
@@ -95,7 +95,7 @@ class Served:
         self._private: tuple[float, int] = (0.0, 0)
         self.full = False
         """Whether calls that their owner approved wait, because private calls made as much as there may be."""
-        self.twin: Conflict | None = None
+        self.twin: OldCopy | None = None
         """Another copy of this device that was seen: nothing more is done here."""
         self.refresh()
         self._recover(self.time.read(now))
@@ -215,7 +215,7 @@ class Served:
         Raises:
             DiskFull, Unreachable: something could not be done, and is done by a later step.
             OtherTorch: calls wait; all else is done.
-            Conflict: another copy of this device is at work; nothing is done.
+            OldCopy: another copy of this device is at work; nothing is done.
         """
         if self.twin is not None:
             raise self.twin
@@ -605,7 +605,7 @@ class Served:
             with self._apart():
                 try:
                     self._beats.beat(peer, now, state, self.trouble or peer.trouble)
-                except Conflict as error:
+                except OldCopy as error:
                     self.twin = error
                     raise
         if self._trouble is not None:

@@ -47,7 +47,7 @@ class Carrier(RuleBasedStateMachine):
         self.world = World(self.root)
         self.devices = [self.world.alice, self.world.requester("bob")]
         self.asked: list[tuple[int, str, list[float]]] = []
-        self.cut: list[tuple[Path, bytes]] = []
+        self.cut: dict[Path, bytes] = {}
         self.moved: list[tuple[Path, Path]] = []
         self.count = 0
 
@@ -118,7 +118,7 @@ class Carrier(RuleBasedStateMachine):
                 whole = path.read_bytes()
                 path.write_bytes(whole[: len(whole) * pick // 1000])
                 if side == "in":
-                    self.cut.append((path, whole))
+                    self.cut.setdefault(path, whole)
 
     @rule(who=WHO, side=SIDES, link=st.booleans())
     def replace_a_folder(self, who: int, side: str, link: bool) -> None:
@@ -141,7 +141,7 @@ class Carrier(RuleBasedStateMachine):
             return
         try:
             self.put_folders_back()
-            for path, whole in self.cut:
+            for path, whole in self.cut.items():
                 if path.is_file():
                     path.write_bytes(whole)
             for _ in range(6):
