@@ -14,7 +14,7 @@ from fedq.client.session import Client
 from fedq.errors import Conflict, Denied, FedqError, UnknownPlan, UnknownValue, UsageError, WaitingForApproval
 from fedq.local import VirtualWorker
 from fedq.plan.codec import decode
-from fedq.queue.message import Drop, Run, SendPlan, decode_message
+from fedq.queue.message import Address, Drop, Run, SendPlan, decode_message
 from fedq.trust.keys import Key
 from tests import second_reader
 
@@ -131,11 +131,11 @@ def test_what_a_call_draws_is_told_by_the_messages_seed_and_its_first_result(wor
 def test_a_large_block_has_one_seed_however_it_is_cut(count):
     """And calls draw by it and their results' ids: whether plans ride along moves a call to another message."""
     key, plan = Key.from_seed(b"a" * 32), doubled().build(X).file()
-    sent = []
+    sent, to = [], Address("device_1", "d" * 64, "e" * 32)
     for first in ((), (SendPlan(plan.id, plan.graph, (), plan.about),) * 2):
         draft = Draft("a" * 32, ids.new_id, "nightly", block="a" * 32)
         draft.actions = [*first, *(Run(plan.id, (1.0,), {}, (draft.new_id(),)) for _ in range(count))]
-        sent.append([message for message, _ in seal(draft, Envelope("alice-00000000", "device_1", 0.0, 1.0, key))])
+        sent.append([message for message, _ in seal(draft, Envelope("alice-00000000", to, 0.0, 1.0, key))])
     drawn = [{a.results: m.seed for m in parts for a in m.actions if isinstance(a, Run)} for parts in sent]
     assert drawn[0] == drawn[1] and len(set(drawn[0].values())) == 1
     assert [len(parts) for parts in sent] == {10: [1, 1], 4000: [1, 2], 9000: [4, 4]}[count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from fedq.plan.graph import Type
 from fedq.queue.message import Failure, Get, Number
 from fedq.queue.pair import Entry
 from fedq.trust.keys import Key
-from tests.client.world import double_abs, f32, floats
+from tests.client.world import TO, double_abs, f32, floats
 
 X = "aaaaaa" + "0" * 26
 
@@ -77,7 +78,9 @@ def test_a_waiting_get_wakes_up_when_the_reply_comes(out, side):
 
 FOREIGN = {
     "signed by another key": {"key": Key.from_seed(b"m" * 32)},
-    "meant for another requester": {"to": "bob-00000000"},
+    "meant for another requester": {"to": replace(TO, name="bob-00000000")},
+    "meant for another key with the same digits": {"to": replace(TO, key=TO.key[:8] + "0" * 56)},
+    "meant for another queue root": {"to": replace(TO, root="f" * 32)},
 }
 
 

@@ -202,8 +202,9 @@ def test_a_value_is_shown_to_those_it_is_allowed_to_and_to_nobody_else(workers, 
         device.find("theirs")
     with pytest.raises(UnknownValue, match="never promised"):
         device.find(theirs)
-    device.home.trust(Requester(bob, Key.from_seed(b"b" * 32).public.hex()))
-    assert {e.tag for e in device.home.catalog(bob).values} == {"ours", "theirs"}
+    trusted = Requester(bob, Key.from_seed(b"b" * 32).public.hex())
+    device.home.trust(trusted)
+    assert {e.tag for e in device.home.catalog(trusted).values} == {"ours", "theirs"}
 
 
 def test_a_reference_to_a_value_of_others_is_to_nothing(workers):

@@ -63,7 +63,7 @@ def test_a_device_whose_key_is_not_known_here_is_not_believed(world, side):
     (world.config.home / "trust" / ROOT / "device_1.json").unlink()
     with pytest.raises(UnknownDevice, match="is not trusted"):
         world.client().device("device_1")
-    trust_device(world.config, "device_1", "no key")
+    trust_device(world.config, "device_1", "no key", replace=True)
     with pytest.raises(UnknownDevice, match="is not of the form"):
         world.client().device("device_1")
 

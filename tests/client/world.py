@@ -92,7 +92,7 @@ class Side:
         values: dict[str, RawTensor | Number | Failure],
         *,
         key: Key | None = None,
-        to: Address | None = None,
+        to: Address = TO,
     ) -> None:
         tensors = {f"t{n}": v for n, v in enumerate(values.values()) if isinstance(v, RawTensor)}
         named = {i: f"t{n}" if isinstance(v, RawTensor) else v for n, (i, v) in enumerate(values.items())}

@@ -93,7 +93,7 @@ class World:
         """A message of another program with the same key, that asks no outbox."""
         draft = self.device._new_draft()
         draft.id, draft.actions, draft.tensors = message_id or draft.id, list(actions), tensors or {}
-        envelope = Envelope(self.client.name, NAME, self.now, self.now + 9e5, self.client.key)
+        envelope = Envelope(self.client.name, self.device.address, self.now, self.now + 9e5, self.client.key)
         ((message, sent),) = seal(draft, envelope)
         self.pair.carrier.put(self.pair.message_name(message.id), sent.chunks)
         return message.id
@@ -328,7 +328,7 @@ def test_what_ran_beside_a_call_that_ends_the_gate_is_not_held_with_it(world):
 
     name, key, pair = another(world)
     draft = Draft(ids.new_id(), ids.new_id, actions=[PLAN, Run(GOOD.id, (3,), {}, (Y,)), Get(Y, (Y,))])
-    ((message, sent),) = seal(draft, Envelope(name, NAME, world.now, world.now + 9e5, key))
+    ((message, sent),) = seal(draft, Envelope(name, world.device.address, world.now, world.now + 9e5, key))
     pair.carrier.put(pair.message_name(message.id), sent.chunks)
     world.send(PLAN, Run(GOOD.id, (3,), {}, (X,)), Get(X, (X,)))
     deaths = 0
@@ -489,7 +489,7 @@ def another(world):
 def test_a_reply_that_can_not_be_written_holds_up_no_other_requester(world):
     name, key, pair = another(world)
     draft = Draft(ids.new_id(), ids.new_id, actions=[Put(Y, "t0"), Get(Y, (Y,))], tensors={"t0": content(Y, 2)})
-    ((message, sent),) = seal(draft, Envelope(name, NAME, world.now, world.now + 9e5, key))
+    ((message, sent),) = seal(draft, Envelope(name, world.device.address, world.now, world.now + 9e5, key))
     pair.carrier.put(pair.message_name(message.id), sent.chunks)
     pair.carrier.path("out").rmdir()
     pair.carrier.path("out").write_text("no folder")
