@@ -247,6 +247,7 @@ def rm(
 ) -> Shown:
     """Delete a device that is not served. Its values, record, key and pairs go for good."""
     from fedq.cli import background
+    from fedq.client.session import forget_device
     from fedq.errors import UsageError
 
     home = call.home(name)
@@ -257,6 +258,7 @@ def rm(
         raise UsageError("nobody to ask whether it is meant", hint="add --yes")
     if not yes and call.ask(f"delete all that? type {name}:") != name:
         return Shown({"removed": None}, "nothing was deleted")
+    forget_device(call.config, name, home.key.public)
     left = background.erase(call.config, home)
     for text in left:
         call.say(f"left where it is: {text}")

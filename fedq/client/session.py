@@ -225,6 +225,14 @@ def trust_device(config: Config, name: str, key_hex: str, *, replace: bool = Fal
     fs.replace(folder / f"{name}.json", [json.dumps(body, indent=1).encode() + b"\n"])
 
 
+def forget_device(config: Config, name: str, key: bytes) -> None:
+    """Believe this device no more, if it is the one that was trusted: it is deleted."""
+    with suppress(FileNotFoundError, FedqError):
+        path = config.home / "trust" / pairs.root_id(config.queue) / f"{name}.json"
+        if _key(bytes(fs.read(path, limit_bytes=1 << 16))) == key:
+            fs.delete(path)
+
+
 def _check_key(config: Config, path: Path, name: str, key_hex: str) -> None:
     """Conflict if another key is known for this device: it may be another device, or an impostor."""
     hint = f"ask its owner which is right; fedq device trust {name} {key_hex} --replace"
