@@ -83,7 +83,7 @@ class Rig:
         try:
             return self.device.sealed(Heartbeat)
         except FileNotFoundError:
-            return Heartbeat(self.name, 0.0, "down")
+            return Heartbeat(self.name, self.client.address, (0, 0), "0" * 16, 0.0, "down")
 
     def __enter__(self) -> Rig:
         return self

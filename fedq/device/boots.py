@@ -30,8 +30,8 @@ def begin(home: Home) -> int:
     check(home)
     with home.journal.transaction():
         boot = home.journal.begin_boot()
-    fs.make_dir(_beside(home).parent)
-    fs.replace(_beside(home), [str(boot).encode()], durable=home.durable)
+    fs.make_dir(beside(home).parent)
+    fs.replace(beside(home), [str(boot).encode()], durable=home.durable)
     return boot
 
 
@@ -80,10 +80,11 @@ def twin(home: Home, requester: Requester, boot: int, run: str) -> OldCopy | Non
 
 def forget(home: Home) -> None:
     """The device is deleted: so is what is kept of it beside its home."""
-    fs.delete(_beside(home))
+    fs.delete(beside(home))
 
 
-def _beside(home: Home) -> Path:
+def beside(home: Home) -> Path:
+    """Where the number of the last start is kept, beside the home."""
     return home.config.devices / ".gate" / BOOTS / home.key.public.hex()
 
 
@@ -91,7 +92,7 @@ def _seen(home: Home) -> int:
     """The greatest number of a start that was written anywhere outside the home."""
     told = [found for r in home.trusted() for found in _written(home, r) if found]
     try:
-        text = bytes(fs.read(_beside(home), limit_bytes=100)).decode("ascii", "replace").strip()
+        text = bytes(fs.read(beside(home), limit_bytes=100)).decode("ascii", "replace").strip()
     except FileNotFoundError:
         text = ""
     return max([*(found.count[0] for found in told), int(text) if text.isdecimal() else 0])

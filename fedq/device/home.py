@@ -438,7 +438,8 @@ class Home:
     def sweep(self, *, before: float) -> int:
         """Delete temporary files of crashes, last written before a time: here, and in the pairs; how many."""
         inside = ("", "trust", "values", "spool", "failed")
-        folders = [self.path / name for name in inside] + [self.config.devices / GATE]
+        beside = [self.config.devices / GATE, boots.beside(self).parent]
+        folders = [self.path / name for name in inside] + beside
         requesters = [requester.name for requester in self.trusted()]
         folders += [self.path / name / who for name in ("values", "spool", "failed") for who in requesters]
         swept = sum(fs.sweep(folder, before=before) for folder in folders)

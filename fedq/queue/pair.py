@@ -246,7 +246,7 @@ def _head(kind: str, body: Mapping[str, Any]) -> tuple[str, Address, Count, dict
     """Who wrote it, to whom, which one it is; and the other members."""
     match body:
         case {"device": str(device), "to": to, "count": [int(boot), int(n)], **rest} if (
-            type(boot) is type(n) is int and min(boot, n) >= 0
+            type(boot) is type(n) is int and min(boot, n) >= 0 and max(boot, n) < 1 << 63
         ):
             return device, address_from_json(to), (boot, n), rest
     raise BadFile(f"malformed {kind}: from whom, to whom, or which")

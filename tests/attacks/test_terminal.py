@@ -244,7 +244,7 @@ def test_a_file_that_is_there_is_replaced_whole_and_only_that_name(rig, type_in,
     place, other = tmp_path / "out.npy", tmp_path / "other"
     other.write_text("mine")
     os.link(other, place)
-    rig.home().write_catalogs()
+    rig.home().tell()
     asked = rig.client.device(rig.name).find("x")
     rig.client.device(rig.name).ask([asked])
     rig.step()

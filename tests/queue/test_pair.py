@@ -178,7 +178,7 @@ TYPES = st.sampled_from(["f32[n,3]", "i64[]", "int", "int=3", "bool[2]"]).map(Ty
 ENTRIES = st.builds(Entry, HEX, st.none() | st.text(), TYPES, st.text(), st.text())
 KEYS = HEX.map(lambda digits: 2 * digits)
 ADDRESSES = st.builds(Address, st.sampled_from([ALICE, "bob-76543210"]), KEYS, HEX)
-COUNTS = st.tuples(st.integers(0), st.integers(0))
+COUNTS = st.tuples(*[st.integers(0, (1 << 63) - 1)] * 2)
 FILES = st.one_of(
     st.builds(
         Card, st.text(), ADDRESSES, COUNTS, KEYS, st.text(), st.lists(st.integers(1, 9)).map(tuple),
