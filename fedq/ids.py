@@ -44,11 +44,7 @@ def derive_seed(seed: int, part: str | int) -> int:
 
 def digest(*parts: bytes) -> str:
     """SHA-256 of length-prefixed parts, as 64 hex digits."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(len(part).to_bytes(8, "little"))
-        sha.update(part)
-    return sha.hexdigest()
+    return hashlib.sha256(b"".join(both for p in parts for both in (len(p).to_bytes(8, "little"), p))).hexdigest()
 
 
 def is_id(text: object) -> bool:

@@ -103,8 +103,10 @@ def _add(peer: Peer, held: Held, batch: Batch, call: Call) -> Failure | None:
         return refused
     if not call.word and (lacks := peer.quota.lacks(1)) is not None:
         return lacks
-    call.sources = peer.sources_of(call)
-    if not policy.may_be_given(peer.journal.rules(call.sources), call.word):
+    if call.refs:
+        call.sources = peer.sources_of(call)
+    journal = peer.journal
+    if not journal.are_open(call.sources) and not policy.may_be_given(journal.rules(call.sources), call.word):
         return Failure("denied", "its owner has not said a word for it")
     args = []
     data = folds.data(call.loop)
@@ -298,31 +300,37 @@ def malformed(said: Answer, calls: Sequence[Call]) -> tuple[int, str] | None:
     for n, (call, row) in enumerate(zip(calls, said.rows, strict=True)):
         if not well_formed(row, len(said.tensors)):
             return n, "the worker sent a malformed row"
-        made = [m for m in row[1] if type(m) is int] if row[0] == "ok" else []
-        if row[0] == "ok" and len(row[1]) != len(call.results):
+        if row[0] != "ok":
+            continue
+        if len(row[1]) != len(call.results):
             return n, "the worker sent results that nobody asked for"
-        if len(used) + len(made) != len(used := used.union(made)):
+        made = [m for m in row[1] if type(m) is int]
+        before = len(used)
+        used.update(made)
+        if before + len(made) != len(used):
             return n, "the worker sent one tensor twice"
     return None
 
 
 def well_formed(row: Any, tensors: int) -> bool:
     """Whether this is a row as a worker sends it: results that are there, or a failure in words."""
+    if type(row) is not list or not row:
+        return False
+    if row[0] == "ok":
+        return len(row) == 2 and type(row[1]) is list and all(_is_made(made, tensors) for made in row[1])
     match row:
-        case ["ok", list(made)]:
-            return all(_is_made(m, tensors) for m in made)
         case ["e", str(), str(), dict(), str()] | ["e", str(), str(), dict()]:
             return True
     return False
 
 
 def _is_made(made: Any, tensors: int) -> bool:
+    if type(made) is int:
+        return 0 <= made < tensors
     match made:
-        case {"e": [str(), str(), dict()]}:
-            return len(made) == 1
-    if isinstance(made, dict):
-        return made.keys() == {"n"} and _is_number(made["n"])
-    return type(made) is int and 0 <= made < tensors
+        case {"e": [str(), str(), dict()]} | {"n": _}:
+            return len(made) == 1 and ("e" in made or _is_number(made["n"]))
+    return False
 
 
 def _is_number(number: Any) -> bool:

@@ -5,7 +5,7 @@ What a graph declares of its results is its sender's claim; when a reply is made
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedq import ids
 from fedq.device.calls import Call
@@ -13,14 +13,19 @@ from fedq.device.journal import OWNER, Value, Wanted
 from fedq.device.room import size_of
 from fedq.errors import FedqError
 from fedq.plan import fold, spec
-from fedq.plan.graph import Type
+from fedq.plan.graph import Graph, Type
 from fedq.queue.message import Inline, OwnerRef, Ref, RunArg
-from fedq.trust import policy
 
 if TYPE_CHECKING:
     from fedq.device.peer import Peer
 
 MOST_CACHED = 1000
+
+
+def _keep(cache: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(cache) >= MOST_CACHED:
+        cache.clear()
+    cache[key] = value
 
 
 class Expected:
@@ -29,6 +34,8 @@ class Expected:
     def __init__(self, peer: Peer) -> None:
         self._peer, self._journal = peer, peer.journal
         self._outputs: dict[tuple[str, tuple[Type, ...]], tuple[Type | None, ...]] = {}
+        self._of_owners: dict[tuple[str, tuple[str, ...]] | None, tuple[Type | None, ...]] = {}
+        """Of calls on owner's values alone, by these."""
 
     def sizes(self, wanted: Wanted) -> dict[str, int | None]:
         """Bytes of each value that a reply is to have; None where no declared type tells."""
@@ -59,16 +66,20 @@ class Expected:
         """The type of a value of the requester's; of what is private and stands, the declared one if that is known."""
         maker = self._peer.questions.asleep.get(id_) or self._peer.coming.get(id_)
         if maker is not None:
-            self._infer(maker)
+            if not maker.types:
+                self._infer(maker)
             return maker.types[maker.results.index(id_)] if maker.types else None
         value = self._journal.value(self._peer.name, id_)
         return value.type if value is not None and self._is_open(value) else None
 
     def _is_open(self, value: Value) -> bool:
-        return policy.is_open(self._journal.rules(value.sources))
+        return self._journal.are_open(value.sources)
 
     def _infer(self, call: Call) -> None:
         """Find the types of a call's results, those of the calls whose results it reads first."""
+        if not call.refs:
+            call.types = self._types(call)
+            return
         stack, seen = [call], set[tuple[str, int]]()
         while stack:
             top = stack[-1]
@@ -81,23 +92,29 @@ class Expected:
                 stack += makers
 
     def _types(self, call: Call) -> tuple[Type | None, ...]:
+        of_owners = (call.plan, call.owners) if call.loop is None and len(call.owners) == len(call.args) else None
+        if of_owners in self._of_owners:
+            return self._of_owners[of_owners]
         unknown: tuple[Type | None, ...] = (None,) * len(call.results)
         plan, given = self._peer.plan(call.plan), [self._given(arg, call) for arg in call.args]
         types = tuple(t for t in given if t is not None)
         if not isinstance(plan, tuple) or len(types) != len(given):
             return unknown
-        if call.loop is None and (call.plan, types) in self._outputs:
-            return self._outputs[call.plan, types]
         try:
             if call.loop is not None:
                 return fold.fit(plan[0].graph, call.loop, list(types), about=plan[0].about).outputs
-            found = spec.output_types(plan[0].graph, types)
+            found = self._outputs_of(call.plan, plan[0].graph, types)
         except FedqError:
             return unknown
-        if len(self._outputs) >= MOST_CACHED:
-            self._outputs.clear()
-        self._outputs[call.plan, types] = found if len(found) == len(call.results) else unknown
-        return self._outputs[call.plan, types]
+        found = found if len(found) == len(call.results) else unknown
+        if of_owners is not None:  # an id's type stays as it is
+            _keep(self._of_owners, of_owners, found)
+        return found
+
+    def _outputs_of(self, plan: str, graph: Graph, types: tuple[Type, ...]) -> tuple[Type | None, ...]:
+        if (plan, types) not in self._outputs:
+            _keep(self._outputs, (plan, types), tuple(spec.output_types(graph, types)))
+        return self._outputs[plan, types]
 
     def _given(self, arg: RunArg, call: Call) -> Type | None:
         match arg:

@@ -245,6 +245,7 @@ class Journal:
         self._dropped: set[tuple[str, str]] = set()
         self._allowed: dict[str, frozenset[str]] | None = None
         self._rules: dict[str, str] = {}
+        self._open: dict[frozenset[str], bool] = {}
         self._added: list[tuple[Any, ...]] = []
         self._until: dict[str, float] = {}
         self._uses: dict[tuple[str, str], float] = {}
@@ -276,6 +277,7 @@ class Journal:
     def _forget(self) -> None:
         self._allowed = None
         self._rules.clear()
+        self._open.clear()
         self._known.clear()
         self._dropped.clear()
         self._until.clear()
@@ -428,8 +430,9 @@ class Journal:
         known, dropped = self._known, self._dropped
         return {i for i in ids if known[scope, i] is not None or (scope, i) in dropped}
 
-    def add(self, values: Iterable[Value], *, message: str | None, now: float) -> None:
-        """Record values whose ids are new, with the commit; an id that stands keeps its content."""
+    def add(self, values: Iterable[Value], *, message: str | None, now: float) -> list[Value]:
+        """Record values whose ids are new, with the commit, and tell which; an id that stands keeps its content."""
+        fresh = []
         for v in values:
             key = v.scope, v.id
             if self._known.get(key) is None and not self.exists(v.scope, v.id):
@@ -437,6 +440,8 @@ class Journal:
                 told = _failure_text(v.failure), _names(v.sources)
                 row = (*key, v.tag, str(v.type), v.release, message, now, v.data, *told)
                 self._added.append(row)
+                fresh.append(v)
+        return fresh
 
     def _write_added(self) -> None:
         sql = (
@@ -754,13 +759,19 @@ class Journal:
 
     def rules(self, sources: Iterable[str]) -> list[str]:
         """The release rules of owner's values, gone ones too; "" for one that never was."""
-        found = []
-        for id_ in sources:
-            if id_ not in self._rules:
-                row = self._db.execute("SELECT release FROM vals WHERE scope=? AND id=?", (OWNER, id_)).fetchone()
-                self._rules[id_] = row[0] if row else ""
-            found.append(self._rules[id_])
-        return found
+        known = self._rules
+        return [known[id_] if id_ in known else self._rule(id_) for id_ in sources]
+
+    def are_open(self, sources: frozenset[str]) -> bool:
+        """Whether all of these owner's values are open, gone ones too."""
+        if sources not in self._open:
+            self._open[sources] = policy.is_open(self.rules(sources))
+        return self._open[sources]
+
+    def _rule(self, id_: str) -> str:
+        row = self._db.execute("SELECT release FROM vals WHERE scope=? AND id=?", (OWNER, id_)).fetchone()
+        self._rules[id_] = row[0] if row else ""
+        return self._rules[id_]
 
     def gone(self, id_: str) -> str:
         """What became of an owner's value that is gone: ``removed``, or the id of the one in its place; else ""."""

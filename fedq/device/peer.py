@@ -45,6 +45,8 @@ LATE = Failure("expired", "the message expired before it could be done")
 FENCED = Failure(
     "expired", "it was sent before this device was restored from a backup, and may have been done: send it anew"
 )
+_NONE = Failure("", "")
+NO_SOURCES = frozenset[str]()
 STOPPED = "held: the device's daemon ended five times while it ran"
 
 
@@ -53,7 +55,8 @@ class Want:
     """A ``get`` to be answered: ``missing`` are the values without content, ``given_up`` those given up.
 
     ``fresh``: it was never answered before; ``word``: what the owner said, if it was asked; ``told``: whether it
-    was said that its place in ``out/`` cannot be had.
+    was said that its place in ``out/`` cannot be had; ``sizes``: bytes of what leaves, once that is decided;
+    ``unsure``: values that may come to be private.
     """
 
     wanted: Wanted
@@ -64,6 +67,8 @@ class Want:
     given_up: dict[str, Failure] = field(default_factory=dict)
     word: str = ""
     told: bool = False
+    sizes: dict[str, int | None] | None = None
+    unsure: Sequence[str] = ()
 
 
 class Peer:
@@ -250,7 +255,7 @@ class Peer:
         if file.tensors and len(self._files) < MAX_FILES:
             self._files[message.id] = file
         self.calls_left[message.id] = len(calls) + len(ran)
-        self.quota.messages[message.id] = self.sizes.pop(message.id, 0)
+        self.quota.holds(message.id, self.sizes.pop(message.id, 0))
         for call in ran:
             call.sources = self.sources_of(call)
             self.questions.refusal(call)  # finds the types it declares, as before it ran
@@ -423,7 +428,7 @@ class Peer:
         call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}
         if call.plan not in self._plans and self.journal.plan(self.name, call.plan) is None:
             call.missing.add(call.plan)
-        if call.held and policy.is_open(self.journal.rules(self.sources_of(call))):
+        if call.held and self.journal.are_open(self.sources_of(call)):
             call.missing.add(call.hold)
         if not call.missing:
             self._enqueue(call)
@@ -441,7 +446,7 @@ class Peer:
         ready, self.stalled = [call], False
         for call in ready:  # grows
             call.sources = self.sources_of(call)
-            if not policy.is_open(self.journal.rules(call.sources)):
+            if not self.journal.are_open(call.sources):
                 self._sleep(call)
             else:
                 self.queue.append(call)
@@ -465,6 +470,8 @@ class Peer:
 
     def private_sources(self, call: Call) -> frozenset[str]:
         """The owner's values that are not open among what a call's arguments come from: its worker sees no others."""
+        if self.journal.are_open(call.sources):
+            return NO_SOURCES
         rules = self.journal.rules(call.sources)
         return frozenset(id_ for id_, rule in zip(call.sources, rules, strict=True) if not policy.is_open([rule]))
 
@@ -502,7 +509,7 @@ class Peer:
     def owners_failure(self, id_: str) -> Failure:
         """Why there is no such value of the owner's, that this requester may know of; without a code if there is."""
         if self.owners_value(id_) is not None:
-            return Failure("", "")
+            return _NONE
         gone = self.journal.gone(id_) if self.journal.may_see(self.name, id_) else ""
         if gone == "removed":
             return Failure("removed", f"argument {id_[:12]}: its owner removed it", {"id": id_})
@@ -513,8 +520,8 @@ class Peer:
 
     def add(self, values: Sequence[Value], message: str, now: float) -> None:
         """Record contents, and tell those who wait for them."""
-        self.quota.stores(sum(size(v) for v in values if self._is_open(v) and not self.journal.exists(self.name, v.id)))
-        self.journal.add(values, message=message, now=now)
+        fresh = self.journal.add(values, message=message, now=now)
+        self.quota.stores(sum([size(v) for v in fresh if self._is_open(v)]))
         self.stalled = False
         for value in values:
             self.coming.pop(value.id, None)
@@ -524,7 +531,7 @@ class Peer:
                 self._fail_readers(value.id, value.failure)
 
     def _is_open(self, value: Value) -> bool:
-        return not value.sources or policy.is_open(self.journal.rules(value.sources))
+        return not value.sources or self.journal.are_open(value.sources)
 
     def _fail_readers(self, id_: str, failure: Failure) -> None:
         """Private calls that read what failed for all to see fail with it."""
@@ -554,7 +561,7 @@ class Peer:
     def _finished(self, message: str) -> None:
         self.calls_left.pop(message, None)
         self._files.pop(message, None)
-        self.quota.messages.pop(message, None)
+        self.quota.lets_go(message)
         self.drops.passed(message)
         self.journal.done([(self.name, message)])
         for key in [key for key in self.ends if key[0] == message] if self.ends else ():
@@ -590,7 +597,7 @@ class Peer:
         missing -= {i for i in own if self.journal.value(self.name, i) is not None}
         if wanted.id not in self.wants:
             self.drops.opened(wanted.ids)
-        want = self.wants[wanted.id] = Want(wanted, fresh, missing, taken.received, taken.expires)
+        want = self.wants[wanted.id] = Want(wanted, fresh, missing, taken.received, taken.expires, unsure=wanted.ids)
         if not self.questions.keeps(wanted.id):
             want.given_up = {i: f for i in wanted.owners if (f := self.owners_failure(i)).code}
         self._unreserved.append(want)
@@ -616,7 +623,7 @@ class Peer:
 
     def has_room(self, want: Want) -> bool:
         """Whether a reply that is decided may go out; if so it has its room."""
-        sizes = self.expects.decided(want.wanted)
+        sizes = self.expects.decided(want.wanted) if want.sizes is None else want.sizes
         if self.quota.lacks_reply(want.wanted.id, sizes) is not None:
             return False
         before = self.quota.share(want.wanted.id)
@@ -663,17 +670,21 @@ class Peer:
                 allowed[id_] = want.given_up[id_]
             elif value is None:
                 allowed[id_] = self.owners_failure(id_) if owners else _was_dropped(id_)
-            elif not policy.may_leave(self.journal.rules([id_] if owners else value.sources), want.word):
+            elif not self._may_leave(frozenset([id_]) if owners else value.sources, want.word):
                 allowed[id_] = Failure("denied", "its owner has not released it", {"id": id_})
             else:
                 allowed[id_] = value.failure or self._digest(value)
-        lacks = self.quota.fits_at_all(self.expects.decided(replace(want.wanted, allowed=allowed)))
-        if lacks is not None:
-            allowed = {id_: said if isinstance(said, Failure) else lacks for id_, said in allowed.items()}
         want.wanted = replace(want.wanted, allowed=allowed)
+        want.sizes = self.expects.decided(want.wanted)
+        if (lacks := self.quota.fits_at_all(want.sizes)) is not None:
+            allowed = {id_: said if isinstance(said, Failure) else lacks for id_, said in allowed.items()}
+            want.wanted, want.sizes = replace(want.wanted, allowed=allowed), None
         self.journal.allow(self.name, want.wanted.id, allowed)
         if want.word:
             self._record_left(want)
+
+    def _may_leave(self, sources: frozenset[str], word: str) -> bool:
+        return self.journal.are_open(sources) or policy.may_leave(self.journal.rules(sources), word)
 
     def _record_left(self, want: Want) -> None:
         """Write down what leaves by its owner's word: it is remembered longer than the reply."""

@@ -156,7 +156,7 @@ class Questions:
                 return maker.types[maker.results.index(id_)] if maker.types else None
             case Ref(id_):
                 value = self._journal.value(self._peer.name, id_)
-                return value.type if value and not value.failure and self._is_open(value.sources) else None
+                return value.type if value and not value.failure and self._journal.are_open(value.sources) else None
             case Inline(name):
                 raw = self._peer.file(message).tensors[name]
                 return Type(raw.dtype, raw.shape)
@@ -207,7 +207,18 @@ class Questions:
 
     def concern(self, want: Want) -> bool:
         """Whether a get needs its owner's word: it was a question before, or one of its values is private."""
-        return want.wanted.id in self.open or any(self._is_private(want, id_) for id_ in want.wanted.ids)
+        if want.wanted.id in self.open:
+            return True
+        unsure: list[str] = []
+        for id_ in want.unsure:
+            if id_ in self._peer.coming and id_ not in want.wanted.owners:
+                unsure.append(id_)  # what is coming comes from open values; what stands stays as it is
+            elif self._is_private(want, id_):
+                return True
+            elif self._journal.value(self._peer.name, id_) is None:
+                unsure.append(id_)
+        want.unsure = unsure
+        return False
 
     def take_up(self, now: float) -> None:
         """After a restart: know what open questions need, before the first of them ends."""
@@ -233,20 +244,17 @@ class Questions:
 
     def _comes_from_private(self, id_: str) -> bool:
         """Whether this value of the requester's, standing or promised, comes from one that is not open."""
-        seen, stack = set[str](), [id_]
+        seen, stack = {id_}, [id_]
         while stack:
             id_ = stack.pop()
-            if id_ in seen:
-                continue
-            seen.add(id_)
             value = self._journal.value(self._peer.name, id_)
-            if id_ in self.asleep or (value is not None and not self._is_open(value.sources)):
+            if id_ in self.asleep or (value is not None and not self._journal.are_open(value.sources)):
                 return True
-            maker = self._peer.waiting.maker(id_)
-            if maker is not None:
+            if (maker := self._peer.waiting.maker(id_)) is not None:
                 if not self._is_open(maker.owners):
                     return True
-                stack += maker.refs
+                stack += [ref for ref in maker.refs if ref not in seen]
+                seen.update(maker.refs)
         return False
 
     def _is_open(self, sources: Iterable[str]) -> bool:
@@ -594,7 +602,7 @@ class Questions:
     def _standing(self, id_: str) -> Any:
         """Of a value of the requester's that stands: its content; what is private is told by when it was made."""
         value = self._journal.value(self._peer.name, id_)
-        if value is not None and not self._is_open(value.sources):
+        if value is not None and not self._journal.are_open(value.sources):
             return {"p": id_, "made": self._journal.created(self._peer.name, id_)}
         return {"t": self._content(id_)} if value is not None else {"v": id_}
 

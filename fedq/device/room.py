@@ -33,9 +33,7 @@ Sizes = Mapping[str, int | None]
 
 def size_of(type_: Type | None) -> int | None:
     """Bytes of a value of this type; None if its type does not tell."""
-    if type_ is None or any(type(size) is not int for size in type_.shape or ()):
-        return None
-    return typed.size_bytes(type_)
+    return None if type_ is None else typed.size_bytes(type_)
 
 
 def size(value: Value) -> int:
@@ -60,10 +58,10 @@ class Room:
         self._journal: Journal = home.journal
         self._replies: dict[str, Share] = {}
         self._copies: Counter[str] = Counter()
-        self.published = self._repeated = 0
+        self.published = self._repeated = self._undone = 0
         self._stored = home.journal.stored_bytes(requester)
         self._plans, self._plan_bytes = home.journal.plans_size(requester)
-        self.messages: dict[str, int] = {}
+        self._messages: dict[str, int] = {}
         """Bytes by message, of those that are not done."""
         self.stale = False
         """Whether values or plans went that were not counted off: what is counted is the most there may be."""
@@ -75,12 +73,24 @@ class Room:
     @property
     def stored(self) -> int:
         """Bytes of values and of messages that are not done, at most."""
-        return self._stored + sum(self.messages.values())
+        return self._stored + self._undone
+
+    def holds(self, message: str, size_bytes: int) -> None:
+        """A message is kept until it is done: so many bytes."""
+        self.lets_go(message)
+        self._messages[message] = size_bytes
+        self._undone += size_bytes
+
+    def lets_go(self, message: str) -> None:
+        """A message is done, if it was kept."""
+        self._undone -= self._messages.pop(message, 0)
 
     def lacks(self, more: int) -> Failure | None:
         """Why so many more bytes cannot be stored; None if they can."""
         most = self._home.limits.stored_bytes
-        if self.stored + more > most and self.stale:
+        if self._stored + self._undone + more <= most:
+            return None
+        if self.stale:
             self._count()
         return refused("stored_bytes", most, self.stored, more) if self.stored + more > most else None
 

@@ -310,9 +310,10 @@ def _copied(fd: int, size: int) -> bytes:
 
 def _layout(row: Any, descriptors: int) -> tuple[str, tuple[int, ...], int | None, int]:
     """Dtype, shape, number of the descriptor (None: beside the head) and offset there, of one tensor."""
-    match row:
-        case [str(dtype), list(shape), None | int() as number, int(offset)]:
-            known = number is None or 0 <= number < descriptors
-            if dtype in ITEMSIZE and are_sizes(shape) and known and 0 <= offset < MAX_SIZE:
-                return dtype, tuple(shape), number, offset
+    if type(row) is list and len(row) == 4:
+        dtype, shape, number, offset = row
+        typed = type(dtype) is str and dtype in ITEMSIZE and are_sizes(shape)
+        known = number is None or (type(number) is int and 0 <= number < descriptors)
+        if typed and known and type(offset) is int and 0 <= offset < MAX_SIZE:
+            return dtype, tuple(shape), number, offset
     raise BadFile("a frame's tensor is malformed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import prod
 
 from fedq.errors import BadFile
 from fedq.plan.graph import ITEMSIZE, NUMBERS, Graph, Type
@@ -45,9 +44,14 @@ def size_bytes(type_: Type) -> int | None:
     """How many bytes a value of this type has; None if that is not known."""
     if type_.shape is None:
         return 8 if type_.dtype in NUMBERS else None
-    if ANY in type_.shape or type_.dtype not in ITEMSIZE:
+    if type_.dtype not in ITEMSIZE:
         return None
-    return ITEMSIZE[type_.dtype] * prod(int(d) for d in type_.shape)
+    size = ITEMSIZE[type_.dtype]
+    for dim in type_.shape:
+        if type(dim) is not int:
+            return None
+        size *= dim
+    return size
 
 
 def texts(graph: Graph) -> list[list[str]]:

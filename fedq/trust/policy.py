@@ -6,7 +6,7 @@ up, and are not ranked. A rule that is not known, or that this version cannot en
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fedq.errors import UsageError
 
@@ -20,24 +20,22 @@ LOOK, APPROVE = "look", "approve"
 """What an owner may say to a question: run it and show me the outcome; run it and release it."""
 
 
-def is_open(rules: Iterable[str]) -> bool:
+def is_open(rules: Sequence[str]) -> bool:
     """Whether nobody need be asked: every source is open. A requester's own values have no source."""
-    return all(rule == OPEN for rule in rules)
+    return rules.count(OPEN) == len(rules)
 
 
-def may_be_given(rules: Iterable[str], word: str) -> bool:
+def may_be_given(rules: Sequence[str], word: str) -> bool:
     """Whether values that come from sources with these rules may be handed to a worker.
 
     Args:
         word: the owner's, for a question that needs this call; "" if nothing was said.
     """
-    rules = list(rules)
     return is_open(rules) or (word in (LOOK, APPROVE) and _are_enforced(rules))
 
 
-def may_leave(rules: Iterable[str], word: str) -> bool:
+def may_leave(rules: Sequence[str], word: str) -> bool:
     """Whether a value that comes from sources with these rules may be put into the reply that ``word`` is about."""
-    rules = list(rules)
     return is_open(rules) or (word == APPROVE and _are_enforced(rules))
 
 
