@@ -41,6 +41,7 @@ HOLDS = {
     "disk_full": "its disk is full; it goes on by itself",
     "unreachable": "it can not use its queue or disk; it goes on by itself",
     "other_torch": "its torch is not the one that plans were judged for; its owner has to see to it",
+    "quota": "it holds as many of your messages as its owner allows (limits.messages), and reads on as some are done",
     "old_copy": "a later copy of it was seen; its owner has to see to it",
 }
 """What holds a device up, by the code that its heartbeat tells."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -17,10 +18,16 @@ from fedq.device.home import Home
 from fedq.device.pool import environment
 from fedq.errors import BadFile, SpecMismatch
 from fedq.plan import typed
+from fedq.plan.codec import parse_json
 from fedq.plan.graph import Graph, Type, canonical, graph_to_json
 
 PATIENCE_S = 20.0
 """How long the types of one graph are looked for. Who sent one that takes longer has no other looked at, that time."""
+PIPE_BYTES = 4096
+"""What a pipe that takes anything takes at once."""
+MOST_BYTES, MOST_TEXT = 64 << 20, 1000
+"""Of an answer, and of a reason."""
+NO_ANSWER = "the worker that finds types gave no answer"
 VERSION = 1
 """Of how types are found: what another version kept is not used."""
 
@@ -64,14 +71,10 @@ class Typist:
         if answer is None:
             answer = self._ask(question, whose)
             self._found[key] = answer
-        match answer:
-            case [int(which), list(texts)] if 0 <= which <= len(graph.variants):
-                chosen = (graph, *graph.variants)[which]
-                found = typed.retyped(chosen, [[typed.parse(t) for t in part] for part in texts])
-                return replace(found, params=graph.params)
-            case {"refused": str(why)}:
-                raise SpecMismatch(why)
-        raise BadFile("the worker that finds types gave no answer")
+        try:
+            return _typed(graph, answer)
+        except BadFile as error:
+            raise SpecMismatch(f"{NO_ANSWER}: {error}") from None
 
     def _ask(self, question: Any, whose: str) -> Any:
         """What the worker says; that it took too long, or ended, is an answer, too, and is not tried again."""
@@ -82,32 +85,50 @@ class Typist:
             self._end()
             self._late.add(whose)
             return {"refused": f"its types were not found in {self._patience_s:g} s"}
-        return json.loads(line)
+        try:
+            return parse_json(line)
+        except BadFile:
+            return {"refused": NO_ANSWER}
 
     def _said(self, line: bytes) -> bytes:
-        """A line for a line; nothing if it does not come in time."""
+        """A line for a line; nothing if it does not come in time, or is longer than any answer."""
         if self._process is None:
             self._process = _started()
-        process, said, end = self._process, b"", time.monotonic() + self._patience_s
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(line)
-            process.stdin.flush()
-        except OSError:
-            return b""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        asks, answers = self._process.stdin.fileno(), self._process.stdout.fileno()
+        said, left, end = b"", memoryview(line), time.monotonic() + self._patience_s
         while not said.endswith(b"\n"):
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            wait_s = max(0.0, end - time.monotonic())
+            readable, writable, _ = select.select([answers], [asks] if left else [], [], wait_s)
+            if not readable and not writable:
                 return b""
-            part = process.stdout.read1(1 << 20)  # type: ignore[attr-defined]
-            if not part:
+            try:
+                if writable:
+                    left = left[os.write(asks, left[:PIPE_BYTES]) :]
+                part = os.read(answers, 1 << 20) if readable else b""
+            except OSError:
+                return b""
+            if readable and (not part or len(said) + len(part) > MOST_BYTES):
                 return b""
             said += part
         return said
+
+
+def _typed(graph: Graph, answer: Any) -> Graph:
+    """The graph, or its variant, with the types of an answer, whatever that is; BadFile if it is none."""
+    match answer:
+        case {"refused": str(why)}:
+            raise SpecMismatch(why[:MOST_TEXT])
+        case [int(which), list(texts)] if type(which) is int and 0 <= which <= len(graph.variants):
+            if all(type(part) is list for part in texts):
+                chosen = (graph, *graph.variants)[which]
+                found = typed.retyped(chosen, [[typed.parse(t) for t in part] for part in texts])
+                return replace(found, params=graph.params)
+    raise BadFile("neither types nor a reason")
 
 
 def _started() -> subprocess.Popen[bytes]:
     engine.check()
     command = [sys.executable, "-P", "-m", "fedq.device.typist"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=environment(), **pipes)
+    return subprocess.Popen(command, env=environment(), bufsize=0, **pipes)

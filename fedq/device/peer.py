@@ -96,6 +96,8 @@ class Peer:
         self.quota = Room(home, name)
         self.expects = Expected(self)
         self.trouble = self.trouble_told = ""
+        self.full = False
+        """Whether messages stay in ``in/`` because as many wait as there may."""
         """What is wrong with its folder: the code of an error."""
         self.rests_until = 0.0
         """Till when nothing is tried there; 0: nothing is wrong."""

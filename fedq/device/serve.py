@@ -29,7 +29,7 @@ from fedq.device.pool import Answer, Died
 from fedq.device.publish import Blocked, Publisher
 from fedq.device.tidy import Tidier
 from fedq.device.times import Time
-from fedq.errors import FedqError, OldCopy, Unreachable
+from fedq.errors import FedqError, OldCopy, Quota, Unreachable
 from fedq.queue.message import Fold, Get, Run
 from fedq.queue.watch import Heard
 
@@ -333,7 +333,9 @@ class Served:
                 said = None if names is None else names.get(str(peer.pair.carrier.path("in")), set())
                 peer.inbox.scan(now, names=said, due=due and scan)
                 share = MAX_TAKEN if len(peers) == 1 else max(5, MAX_TAKEN // len(peers))
-                new = peer.inbox.take(min(share, peer.room), MAX_TAKEN_BYTES - size)
+                room = peer.room
+                new = peer.inbox.take(min(share, room), MAX_TAKEN_BYTES - size)
+                peer.full = not room and peer.inbox.more
                 arrivals += [(peer, arrival) for arrival in new]
                 size += sum(len(arrival.raw) for arrival in new)
         self._first = (self._first + 1) % max(1, len(peers))
@@ -604,7 +606,9 @@ class Served:
         for peer in self.peers.values():
             with self._apart():
                 try:
-                    self._beats.beat(peer, now, state, self.trouble or peer.trouble)
+                    self._beats.beat(
+                        peer, now, state, self.trouble or peer.trouble or (Quota.code if peer.full else "")
+                    )
                 except OldCopy as error:
                     self.twin = error
                     raise

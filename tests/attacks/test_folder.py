@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedq import fs
+from fedq.client import fetch
 from fedq.device.home import Home
 from fedq.device.inbox import LOOKS, NAMED
 from fedq.errors import UsageError
@@ -422,3 +423,17 @@ def test_an_unknown_limit_is_told_in_words(town):
     limit(town, everything=3)
     with pytest.raises(UsageError, match="unknown limit 'everything'"):
         Home(town.config.devices / NAME, town.config)
+
+
+def test_who_sends_more_messages_than_may_wait_is_told_by_the_limits_name_and_nobody_else_is(town):
+    limit(town, messages=3)
+    for n in range(6):
+        town.slip(run(DOUBLE, town.p, to=f"f{n}"))
+    for _ in range(3):
+        town.go()
+        town.now += 6
+        town.gate.step(town.now)
+    beats = {who: json.loads((folder(town, "", who) / "heartbeat.json").read_bytes()) for who in ("enemy", "other")}
+    assert {who: beat.get("trouble", "") for who, beat in beats.items()} == {"enemy": "quota", "other": ""}
+    assert "limits.messages" in fetch.HOLDS["quota"]
+    assert len(list(folder(town, "in").iterdir())) == 3
