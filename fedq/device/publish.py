@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from fedq import fs, ids
 from fedq.device.home import Home
@@ -19,6 +20,7 @@ log = logging.getLogger("fedq.device")
 TRIES = 3
 """How often a place in ``out/`` is cleared before another reply has its turn."""
 NOT_DECIDED = Failure("denied", "its owner has not released it")
+TOO_LARGE = Failure("failed", "the reply is too large for one file", {"hint": "ask for fewer values at once"})
 
 
 def missing(id_: str) -> Failure:
@@ -94,7 +96,11 @@ class Publisher:
         else:
             values = {i: self._answer(peer, want, i, tensors) for i in want.wanted.ids}
         reply = Reply(want.wanted.id, self._home.name, peer.address, want.wanted.message, values)
-        return encode_reply(reply, tensors, self._home.key)
+        try:
+            return encode_reply(reply, tensors, self._home.key)
+        except BadFile as error:  # its texts together are longer than a file may say
+            log.warning("%s: reply %s of %s: %s", self._home.name, want.wanted.id, peer.name, error)
+            return encode_reply(replace(reply, values=dict.fromkeys(values, TOO_LARGE)), {}, self._home.key)
 
     def _is_ours(self, peer: Peer, name: str, id_: str) -> bool:
         """Whether the reply of this id stands there already, though it would now be another."""

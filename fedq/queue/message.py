@@ -12,6 +12,7 @@ from typing import Any
 from fedq import ids
 from fedq.errors import BadFile
 from fedq.plan.codec import (
+    MAX_TENSORS,
     VERSION,
     Buffer,
     File,
@@ -281,6 +282,7 @@ def _verb_from_json(row: Any) -> Verb:
 
 
 def _get_from_json(reply: str, values: list[Any]) -> Get:
+    need(len(values) <= MAX_TENSORS, f"get: at most {MAX_TENSORS} values")
     need(all(v.keys() == {"o"} for v in values if type(v) is dict), "a value of get")
     owners = _ids([v["o"] for v in values if type(v) is dict])
     return Get(_id(reply), _ids([v["o"] if type(v) is dict else v for v in values]), frozenset(owners))

@@ -20,8 +20,10 @@ from fedq.device.inbox import LOOKS, NAMED
 from fedq.errors import UsageError
 from fedq.fs.reading import STILL_S
 from fedq.plan.codec import RawTensor
-from fedq.queue.message import Ack, Drop, Put
-from tests.attacks.enemy import NAME, f32
+from fedq.plan.file import PlanFile
+from fedq.plan.graph import About, Action, Graph, Var
+from fedq.queue.message import Ack, Drop, Put, SendPlan
+from tests.attacks.enemy import NAME, ROWS, f32
 from tests.attacks.stage import DOUBLE, IDENT, WHERE, Stage, get, id_, run, twin
 from tests.marks import more
 
@@ -437,3 +439,19 @@ def test_who_sends_more_messages_than_may_wait_is_told_by_the_limits_name_and_no
     assert {who: beat.get("trouble", "") for who, beat in beats.items()} == {"enemy": "quota", "other": ""}
     assert "limits.messages" in fetch.HOLDS["quota"]
     assert len(list(folder(town, "in").iterdir())) == 3
+
+
+def test_a_reply_whose_texts_no_file_holds_is_a_failure_and_holds_up_no_other(town):
+    """4,000 reasons that name a plan with a long name: the header of a file has 4 MiB."""
+    negated = Graph((ROWS,), (Action("aten.neg", (Var(0),), {}, (ROWS,)),), Var(1), {"n": 0})
+    wide = PlanFile(negated, {}, About('"' * 300))
+    names = [f"n{n}" for n in range(4000)]
+    for start in (0, 2000):
+        town.slip(
+            SendPlan(wide.id, wide.graph, (), wide.about), *(run(wide, 7, to=n) for n in names[start : start + 2000])
+        )
+    town.slip(get("all", *names))
+    town.slip(Put(id_("z"), "t0"), get("z", "z"), t0=f32(5))
+    town.go()
+    assert town.only("z") == [5.0]
+    assert set(town.came("all").values()) == {"failed"}

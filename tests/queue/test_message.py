@@ -160,6 +160,7 @@ BAD = {
     "two gets promise one reply": actions(["get", A, [B], {}], ["get", A, [C], {}]),
     "get nothing": actions(["get", A, [], {}]),
     "get twice the same": actions(["get", A, [B, B], {}]),
+    "get more than a file holds": actions(["get", A, [f"{n:032x}" for n in range(4097)], {}]),
     "get with an option": actions(["get", A, [B], {"x": 1}]),
     "drop with an option": actions(["drop", [A], {"x": 1}]),
     "drop after a text": actions(["drop", [A], {"after": A}]),
