@@ -32,6 +32,7 @@ def tests(*paths: str) -> tuple[str, ...]:
 PROMISES = tests("tests/crash/test_promises.py")
 WORDS, LIMITS = tests("tests/attacks/test_owners_words.py"), tests("tests/attacks/test_limits.py")
 MEANING = tests("tests/attacks/test_one_meaning.py")
+RECEIVERS, COPIES = tests("tests/attacks/test_receivers.py"), tests("tests/attacks/test_copies.py")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ FS, SERVE, PEER, JOURNAL = "fedq/fs/writing.py", "fedq/device/serve.py", "fedq/d
 PUBLISH, RESTART = "fedq/device/publish.py", "fedq/device/restart.py"
 OUTBOX, SENDING, SESSION = "fedq/client/outbox.py", "fedq/client/sending.py", "fedq/client/session.py"
 CARRIER = "fedq/queue/carrier.py"
+BOOTS = "fedq/device/boots.py"
 QUESTIONS, BATCH, STORE, HOME = (f"fedq/device/{name}.py" for name in ("questions", "batch", "store", "home"))
 
 GUARDS = (
@@ -188,12 +190,14 @@ GUARDS = (
           "        before, self.home.changed = self.home.deadline_s, True",
           "        before, self.home.changed = self.home.deadline_s, False", LIMITS),
     Guard("do: a private call sleeps", PEER,
-          "            if not policy.is_open(self.journal.rules(call.sources)):", "            if False:", WORDS),
+          "            if not self.journal.are_open(call.sources):", "            if False:", WORDS),
     Guard("do: a private call is handed over by its owner's word and an enforceable rule alone", BATCH,
-          "    if not policy.may_be_given(peer.journal.rules(call.sources), call.word):", "    if False:", LIMITS),
+          "    if not journal.are_open(call.sources) and "
+          "not policy.may_be_given(journal.rules(call.sources), call.word):",
+          "    if False:", LIMITS),
     Guard("do: sources are fixed when a call is given", BATCH,
-          "    call.sources = peer.sources_of(call)\n    if not policy",
-          "    call.sources = frozenset()\n    if not policy", WORDS),
+          "        call.sources = peer.sources_of(call)\n    journal",
+          "        call.sources = frozenset()\n    journal", WORDS),
     Guard("do: a failure on private values is private, too", BATCH,
           "    return call.sources if call.word else frozenset()", "    return frozenset()", WORDS),
     Guard("do: a worker is given the values of one set of sources", BATCH,
@@ -203,9 +207,9 @@ GUARDS = (
     Guard("publish: what may leave is committed before it does", PEER,
           "        self.journal.allow(self.name, want.wanted.id, allowed)\n", "", LIMITS),
     Guard("publish: no other content than was allowed", STORE,
-          "        if self.digest(value) != digest:", "        if False:", LIMITS),
+          "        if (made if known is value else self.digest(value)) != digest:", "        if False:", LIMITS),
     Guard("publish: what leaves has its owner's word", PEER,
-          "            elif not policy.may_leave(self.journal.rules([id_] if owners else value.sources), want.word):",
+          "            elif not self._may_leave(frozenset([id_]) if owners else value.sources, want.word):",
           "            elif False:", LIMITS),
     Guard("publish: what was approved is not dropped by another question's end", PEER,
           " and not self._leave(call.results):", ":", WORDS),
@@ -213,6 +217,22 @@ GUARDS = (
           "        self.spoil(made, REMOVED)\n", "", LIMITS),
     Guard("remove: files of values that are no more go also after a kill", HOME,
           '        swept += fs.sweep(self.path / "values", before=before, also=self._is_left)\n', "", KILLS),
+    Guard("read: a message is for this device, in this root", "fedq/device/intake.py",
+          "    if (message.sender, message.to) != (requester, to):", "    if False:", RECEIVERS),
+    Guard("read: a card, catalog or heartbeat is this device's, for this requester, in this root", "fedq/trust/keys.py",
+          "    if (found.device, found.to) != (device, to):", "    if False:", RECEIVERS),
+    Guard("read: a card, catalog or heartbeat is no older than one read before", "fedq/client/device.py",
+          "            if found.count < latest:", "            if False:", RECEIVERS),
+    Guard("trust: of two keys with the same digits the second is refused", HOME,
+          "            if known.name == requester.name and known.key != requester.key:",
+          "            if False:", RECEIVERS),
+    Guard("start: a home that is behind what was seen of it does nothing", BOOTS,
+          "    if seen > mine:", "    if False:", COPIES),
+    Guard("beat: who finds a later copy of itself stops", BOOTS,
+          "    if beat is None or beat.run == run or beat.count[0] < boot:", "    if True:", COPIES),
+    Guard("restore: what may have been done before is not done again", PEER,
+          "        if not again and self.journal.fenced(self.name, message.id, message.created):", "        if False:",
+          COPIES),
 )  # fmt: skip
 
 
