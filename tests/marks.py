@@ -87,6 +87,12 @@ LATER = frozenset(
     test_another_requesters_calls_go_on_beside_a_worker_that_answers_at_random
     test_a_torch_that_is_changed_below_a_daemon_gets_no_call_and_when_it_is_back_all_goes_on
     test_an_owner_sees_what_a_requester_wrote_as_it_is
+    test_an_argument_beyond_those_that_are_remembered_is_not_said_to_be_another_step
+    test_a_process_that_ends_with_pointers_in_hand_ends_quietly
+    test_the_log_of_the_process_is_there_as_before
+    test_what_was_replaced_and_removed_is_in_the_record
+    test_a_fold_tells_the_types_of_its_carry_and_of_its_metrics
+    test_a_daemon_that_is_killed_and_started_again_is_no_copy
     test_every_logger_of_ours_makes_its_lines_visible
     """.split()
 )
