@@ -21,9 +21,16 @@ def owner(path: AnyPath) -> str:
 
 
 def _others(path: AnyPath) -> tuple[str, int]:
-    """Who else has it, and its rights."""
+    """Who else has it, and its rights. What went meanwhile, as a journal's log does, is nobody's."""
     try:
-        link, found = step("owners.link", os.lstat, path), step("owners.stat", os.stat, path)
+        found = link = step("owners.link", os.lstat, path)
+    except FileNotFoundError:
+        return "", 0
+    except OSError as error:
+        raise told(error, path) from error
+    try:
+        if stat.S_ISLNK(link.st_mode):
+            found = step("owners.stat", os.stat, path)
     except OSError as error:
         raise told(error, path) from error
     strangers = [uid for uid in (link.st_uid, found.st_uid) if uid not in (os.geteuid(), 0)]
