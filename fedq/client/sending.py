@@ -19,9 +19,9 @@ from fedq.client.content import Content
 from fedq.client.draft import PART_ACTIONS, Draft, Envelope, Sent, message, seal, seed_of, tensor_names
 from fedq.client.rest import collector_rests
 from fedq.errors import BadFile, Conflict, FedqError, Quota, Unreachable
-from fedq.plan.codec import Buffer, parse_json
+from fedq.plan.codec import Buffer, decode, parse_json
 from fedq.plan.graph import about_from_json
-from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run, SendPlan, Verb
+from fedq.queue.message import Ack, Drop, Fold, Message, Ref, Run, SendPlan, Verb, decode_message
 from fedq.trust.keys import signer_of
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _put(device: Device, id_: str, chunks: Sequence[Buffer]) -> None:
     try:
         carrier.put(name, chunks)
     except Conflict:
-        if _is_mine(device, name):
+        if _is_mine(device, name, id_):
             raise
         log.warning("another file stood at %s; replaced", carrier.path(name))
         carrier.clear(name)
@@ -222,14 +222,20 @@ def _put(device: Device, id_: str, chunks: Sequence[Buffer]) -> None:
     device.client.outbox.was_put(device.number, id_, chunks)
 
 
-def _is_mine(device: Device, name: str) -> bool:
-    """Whether what stands there was signed by this requester: then the id means something else already."""
+def _is_mine(device: Device, name: str, id_: str) -> bool:
+    """Whether what stands there is a message of this requester under this id: then it means something else already.
+
+    Anybody can copy another message of this requester to the name, if the name is known beforehand.
+    """
     key = device.client.key.public
     try:
         copy = device.pair.carrier.get_hashed(name, key=key)
-        return signer_of("message", copy.data, copy.signed) == key
+        if signer_of("message", copy.data, copy.signed) != key:
+            return False
+        found = decode_message(decode(copy.data))
     except (FileNotFoundError, BadFile):
         return False
+    return (found.id, found.to) == (id_, device.address)
 
 
 def finish(device: Device) -> None:

@@ -109,7 +109,8 @@ class Publisher:
             copy = peer.pair.carrier.get_hashed(name, most, key=self._home.key.public)
             raw = memoryview(copy.data)
             signer_of("reply", raw, copy.signed)
-            ours = decode_reply(decode(raw)).id == id_
+            found = decode_reply(decode(raw))
+            ours = (found.id, found.to) == (id_, peer.address)  # others get replies of this device under ids they chose
         except (FileNotFoundError, BadFile):
             return False
         if ours:
