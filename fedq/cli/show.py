@@ -105,7 +105,10 @@ def outcome(value: RawTensor | Number) -> str:
 
 
 def outcome_json(name: str, value: Outcome) -> dict[str, Any]:
-    """A value that came, or why it did not; numbers JSON has no word for are text: ``"nan"``."""
+    """A value that came, or why it did not; numbers JSON has no word for are text: ``"nan"``.
+
+    Of a tensor without elements the type says the shape: a trillion empty rows take no room where they come from.
+    """
     from fedq.plan.arrays import to_numpy
 
     device, _, id_ = name.partition(":")
@@ -114,7 +117,8 @@ def outcome_json(name: str, value: Outcome) -> dict[str, Any]:
         return {**head, "error_code": value.code, "message": str(value)}
     raw = as_raw(value)
     kind = str(Type(raw.dtype, raw.shape)) if isinstance(value, RawTensor) else type(value.value).__name__
-    return {**head, "type": kind, "value": _plain(to_numpy(raw).tolist())}
+    array = to_numpy(raw)
+    return {**head, "type": kind, "value": _plain(array.tolist()) if array.size else []}
 
 
 def _plain(value: Any) -> Any:

@@ -249,7 +249,7 @@ def _write_npy(raw: RawTensor) -> list[Buffer]:
 
 def _write_csv(raw: RawTensor) -> list[Buffer]:
     array = to_numpy(raw)
-    if array.ndim > 2:
+    if array.ndim > 2 or array.shape[1:] == (0,):
         raise SpecMismatch(f"{type_of(raw)} is no table", hint="use .npy, .npz or .safetensors")
     rows = array.reshape(-1, 1) if array.ndim < 2 else array
     number = int if array.dtype.kind == "b" else str
