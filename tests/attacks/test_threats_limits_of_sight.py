@@ -6,9 +6,13 @@ import ast
 import os
 from pathlib import Path
 
+import pytest
+
 import fedq
+from fedq.device.gate import Gate
 from fedq.device.home import Home
-from fedq.device.pool import ProcessWorker
+from fedq.device.pool import InlineWorker, ProcessWorker
+from fedq.errors import Unreachable
 from fedq.plan.codec import RawTensor, decode
 from fedq.queue.message import Get, OwnerRef, Run, SendPlan, decode_reply
 from tests.device.world import DOUBLE, NAME, World
@@ -48,6 +52,25 @@ def test_a_value_for_others_alone_is_as_one_that_is_not_there(tmp_path):
     seen = told(world, his)
     assert seen == told(world, "f" * 32)
     assert "Failure" in seen[1] and "Failure" in seen[2] and seen[3] == []
+    world.close()
+
+
+def test_a_device_does_not_start_in_a_root_that_carries_another_mark(tmp_path):
+    world = World(tmp_path)
+    world.step()
+    id_ = world.put(world.alice, 3)
+    mark = world.config.queue / ".fedq"
+    right = mark.read_bytes()
+    mark.write_bytes(right.replace(world.alice.client.root.encode(), b"f" * 32))
+    world.restart()
+    before = {p: p.read_bytes() for p in world.config.queue.rglob("*") if p.is_file()}
+    with pytest.raises(Unreachable, match="another queue root"):
+        Gate(world.config, [NAME], worker=InlineWorker, now=world.now).step(world.now)
+    assert {p: p.read_bytes() for p in world.config.queue.rglob("*") if p.is_file()} == before
+    mark.write_bytes(right)
+    world.restart()
+    world.step()
+    assert world.got(world.alice, id_) == [3.0]
     world.close()
 
 
