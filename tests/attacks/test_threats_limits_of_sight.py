@@ -15,6 +15,8 @@ from fedq.device.pool import InlineWorker, ProcessWorker
 from fedq.errors import Unreachable
 from fedq.plan.codec import RawTensor, decode
 from fedq.queue.message import Get, OwnerRef, Run, SendPlan, decode_reply
+from tests.attacks.stage import DOUBLE as DOUBLED
+from tests.attacks.stage import Stage, get, id_, run
 from tests.device.world import DOUBLE, NAME, World
 
 SOURCES = sorted(Path(fedq.__file__).parent.rglob("*.py"))
@@ -88,6 +90,19 @@ def test_a_worker_starts_with_no_key_no_file_and_nothing_of_the_gates_surroundin
             worker.close()
     assert b"FEDQ" not in said and b"s3cret" not in said and os.fsencode(tmp_path) not in said
     assert str(tmp_path / "key") not in files
+
+
+def test_no_worker_does_calls_of_two_requesters(tmp_path):
+    town = Stage(tmp_path)
+    for n in range(3):
+        for who in ("enemy", "other"):
+            town.slip(run(DOUBLED, town.open, to=f"{who}{n}"), get(f"{who}{n}", f"{who}{n}"), who=who)
+        town.go()
+    for worker in town.workers:
+        whose = {who for who in ("enemy", "other") for n in range(3) if id_(f"{who}{n}") in worker.ran}
+        assert len(whose) <= 1
+    assert {id_(f"{who}{n}") for who in ("enemy", "other") for n in range(3)} <= town.ran
+    town.close()
 
 
 def test_nothing_listens_on_a_network_or_asks_one():

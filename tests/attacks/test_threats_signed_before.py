@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fedq import ids
 from fedq.device.home import Home
 from fedq.errors import BadFile
-from fedq.queue.message import Get, Put
+from fedq.queue.message import Get, Message, Put, encode_message
 from fedq.queue.pair import Card, Catalog, Heartbeat
+from fedq.trust.keys import Key
 from tests.device.world import NAME, World, f32
 
 
@@ -52,6 +54,31 @@ def test_a_reply_to_another_requester_under_the_same_id_takes_no_replys_place(st
         world.restart()
         world.step()
     assert (world.got(world.alice, id_), world.got(bob, id_)) == ([1.0], [66.0])
+
+
+# -- in another's pair
+
+
+def test_a_message_that_somebody_else_signed_is_not_done_in_this_pair(world):
+    """A stranger signs one as Alice; Bob, who is trusted, has his own copied to her pair, or signs one from there."""
+    bob = world.requester("bob")
+    world.step()
+    put(bob, ids.new_id(), 66.0)
+    (his,) = folder(bob, "in").iterdir()
+    shutil.move(his, folder(world.alice, "in") / his.name)
+    for key in (Key.from_seed(b"s" * 32), bob.client.key):
+        made = Message(
+            ids.new_id(), world.alice.client.name, world.alice.address, world.now, world.now + 900.0, 7,
+            (Put("a" * 32, "t0"), Get("a" * 32, ("a" * 32,))),
+        )  # fmt: skip
+        raw = b"".join(map(bytes, encode_message(made, {"t0": f32(1.0)}, key)))
+        (folder(world.alice, "in") / f"{made.id}.safetensors").write_bytes(raw)
+    world.step()
+    world.now += 60
+    world.step()
+    assert list(folder(world.alice, "out").iterdir()) == [] and world.rows("messages") == 0
+    assert {code for _, code in world.alice.sealed(Heartbeat).refused} == {"bad_signature"}
+    assert len(world.alice.sealed(Heartbeat).refused) == 3
 
 
 # -- at a message's name
