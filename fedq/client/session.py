@@ -193,7 +193,7 @@ class Client:
                 device = self.device(name)
                 there = {id_ for id_, _ in device.catalog().plans}
                 self.history.forget_plans(device.number, there, self.now())
-                fs.sweep(device.pair.carrier.path(pairs.IN), before=self.now() - SWEEP_AGE_S)
+                fs.sweep(device.pair.carrier.path(pairs.IN), before=self.now() - SWEEP_AGE_S, follow=False)
             except FedqError as error:
                 log.info("%s: not looked at: %s", name, error)
         return self.history.collect(self.now())

@@ -324,28 +324,29 @@ def flush(path: AnyPath) -> None:
         step("flush.sync_folder", sync, at)
 
 
-def sweep(path: AnyPath, *, before: float, also: Callable[[str], bool] | None = None) -> int:
+def sweep(path: AnyPath, *, before: float, also: Callable[[str], bool] | None = None, follow: bool = True) -> int:
     """Delete what kill -9 left in a directory: temporary files last written before a time; how many.
 
     Args:
         before: seconds since 1970. Who writes one for longer than that finds it gone, and is told.
         also: other names that nobody wants any more.
+        follow: whether the directory may be a link; one that others can swap may lead anywhere.
     """
     swept = 0
-    for name in names(path):
+    for name in names(path, follow=follow):
         if name.startswith(TEMP) or (also is not None and also(name)):
             with suppress(FedqError):
                 mark = fingerprint(os.path.join(path, name))
                 if mark is not None and mark[3] < before * 1e9:
-                    swept += _sweep(os.path.join(path, name))
+                    swept += _sweep(os.path.join(path, name), follow)
     return swept
 
 
-def _sweep(path: str) -> bool:
+def _sweep(path: str, follow: bool) -> bool:
     """Of folders only empty ones: nothing that somebody put there goes."""
     if not os.path.isdir(path) or os.path.islink(path):
-        return delete(path)
-    with suppress(OSError):
-        os.rmdir(path)
+        return delete(path, follow=follow)
+    with suppress(OSError), Folder(path, OSError, follow) as (at, name):
+        os.rmdir(name, dir_fd=at)
         return True
     return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -132,8 +133,12 @@ class Pair:
         self.carrier.replace(f"{what.KIND}.json", [seal_json(what.KIND, what.to_json(), signer)])
 
     def sweep(self, *, before: float) -> int:
-        """Delete temporary files that were last written before a time; how many."""
-        return sum(fs.sweep(self.carrier.path(folder), before=before) for folder in ("", IN, OUT, BLOBS))
+        """Delete temporary files last written before a time; how many. What is behind a link in it is left."""
+        swept = fs.sweep(self.carrier.path(""), before=before)
+        for folder in (IN, OUT, BLOBS):
+            with suppress(Unreachable):
+                swept += fs.sweep(self.carrier.path(folder), before=before, follow=False)
+        return swept
 
     def read_bytes(self, kind: str) -> Buffer:
         """Card, catalog or heartbeat as it stands; check and parse it by `fedq.trust.keys.unseal`.
