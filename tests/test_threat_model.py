@@ -77,7 +77,8 @@ def test_whatever_the_page_names_is_there_and_every_attack_is_named():
     for file, test in NAMED.findall(text):
         assert (ROOT / file).is_file() and (not test or test in shown_in(file)), f"{file}::{test}"
     attacks = {f"tests/attacks/{path.name}" for path in (ROOT / "tests" / "attacks").glob("test_*.py")}
-    assert not attacks - {file for file, _ in NAMED.findall(text)}
+    missing = attacks - {file for file, _ in NAMED.findall(text)}
+    assert not missing
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (PAGE.parent / link).exists(), link
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from fedq.errors import FedqError
 from fedq.fs.reading import fingerprint, names
-from fedq.fs.steps import LACKS, OLD, AnyPath, Buffer, Folder, step, sync, told, write_all
+from fedq.fs.steps import FOLDER, LACKS, OLD, AnyPath, Buffer, Folder, step, sync, told, write_all
 
 TEMP = ".tmp-"
 """How temporary names begin; what kill -9 leaves of them is swept by age."""
+MOST_DEEP = 100
+"""Folders in each other that are removed: others made them."""
 
 _JOIN_BYTES = 1 << 20
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -227,17 +229,53 @@ def aside(path: AnyPath, *, follow: bool = True) -> bool:
 def remove(path: AnyPath) -> bool:
     """Delete a file, or a directory with all that is in it; a link, not what it leads to. False if it was not there.
 
-    Not at once: who is ended in the middle leaves a part, and does it again.
+    Not at once: who is ended in the middle leaves a part, and does it again. Others may swap a folder for a link
+    meanwhile: each is opened once, and what is in it is named from there.
+
+    Raises:
+        Unreachable: this user may not; or folders are in each other more than 100 deep.
     """
-    if os.path.islink(path) or not os.path.isdir(path):
-        return delete(path, follow=False) if os.path.lexists(path) else False
-    for name in names(path):
-        remove(os.path.join(path, name))
     try:
-        step("remove.rmdir", os.rmdir, path)
+        with Folder(path, FileNotFoundError) as (at, name):
+            _remove(at, name, os.fspath(path), MOST_DEEP)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove(at: int, name: str, path: str, deep: int) -> None:
+    try:
+        folder = _folder_in(at, name)
+        if folder is None:
+            step("remove.unlink", os.unlink, name, dir_fd=at)
+            return
+        try:
+            _empty(folder, path, deep)
+        finally:
+            os.close(folder)
+        step("remove.rmdir", os.rmdir, name, dir_fd=at)
+    except (FileNotFoundError, FedqError):
+        raise
     except OSError as error:
         raise told(error, path) from error
-    return True
+
+
+def _folder_in(at: int, name: str) -> int | None:
+    """A descriptor of a folder, None of anything else."""
+    try:
+        return step("remove.open", os.open, name, FOLDER | os.O_NOFOLLOW, dir_fd=at)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _empty(folder: int, path: str, deep: int) -> None:
+    if not deep:
+        raise OSError(errno.ENAMETOOLONG, f"folders in each other more than {MOST_DEEP} deep")
+    for name in step("remove.list", os.listdir, folder):
+        with suppress(FileNotFoundError):
+            _remove(folder, name, os.path.join(path, name), deep - 1)
 
 
 def make_dir(path: AnyPath, *, mode: int = 0o700) -> None:
