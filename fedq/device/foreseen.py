@@ -1,4 +1,4 @@
-"""Types that a graph makes, as a worker without data finds them (`device.typist`); kept for the next look."""
+"""Types that a graph makes, as a worker without data finds them (`device.typist`); kept for its sender's next look."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ PIPE_BYTES = 4096
 """What a pipe that takes anything takes at once."""
 MOST_BYTES, MOST_TEXT = 64 << 20, 1000
 """Of an answer, and of a reason."""
+MOST_PROCESSES = 2
+"""At once: each loads torch."""
 NO_ANSWER = "the worker that finds types gave no answer"
 VERSION = 1
 """Of how types are found: what another version kept is not used."""
@@ -37,7 +39,8 @@ class Typist:
 
     def __init__(self, home: Home, *, patience_s: float = PATIENCE_S) -> None:
         self._home, self._patience_s = home, patience_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        """By sender: what one of them takes over says nothing of another's graphs."""
         self._found: dict[str, Any] = {}
         self._late: set[str] = set()
 
@@ -45,16 +48,23 @@ class Typist:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        for whose in list(self._processes):
+            self._end(whose)
         if self._found:
             with self._home.journal.transaction():
                 self._home.journal.set_foreseen(self._found)
 
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+    def _of(self, whose: str) -> subprocess.Popen[bytes]:
+        if whose not in self._processes:
+            if len(self._processes) >= MOST_PROCESSES:
+                self._end(next(iter(self._processes)))
+            self._processes[whose] = _started()
+        return self._processes[whose]
+
+    def _end(self, whose: str) -> None:
+        if (process := self._processes.pop(whose, None)) is not None:
+            process.kill()
+            process.communicate()
 
     def types(self, graph: Graph, given: Sequence[Type], whose: str) -> Graph:
         """The graph, or its variant that is chosen, with the types it makes of inputs of these types.
@@ -66,7 +76,7 @@ class Typist:
             SpecMismatch: it does not take them; or it was not found in time what it makes.
         """
         question = [graph_to_json(graph), [str(t) for t in given]]
-        key = ids.digest(canonical([VERSION, graph.id, question[1]]))
+        key = ids.digest(canonical([VERSION, whose, graph.id, question[1]]))
         answer = self._found.get(key) or self._home.journal.foreseen(key)
         if answer is None:
             answer = self._ask(question, whose)
@@ -80,9 +90,9 @@ class Typist:
         """What the worker says; that it took too long, or ended, is an answer, too, and is not tried again."""
         if whose in self._late:
             raise SpecMismatch("another graph of its sender took too long; look again")
-        line = self._said(json.dumps(question).encode() + b"\n")
+        line = self._said(json.dumps(question).encode() + b"\n", self._of(whose))
         if not line:
-            self._end()
+            self._end(whose)
             self._late.add(whose)
             return {"refused": f"its types were not found in {self._patience_s:g} s"}
         try:
@@ -90,12 +100,10 @@ class Typist:
         except BadFile:
             return {"refused": NO_ANSWER}
 
-    def _said(self, line: bytes) -> bytes:
+    def _said(self, line: bytes, process: subprocess.Popen[bytes]) -> bytes:
         """A line for a line; nothing if it does not come in time, or is longer than any answer."""
-        if self._process is None:
-            self._process = _started()
-        assert self._process.stdin is not None and self._process.stdout is not None
-        asks, answers = self._process.stdin.fileno(), self._process.stdout.fileno()
+        assert process.stdin is not None and process.stdout is not None
+        asks, answers = process.stdin.fileno(), process.stdout.fileno()
         said, left, end = b"", memoryview(line), time.monotonic() + self._patience_s
         while not said.endswith(b"\n"):
             wait_s = max(0.0, end - time.monotonic())

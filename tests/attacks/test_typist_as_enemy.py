@@ -71,3 +71,20 @@ def test_one_that_writes_without_end_or_reads_nothing_ends_in_time_and_takes_no_
         enemy(monkeypatch, program)
         with Typist(home, patience_s=0.5) as typist, pytest.raises(SpecMismatch, match=r"not found in 0\.5 s"):
             typist.types(graph(3000 + len(program)), GIVEN, "ann")  # more than a pipe takes at once
+
+
+def test_one_that_a_sender_took_over_says_nothing_of_anothers_graphs(home, monkeypatch):
+    real = foreseen._started
+    enemy(
+        monkeypatch,
+        """import sys
+for _ in sys.stdin:
+    print('[0, [["f32[3]"], ["f32[77]"]]]', flush=True)""",
+    )
+    with Typist(home) as typist:
+        assert str(typist.types(graph(), GIVEN, "enemy").actions[0].types[0]) == "f32[77]"
+        monkeypatch.setattr(foreseen, "_started", real)
+        rows = [Type("f32", (5,))]
+        assert str(typist.types(graph(), rows, "cleo").actions[0].types[0]) == "f32[5]"
+        assert str(typist.types(graph(), GIVEN, "cleo").actions[0].types[0]) == "f32[3]"
+        assert str(typist.types(graph(), [Type("f32", (6,))], "enemy").actions[0].types[0]) == "f32[77]"

@@ -222,7 +222,7 @@ def test_filters_print_their_count_and_never_decide_unasked(ward):
     assert {f"ward:{r['reply']}" for r in ward.json("review")} == set(other)
     assert len(ward.json("deny", *other)) == 2
     assert ward.json("review") == []
-    assert "no question fits" in ward("deny", "--requester", "ann", "--yes").stderr
+    assert "no question fits" in ward("deny", "--requester", "ann", "--yes", code=3).stderr
 
 
 def test_the_word_for_the_next_question_on_the_same_is_said_once(ward):
@@ -274,7 +274,7 @@ def test_what_is_incomplete_says_what_it_misses_and_can_be_denied(ward):
     (line,) = ward.out("review").splitlines()
     assert line.endswith(f"incomplete, misses {promised}")
     assert f"incomplete, misses {promised}" in ward("approve", f"ward:{result}", code=2).stderr
-    assert "1 incomplete and left out" in ward("approve", "--requester", "ann", "--yes").stderr
+    assert "1 incomplete and left out" in ward("approve", "--requester", "ann", "--yes", code=3).stderr
     assert ward.out("deny", f"ward:{result}").startswith(f"ward:{result}  denied for ann-")
 
 
@@ -284,7 +284,7 @@ def pair():
 
 
 BAD = {
-    "no reference": (("approve", "ward"), 2, "'ward' is not a reference"),
+    "no reference": (("approve", "ward"), 2, "'ward' names no question"),
     "nothing named": (("deny",), 2, "no question is named"),
     "what is gone": (("approve", "ward:abcdef12"), 3, "ward was not asked 'abcdef12'"),
     "too few digits": (("approve", "ward:01"), 3, "ward was not asked '01'"),

@@ -32,6 +32,7 @@ def tests(*paths: str) -> tuple[str, ...]:
 PROMISES = tests("tests/crash/test_promises.py")
 WORDS, LIMITS = tests("tests/attacks/test_owners_words.py"), tests("tests/attacks/test_limits.py")
 MEANING = tests("tests/attacks/test_one_meaning.py")
+SIGNED, LINKS = (tests(f"tests/attacks/test_threats_{name}.py") for name in ("signed_before", "links"))
 RECEIVERS, COPIES = tests("tests/attacks/test_receivers.py"), tests("tests/attacks/test_copies.py")
 
 
@@ -233,6 +234,14 @@ GUARDS = (
     Guard("restore: what may have been done before is not done again", PEER,
           "        if not again and self.journal.fenced(self.name, message.id, message.created):", "        if False:",
           COPIES),
+    Guard("publish: what the device signed for another is no reply that is out", PUBLISH,
+          "            ours = (found.id, found.to) == (id_, peer.address)",
+          "            ours = found.id == id_", SIGNED),
+    Guard("send: another message of one's own at the name is replaced", SENDING,
+          "    return (found.id, found.to) == (id_, device.address)", "    return True", SIGNED),
+    Guard("collect: nothing behind a link in a pair is swept", "fedq/queue/pair.py",
+          "                swept += fs.sweep(self.carrier.path(folder), before=before, follow=False)",
+          "                swept += fs.sweep(self.carrier.path(folder), before=before)", LINKS),
 )  # fmt: skip
 
 
