@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
-ID = re.compile(r"[0-9a-f]{32}")
+_HEX = "0123456789abcdef"
 PLAN_ID = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -48,7 +48,7 @@ def digest(*parts: bytes) -> str:
 
 
 def is_id(text: object) -> bool:
-    return isinstance(text, str) and ID.fullmatch(text) is not None
+    return isinstance(text, str) and len(text) == 32 and not text.strip(_HEX)
 
 
 def is_plan_id(text: object) -> bool:

@@ -77,7 +77,7 @@ def make(
         if alone and batch.calls:
             break
         queue.popleft()
-        coming = any(r in peer.coming and r not in inside for r in call.refs)
+        coming = call.refs and any(r in peer.coming and r not in inside for r in call.refs)
         if (call.suspect and not suspects) or coming or peer.private_sources(call) != lane.sources:
             later.append(call)
             continue
@@ -254,8 +254,10 @@ def values(peer: Peer, call: Call, row: Any, tensors: Sequence[RawTensor], held:
     if row[0] != "ok":
         return failures(peer, call, _explain(peer, call, row[1], row[3]))
     made: list[Value] = []
+    before = 0
     for id_, one in zip(call.results, row[1], strict=True):
-        made.append(_value(peer, call, id_, one, tensors, held, sum(map(size, made))))
+        made.append(_value(peer, call, id_, one, tensors, held, before))
+        before += size(made[-1])
     return made
 
 
@@ -297,18 +299,19 @@ def malformed(said: Answer, calls: Sequence[Call]) -> tuple[int, str] | None:
     if not isinstance(said.rows, list) or len(said.rows) != len(calls):
         return 0, "the worker sent too few rows, or too many"
     used: set[int] = set()
+    count = len(said.tensors)
     for n, (call, row) in enumerate(zip(calls, said.rows, strict=True)):
-        if not well_formed(row, len(said.tensors)):
+        if not well_formed(row, count):
             return n, "the worker sent a malformed row"
         if row[0] != "ok":
             continue
         if len(row[1]) != len(call.results):
             return n, "the worker sent results that nobody asked for"
-        made = [m for m in row[1] if type(m) is int]
-        before = len(used)
-        used.update(made)
-        if before + len(made) != len(used):
-            return n, "the worker sent one tensor twice"
+        for made in row[1]:
+            if type(made) is int:
+                if made in used:
+                    return n, "the worker sent one tensor twice"
+                used.add(made)
     return None
 
 
@@ -317,16 +320,17 @@ def well_formed(row: Any, tensors: int) -> bool:
     if type(row) is not list or not row:
         return False
     if row[0] == "ok":
-        return len(row) == 2 and type(row[1]) is list and all(_is_made(made, tensors) for made in row[1])
+        if len(row) != 2 or type(row[1]) is not list:
+            return False
+        return all(0 <= made < tensors if type(made) is int else _is_made(made) for made in row[1])
     match row:
         case ["e", str(), str(), dict(), str()] | ["e", str(), str(), dict()]:
             return True
     return False
 
 
-def _is_made(made: Any, tensors: int) -> bool:
-    if type(made) is int:
-        return 0 <= made < tensors
+def _is_made(made: Any) -> bool:
+    """Whether this is a failure in words, or a number."""
     match made:
         case {"e": [str(), str(), dict()]} | {"n": _}:
             return len(made) == 1 and ("e" in made or _is_number(made["n"]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedq import ids
 from fedq.device.calls import Call
 from fedq.device.journal import OWNER, Value, Wanted
-from fedq.device.room import size_of
+from fedq.device.room import content_bytes, size_of
 from fedq.errors import FedqError
 from fedq.plan import fold, spec
 from fedq.plan.graph import Graph, Type
@@ -56,7 +56,7 @@ class Expected:
 
     def _real(self, id_: str, wanted: Wanted) -> int:
         value = self._journal.kept(id_) if id_ in wanted.owners else self._journal.value(self._peer.name, id_)
-        return 0 if value is None or value.failure is not None else size_of(value.type) or 0
+        return 0 if value is None or value.failure is not None else content_bytes(value)
 
     def _owners(self, id_: str) -> Type | None:
         value = self._peer.owners_value(id_)

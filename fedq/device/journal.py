@@ -432,11 +432,13 @@ class Journal:
 
     def add(self, values: Iterable[Value], *, message: str | None, now: float) -> list[Value]:
         """Record values whose ids are new, with the commit, and tell which; an id that stands keeps its content."""
-        fresh = []
+        fresh, known, dropped = [], self._known, self._dropped
         for v in values:
             key = v.scope, v.id
-            if self._known.get(key) is None and not self.exists(v.scope, v.id):
-                self._known[key] = v
+            if key not in known:
+                self.look_up(v.scope, [v.id])
+            if known[key] is None and key not in dropped:
+                known[key] = v
                 told = _failure_text(v.failure), _names(v.sources)
                 row = (*key, v.tag, str(v.type), v.release, message, now, v.data, *told)
                 self._added.append(row)

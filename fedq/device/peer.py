@@ -26,7 +26,7 @@ from fedq.device.journal import OWNER, VALUE_BYTES, Taken, Value, Wanted, failed
 from fedq.device.lanes import Lane
 from fedq.device.pool import Died
 from fedq.device.questions import CANCELLED, Questions
-from fedq.device.room import Room, size
+from fedq.device.room import Room, content_bytes, size
 from fedq.errors import BadFile, FedqError, Quota
 from fedq.plan.codec import File, decode
 from fedq.plan.file import PlanFile, checked, decode_plan, encode_plan
@@ -266,8 +266,9 @@ class Peer:
             self.journal.uses_plan(self.name, plan, message.expires)
         cancelled = self.journal.cancelled(self.name, message.id)
         there = self._there({i for call in calls for i in (*call.refs, *call.results)})
+        known: set[str] = set()
         for call in calls:
-            self._enter_call(call, there, now, cancelled=cancelled)
+            self._enter_call(call, there, now, cancelled=cancelled, known=known)
 
     def _there(self, refs: set[str]) -> set[str]:
         """Those of the ids that stand, of this requester's own."""
@@ -409,8 +410,12 @@ class Peer:
 
     # -- calls
 
-    def _enter_call(self, call: Call, there: set[str], now: float, *, cancelled: bool = False) -> None:
-        """Put a call in the queue, or let it wait for what it misses; ``there``: what stood before its message."""
+    def _enter_call(self, call: Call, there: set[str], now: float, *, known: set[str], cancelled: bool = False) -> None:
+        """Put a call in the queue, or let it wait for what it misses.
+
+        Args:
+            there: what stood before its message. known: owner's values that were found to be there; grows.
+        """
         taken = {r for r in call.results if r in there or self._is_promised(r)}
         if taken:
             text = f"result {min(taken)} was promised before: an id has one meaning"
@@ -423,8 +428,10 @@ class Peer:
         if now > call.expires and call.key not in self.questions.kept:
             self.fail(call, Failure("expired", "the message expired before it could be done"), now)
             return
-        for id_ in call.owners:
-            if (failure := self.owners_failure(id_)).code and not self._is_kept_for(call, id_):
+        for id_ in [id_ for id_ in call.owners if id_ not in known]:
+            if not (failure := self.owners_failure(id_)).code:
+                known.add(id_)
+            elif not self._is_kept_for(call, id_):
                 self.fail(call, failure, now)
                 return
         call.missing = {r for r in call.refs if r not in there and not self._will_be(r)}
@@ -447,7 +454,7 @@ class Peer:
         """Queue a call, and those that only waited for its results, and for theirs."""
         ready, self.stalled = [call], False
         for call in ready:  # grows
-            call.sources = self.sources_of(call)
+            call.sources = self.sources_of(call) if call.refs else frozenset(call.owners)
             if not self.journal.are_open(call.sources):
                 self._sleep(call)
             else:
@@ -626,10 +633,9 @@ class Peer:
     def has_room(self, want: Want) -> bool:
         """Whether a reply that is decided may go out; if so it has its room."""
         sizes = self.expects.decided(want.wanted) if want.sizes is None else want.sizes
-        if self.quota.lacks_reply(want.wanted.id, sizes) is not None:
-            return False
         before = self.quota.share(want.wanted.id)
-        self.quota.reserve(want.wanted.id, sizes)
+        if not self.quota.admits(want.wanted.id, sizes):
+            return False
         if before != self.quota.share(want.wanted.id):
             self.shares_due.add(want.wanted.id)
         return True
@@ -665,6 +671,7 @@ class Peer:
         if ids.is_plan_id(want.wanted.ids[0]):
             return
         allowed: dict[str, str | Failure] = {}
+        want.sizes = dict.fromkeys(want.wanted.ids, 0)
         for id_ in want.wanted.ids:
             owners = id_ in want.wanted.owners
             value = self.owners_version(id_) if owners else self.journal.value(self.name, id_)
@@ -676,8 +683,8 @@ class Peer:
                 allowed[id_] = Failure("denied", "its owner has not released it", {"id": id_})
             else:
                 allowed[id_] = value.failure or self._digest(value)
+                want.sizes[id_] = 0 if value.failure is not None else content_bytes(value)
         want.wanted = replace(want.wanted, allowed=allowed)
-        want.sizes = self.expects.decided(want.wanted)
         if (lacks := self.quota.fits_at_all(want.sizes)) is not None:
             allowed = {id_: said if isinstance(said, Failure) else lacks for id_, said in allowed.items()}
             want.wanted, want.sizes = replace(want.wanted, allowed=allowed), None

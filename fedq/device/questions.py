@@ -210,12 +210,16 @@ class Questions:
         if want.wanted.id in self.open:
             return True
         unsure: list[str] = []
+        owners, coming, name = want.wanted.owners, self._peer.coming, self._peer.name
         for id_ in want.unsure:
-            if id_ in self._peer.coming and id_ not in want.wanted.owners:
+            value = None if id_ in owners else self._journal.value(name, id_)
+            if id_ in coming and id_ not in owners:
                 unsure.append(id_)  # what is coming comes from open values; what stands stays as it is
+            elif value is not None and id_ not in self.asleep and self._journal.are_open(value.sources):
+                continue
             elif self._is_private(want, id_):
                 return True
-            elif self._journal.value(self._peer.name, id_) is None:
+            else:
                 unsure.append(id_)
         want.unsure = unsure
         return False

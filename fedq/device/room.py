@@ -38,7 +38,12 @@ def size_of(type_: Type | None) -> int | None:
 
 def size(value: Value) -> int:
     """Bytes that are kept of a value; a failure counts nothing, as it may tell of what is private."""
-    return 0 if value.failure is not None else VALUE_BYTES + (size_of(value.type) or 0)
+    return 0 if value.failure is not None else VALUE_BYTES + content_bytes(value)
+
+
+def content_bytes(value: Value) -> int:
+    """Bytes of a value's content, of a failure as of a number."""
+    return len(value.data) if value.data is not None else size_of(value.type) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +137,23 @@ class Room:
 
     def lacks_reply(self, reply: str, sizes: Sizes) -> Failure | None:
         """Why a reply with these values has no room beside the others; one that takes no more than it has, has some."""
-        limits, share = self._home.limits, self._share(reply, sizes)
+        return self._lacks(reply, self._share(reply, sizes), bool(any(sizes.values())))
+
+    def admits(self, reply: str, sizes: Sizes) -> bool:
+        """Whether a reply with these values has room; if so it takes it."""
+        share = self._share(reply, sizes)
+        if self._lacks(reply, share, bool(any(sizes.values()))) is not None:
+            return False
+        self._replace(reply, share)
+        return True
+
+    def _lacks(self, reply: str, share: Share, some: bool) -> Failure | None:
+        limits = self._home.limits
         own = self._replies.get(reply, Share(0, 0, ()))
         if share.size <= own.size:
             return None
         before, repeated = self.published - own.size, self._repeated - own.repeated
-        spare = 0 if any(sizes.values()) else max(SPARE_BYTES, limits.published_bytes // SPARE)
+        spare = 0 if some else max(SPARE_BYTES, limits.published_bytes // SPARE)
         most = limits.published_bytes + spare
         if before + share.size > most:
             return refused("published_bytes", limits.published_bytes, before, share.size)
@@ -153,9 +169,12 @@ class Room:
 
     def reserve(self, reply: str, sizes: Sizes) -> None:
         """A reply takes what its values are known to have, instead of what it took before."""
-        share = self._share(reply, sizes)
-        self.free(reply)
-        self._take(reply, share)
+        self._replace(reply, self._share(reply, sizes))
+
+    def _replace(self, reply: str, share: Share) -> None:
+        if share != self._replies.get(reply):
+            self.free(reply)
+            self._take(reply, share)
 
     def _take(self, reply: str, share: Share) -> None:
         self._replies[reply] = share
@@ -166,8 +185,8 @@ class Room:
     def free(self, reply: str) -> None:
         """A reply was acknowledged, or let go of."""
         if (share := self._replies.pop(reply, None)) is not None:
-            self._copies.subtract(share.values)
             for id_ in share.values:
+                self._copies[id_] -= 1
                 if self._copies[id_] <= 0:
                     del self._copies[id_]
             self.published -= share.size

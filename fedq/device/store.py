@@ -63,7 +63,7 @@ class Store:
         """What tells a value's content from any other's: of a file, its signature."""
         if value.in_file:
             return bytes(self._read(value)[-SIGNATURE_BYTES:]).hex()
-        head = f"{value.type} {value.type.value!r}".encode()
+        head = f"{value.type.dtype} {value.type.shape} {value.type.value!r}".encode()
         made = hashlib.sha256(b"%d %b%b" % (len(head), head, value.data or b"")).hexdigest()
         if len(self._digests) >= MOST_DIGESTS:
             self._digests.clear()
