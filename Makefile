@@ -24,8 +24,8 @@ test: setup ## lint, types and all tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not more"
 
-test-more: setup ## what takes longer: every model, every first call in a worker of its own, every third op of PyTorch's samples
-	$(BIN)/python -m tests.plan.samples --every 3
+test-more: setup ## what takes longer: every model, every first call in a worker of its own, every fourth op of PyTorch's samples
+	$(BIN)/python -m tests.plan.samples --every 4
 	FEDQ_MORE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "more or scaled"
 
 test-all: setup ## every row of every test, however long it takes
